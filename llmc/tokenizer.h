@@ -1,0 +1,411 @@
+// Text to tokens and back: GPT-2's byte-pair encoding, exactly, and the byte-level vocabulary (256 bytes and end-of-text).
+//
+// To decode, one of the two inits is enough. To encode, call tokenizer_prepare() once; then any number of threads may
+// encode, each with an EncodeScratch of its own. Only a program that calls tokenizer_prepare() links utf8proc.
+//
+// GPT-2 cuts the text into pieces, left to right, each the first alternative of this pattern that matches
+//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+// (\p{L} letters, \p{N} numbers, \s Unicode White_Space), and within a piece, starting from its bytes, merges again and
+// again the adjacent pair of lowest rank, leftmost first. A token's id is its rank. A byte that is not part of valid UTF-8
+// counts as a character that is neither letter, number nor space. "<|endoftext|>" in a text is ordinary text.
+#ifndef LLMC_TOKENIZER_H
+#define LLMC_TOKENIZER_H
+
+#include <utf8proc.h>
+#ifndef XXH_INLINE_ALL
+#define XXH_INLINE_ALL
+#endif
+#include <xxhash.h>
+
+#include "shard.h"
+#include "utils.h"
+
+#define GPT2_FILE_BYTES 835554
+#define GPT2_FILE_XXH64 0xEE99BD9E71C2C951ULL
+#define NO_TOKEN 0xFFFF                     // no merge; also the mark of a byte that was merged into the one before it
+#define PAIR_BITS 17                        // 2^17 slots for 50,000 merges
+#define CACHE_BITS 16                       // piece cache: 2^16 entries of 32 bytes, 2 MB a thread
+#define SHORT_PIECE 64                      // bytes up to which a scan for the best pair beats the heap
+
+typedef struct {
+    uint32_t pair;                          // left << 16 | right; UINT32_MAX is an empty slot
+    uint32_t merged;
+} MergeSlot;
+
+typedef struct {
+    int vocab_size, eot;                    // 50257 and 50256, or 257 and 256
+    unsigned char *bytes;                   // all tokens' bytes in a row
+    uint32_t *start;                        // (vocab_size + 1): token i is bytes[start[i]] to bytes[start[i + 1]]
+    // what encoding needs (GPT-2 only)
+    uint16_t byte_token[256];               // the token of a single byte
+    MergeSlot *merges;                      // (2^PAIR_BITS) hash table, linear probing
+    unsigned char *char_class;              // (0x110000) CharClass of each code point
+} Tokenizer;
+
+enum CharClass { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
+
+// A piece of up to 15 bytes that became up to 7 tokens. In key the bytes, zero-padded; the length is the last byte.
+typedef struct {
+    uint64_t key[2];
+    uint16_t count, tokens[7];
+} CachedPiece;
+
+typedef struct {
+    CachedPiece *cache;                     // (2^CACHE_BITS) direct-mapped
+    uint32_t *next, *prev;                  // (capacity) links between the live tokens of a long piece
+    uint64_t *heap;                         // (2 * capacity) merged token << 32 | place: lowest rank first, then leftmost
+    size_t capacity;
+    uint64_t invalid_bytes;                 // bytes seen that are not part of valid UTF-8, counted since the start
+} EncodeScratch;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Vocabularies
+
+LLMC_FN void tokenizer_free(Tokenizer *t) {
+    free(t->bytes), free(t->start), free(t->merges), free(t->char_class);
+    memset(t, 0, sizeof *t);
+}
+
+// Sizes the tables for a vocabulary whose last token is end-of-text. text_bytes: of the tokens, end-of-text not counted.
+LLMC_FN void tokenizer_alloc_(Tokenizer *t, int vocab_size, size_t text_bytes) {
+    memset(t, 0, sizeof *t);
+    t->vocab_size = vocab_size;
+    t->eot = vocab_size - 1;
+    t->bytes = (unsigned char *)xmalloc(text_bytes + sizeof "<|endoftext|>");
+    t->start = (uint32_t *)xmalloc(((size_t)vocab_size + 1) * sizeof *t->start);
+}
+
+LLMC_FN void tokenizer_end_(Tokenizer *t, uint32_t text_bytes) {
+    t->start[t->eot] = text_bytes;
+    t->start[t->eot + 1] = text_bytes + 13;
+    memcpy(t->bytes + text_bytes, "<|endoftext|>", 13);
+}
+
+LLMC_FN int tokenizer_init_bytes(Tokenizer *t) {
+    tokenizer_alloc_(t, BYTES_VOCAB_SIZE, 256);
+    for (int i = 0; i < 256; i++) t->bytes[i] = (unsigned char)i, t->start[i] = (uint32_t)i;
+    tokenizer_end_(t, 256);
+    return 0;
+}
+
+// Reads gpt2.tiktoken: a line is the base64 of a token's bytes, a blank, and its id; the ids ascend from 0. The checksum
+// stands for all checks of the content.
+LLMC_FN int tokenizer_init_gpt2(Tokenizer *t, const char *tiktoken_path, Error *err) {
+    size_t size;
+    char *file = read_small_file(tiktoken_path, 16 << 20, &size, err);
+    if (!file) return -1;
+    if (size != GPT2_FILE_BYTES || XXH64(file, size, 0) != GPT2_FILE_XXH64) {
+        free(file);
+        return fail(err, "%s: not GPT-2's vocabulary (%zu bytes; gpt2.tiktoken has %d and one checksum); data/gpt2_vocab.sh gets it",
+                    tiktoken_path, size, GPT2_FILE_BYTES);
+    }
+    signed char digit[256];
+    memset(digit, -1, sizeof digit);
+    const char *alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (int i = 0; i < 64; i++) digit[(unsigned char)alphabet[i]] = (signed char)i;
+
+    tokenizer_alloc_(t, GPT2_VOCAB_SIZE, size);
+    const unsigned char *c = (const unsigned char *)file;
+    uint32_t end = 0;
+    for (int i = 0; i < t->eot; i++) {
+        t->start[i] = end;
+        uint32_t bits = 0;
+        for (int count = 0; *c != ' '; c++) {
+            if (digit[*c] < 0) continue;                        // the padding, =
+            bits = bits << 6 | (uint32_t)digit[*c];
+            count += 6;
+            if (count >= 8) count -= 8, t->bytes[end++] = (unsigned char)(bits >> count);
+        }
+        while (*c++ != '\n') continue;
+        if (end - t->start[i] == 1) t->byte_token[t->bytes[end - 1]] = (uint16_t)i;
+    }
+    tokenizer_end_(t, end);
+    free(file);
+    return 0;
+}
+
+// The bytes of a token, *bytes of them, not NUL-terminated. End-of-text gives "<|endoftext|>", a token outside the
+// vocabulary nothing.
+LLMC_FN const char *tokenizer_decode(const Tokenizer *t, int token, size_t *bytes) {
+    if (token < 0 || token >= t->vocab_size) {
+        *bytes = 0;
+        return "";
+    }
+    *bytes = t->start[token + 1] - t->start[token];
+    return (const char *)t->bytes + t->start[token];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Merging
+
+LLMC_FN MergeSlot *merge_slot_(const Tokenizer *t, uint32_t pair) {
+    uint32_t i = (pair * 0x9E3779B1u) >> (32 - PAIR_BITS);
+    while (t->merges[i].pair != pair && t->merges[i].pair != UINT32_MAX) i = (i + 1) & ((1u << PAIR_BITS) - 1);
+    return &t->merges[i];
+}
+
+// The token that left and right merge to, or NO_TOKEN. Lower is merged earlier.
+LLMC_FN uint32_t merged_(const Tokenizer *t, uint32_t left, uint32_t right) {
+    return merge_slot_(t, left << 16 | right)->merged;          // an empty slot says NO_TOKEN
+}
+
+// Merges the n <= 128 tokens in place, returns how many are left. Quadratic, and the fastest for short pieces.
+LLMC_FN size_t merge_short_(const Tokenizer *t, uint16_t *tokens, size_t n) {
+    uint16_t best[128];                                         // what token i and the next merge to
+    for (size_t i = 0; i + 1 < n; i++) best[i] = (uint16_t)merged_(t, tokens[i], tokens[i + 1]);
+    while (n > 1) {
+        size_t at = 0;
+        for (size_t i = 1; i + 1 < n; i++) if (best[i] < best[at]) at = i;
+        if (best[at] == NO_TOKEN) break;
+        tokens[at] = best[at];
+        n--;
+        for (size_t i = at + 1; i < n; i++) tokens[i] = tokens[i + 1];
+        for (size_t i = at + 1; i + 1 < n; i++) best[i] = best[i + 1];
+        if (at > 0) best[at - 1] = (uint16_t)merged_(t, tokens[at - 1], tokens[at]);
+        if (at + 1 < n) best[at] = (uint16_t)merged_(t, tokens[at], tokens[at + 1]);
+    }
+    return n;
+}
+
+LLMC_FN size_t heap_push_(uint64_t *heap, size_t size, uint64_t entry) {
+    size_t i = size;
+    for (; i > 0 && heap[(i - 1) / 2] > entry; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = entry;
+    return size + 1;
+}
+
+LLMC_FN size_t heap_pop_(uint64_t *heap, size_t size, uint64_t *entry) {
+    *entry = heap[0];
+    uint64_t last = heap[--size];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < size; i = child) {
+        if (child + 1 < size && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= last) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = last;
+    return size;
+}
+
+// The same for pieces of any length, n log n. 24 bytes of scratch for a token; places are 32-bit.
+LLMC_FN size_t merge_long_(const Tokenizer *t, uint16_t *tokens, size_t n, EncodeScratch *s) {
+    if (n > s->capacity) {
+        free(s->next), free(s->prev), free(s->heap);
+        s->capacity = n;
+        s->next = (uint32_t *)xmalloc(n * sizeof *s->next);
+        s->prev = (uint32_t *)xmalloc(n * sizeof *s->prev);
+        s->heap = (uint64_t *)xmalloc(2 * n * sizeof *s->heap);
+    }
+    // A pair enters when it forms and is not looked for when it is gone: an entry counts only if its place still merges to
+    // the same token. n - 1 entries at first; a merge takes one out and puts at most two in, so 2 n are never exceeded.
+    size_t size = 0;
+    for (size_t i = 0; i < n; i++) {
+        s->prev[i] = (uint32_t)i - 1, s->next[i] = (uint32_t)i + 1;
+        uint64_t m = i + 1 < n ? merged_(t, tokens[i], tokens[i + 1]) : NO_TOKEN;
+        if (m != NO_TOKEN) size = heap_push_(s->heap, size, m << 32 | i);
+    }
+    while (size > 0) {
+        uint64_t entry;
+        size = heap_pop_(s->heap, size, &entry);
+        uint32_t token = (uint32_t)(entry >> 32), left = (uint32_t)entry, right = s->next[left];
+        if (tokens[left] == NO_TOKEN || right == n || merged_(t, tokens[left], tokens[right]) != token) continue;
+        tokens[left] = (uint16_t)token;
+        tokens[right] = NO_TOKEN;
+        uint32_t after = s->next[left] = s->next[right];
+        if (after < n) {
+            s->prev[after] = left;
+            uint64_t m = merged_(t, token, tokens[after]);
+            if (m != NO_TOKEN) size = heap_push_(s->heap, size, m << 32 | left);
+        }
+        if (left > 0) {
+            uint64_t m = merged_(t, tokens[s->prev[left]], token);
+            if (m != NO_TOKEN) size = heap_push_(s->heap, size, m << 32 | s->prev[left]);
+        }
+    }
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) if (tokens[i] != NO_TOKEN) tokens[count++] = tokens[i];
+    if (s->capacity > 1 << 20) {                                // a rare giant does not keep its memory
+        free(s->next), free(s->prev), free(s->heap);
+        s->next = s->prev = NULL, s->heap = NULL, s->capacity = 0;
+    }
+    return count;
+}
+
+LLMC_FN size_t merge_piece_(const Tokenizer *t, const unsigned char *piece, size_t n, uint16_t *out, EncodeScratch *s) {
+    for (size_t i = 0; i < n; i++) out[i] = t->byte_token[piece[i]];
+    return n <= SHORT_PIECE ? merge_short_(t, out, n) : merge_long_(t, out, n, s);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Encoding
+
+LLMC_FN enum CharClass char_class_(int32_t c) {
+    switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT: case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO: return CLASS_LETTER;
+    case UTF8PROC_CATEGORY_ND: case UTF8PROC_CATEGORY_NL: case UTF8PROC_CATEGORY_NO: return CLASS_NUMBER;
+    default: break;
+    }
+    // White_Space of Unicode's PropList.txt; utf8proc does not know this property
+    if ((c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028
+        || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000) return CLASS_SPACE;
+    return CLASS_OTHER;
+}
+
+// Makes ready for encoding: finds the merges and the classes of the characters. Some 20 ms.
+LLMC_FN void tokenizer_prepare(Tokenizer *t) {
+    if (t->vocab_size != GPT2_VOCAB_SIZE || t->merges) return;
+    t->char_class = (unsigned char *)xmalloc(0x110000);
+    for (int32_t c = 0; c < 0x110000; c++) t->char_class[c] = (unsigned char)char_class_(c);
+
+    // The file does not say which pair makes a token. But the merges below a token's own rank leave exactly that pair of it:
+    // so the merges are learnt in the order of their rank, each with those before it.
+    t->merges = (MergeSlot *)xmalloc(sizeof *t->merges << PAIR_BITS);
+    for (size_t i = 0; i < (size_t)1 << PAIR_BITS; i++) t->merges[i].pair = UINT32_MAX, t->merges[i].merged = NO_TOKEN;
+    for (int token = 256; token < t->eot; token++) {
+        uint16_t parts[128];
+        size_t n;
+        const unsigned char *bytes = (const unsigned char *)tokenizer_decode(t, token, &n);
+        for (size_t i = 0; i < n; i++) parts[i] = t->byte_token[bytes[i]];
+        if (merge_short_(t, parts, n) != 2) die(EXIT_SYSTEM, "token %d is not the merge of two tokens; this is a bug", token);
+        MergeSlot *slot = merge_slot_(t, (uint32_t)parts[0] << 16 | parts[1]);
+        slot->pair = (uint32_t)parts[0] << 16 | parts[1];
+        slot->merged = (uint32_t)token;
+    }
+}
+
+LLMC_FN void encode_scratch_init(EncodeScratch *s) {
+    memset(s, 0, sizeof *s);
+    s->cache = (CachedPiece *)xcalloc((size_t)1 << CACHE_BITS, sizeof *s->cache);
+}
+
+LLMC_FN void encode_scratch_free(EncodeScratch *s) {
+    free(s->cache), free(s->next), free(s->prev), free(s->heap);
+    memset(s, 0, sizeof *s);
+}
+
+// The class of the character at text[0], and in *length its bytes. An invalid byte is a character of its own.
+LLMC_FN enum CharClass char_at_(const Tokenizer *t, const unsigned char *text, const unsigned char *end, size_t *length) {
+    uint32_t a = text[0];
+    size_t left = (size_t)(end - text);
+    *length = 1;
+    if (a < 0x80) return (enum CharClass)t->char_class[a];
+    if (a >= 0xC2 && a < 0xE0) {
+        if (left > 1 && (text[1] & 0xC0) == 0x80) {
+            *length = 2;
+            return (enum CharClass)t->char_class[(a & 0x1F) << 6 | (text[1] & 0x3F)];
+        }
+    } else if (a >= 0xE0 && a < 0xF0) {
+        if (left > 2 && (text[1] & 0xC0) == 0x80 && (text[2] & 0xC0) == 0x80) {
+            uint32_t c = (a & 0x0F) << 12 | (uint32_t)(text[1] & 0x3F) << 6 | (text[2] & 0x3F);
+            if (c >= 0x800 && (c < 0xD800 || c > 0xDFFF)) {
+                *length = 3;
+                return (enum CharClass)t->char_class[c];
+            }
+        }
+    } else if (a >= 0xF0 && a < 0xF5) {
+        if (left > 3 && (text[1] & 0xC0) == 0x80 && (text[2] & 0xC0) == 0x80 && (text[3] & 0xC0) == 0x80) {
+            uint32_t c = (a & 0x07) << 18 | (uint32_t)(text[1] & 0x3F) << 12 | (uint32_t)(text[2] & 0x3F) << 6 | (text[3] & 0x3F);
+            if (c >= 0x10000 && c < 0x110000) {
+                *length = 4;
+                return (enum CharClass)t->char_class[c];
+            }
+        }
+    }
+    *length = 0;                                                // the caller takes one byte and counts it
+    return CLASS_OTHER;
+}
+
+// The end of the run of characters of one class that starts at text.
+LLMC_FN const unsigned char *run_end_(const Tokenizer *t, const unsigned char *text, const unsigned char *end, enum CharClass run, EncodeScratch *s) {
+    while (text < end) {
+        if (*text < 0x80) {
+            if (t->char_class[*text] != run) break;
+            text++;
+            continue;
+        }
+        size_t length;
+        if (char_at_(t, text, end, &length) != run) break;
+        if (length == 0) length = 1, s->invalid_bytes++;
+        text += length;
+    }
+    return text;
+}
+
+// The end of the piece that starts at text < end: the pattern at the head of this file.
+LLMC_FN const unsigned char *piece_end_(const Tokenizer *t, const unsigned char *text, const unsigned char *end, EncodeScratch *s) {
+    size_t length;
+    if (*text == '\'' && end - text > 1) {
+        unsigned char a = text[1], b = end - text > 2 ? text[2] : 0;
+        if (a == 's' || a == 't' || a == 'm' || a == 'd') return text + 2;
+        if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) return text + 3;
+    }
+    const unsigned char *first = text + (*text == ' ' && end - text > 1);
+    enum CharClass run = char_at_(t, first, end, &length);
+    if (run != CLASS_SPACE) return run_end_(t, first, end, run, s);
+
+    // White space: all of it at the end of the text; else all but the last character, which the next piece may want; else it.
+    const unsigned char *last = text;
+    for (const unsigned char *c = text; c < end && char_at_(t, c, end, &length) == CLASS_SPACE; c += length) last = c;
+    char_at_(t, last, end, &length);
+    return last + length == end || last == text ? last + length : last;
+}
+
+// Encodes the text, one document, without end-of-text tokens. out has room for `bytes` tokens. Returns how many there are.
+LLMC_FN size_t tokenizer_encode(const Tokenizer *t, const void *text, size_t bytes, uint16_t *out, EncodeScratch *s) {
+    const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
+    uint16_t *o = out;
+    if (t->vocab_size == BYTES_VOCAB_SIZE) {
+        for (size_t i = 0; i < bytes; i++) out[i] = p[i];
+        return bytes;
+    }
+    while (p < end) {
+        const unsigned char *next = piece_end_(t, p, end, s);
+        size_t n = (size_t)(next - p);
+        if (n > 15) {
+            o += merge_piece_(t, p, n, o, s);
+            p = next;
+            continue;
+        }
+        uint64_t key[2] = {0, 0};
+        if (end - p >= 16) {
+            memcpy(key, p, 16);
+            if (n < 8) key[0] &= ((uint64_t)1 << 8 * n) - 1, key[1] = 0;
+            else key[1] &= ((uint64_t)1 << 8 * (n - 8)) - 1;
+        } else {
+            memcpy(key, p, n);
+        }
+        key[1] |= (uint64_t)n << 56;
+        uint64_t hash = (key[0] ^ key[1] * 0x9E3779B97F4A7C15ULL) * 0xD6E8FEB86659FD93ULL;
+        CachedPiece *c = &s->cache[hash >> (64 - CACHE_BITS)];
+        if (c->key[0] == key[0] && c->key[1] == key[1]) {
+            for (int i = 0; i < c->count; i++) *o++ = c->tokens[i];
+        } else {
+            size_t count = merge_piece_(t, p, n, o, s);
+            if (count <= 7) {
+                c->key[0] = key[0], c->key[1] = key[1];
+                c->count = (uint16_t)count;
+                memcpy(c->tokens, o, count * sizeof *o);
+            }
+            o += count;
+        }
+        p = next;
+    }
+    return (size_t)(o - out);
+}
+
+// The last place in a text where it can be cut so that the two parts encode to what the whole does: before a blank, tab or
+// line end that follows a character that is not white space. 0 where there is none. Any place will do for bytes.
+LLMC_FN size_t tokenizer_cut(const Tokenizer *t, const void *text, size_t bytes) {
+    const unsigned char *c = (const unsigned char *)text;
+    if (t->vocab_size == BYTES_VOCAB_SIZE) return bytes;
+    for (size_t i = bytes; i-- > 1;) {
+        if (c[i] != ' ' && c[i] != '\n' && c[i] != '\t' && c[i] != '\r') continue;
+        size_t first = i - 1, length;                           // of the character before
+        while (first > 0 && i - first < 4 && (c[first] & 0xC0) == 0x80) first--;
+        if (char_at_(t, c + first, c + i, &length) != CLASS_SPACE) return i;
+    }
+    return 0;
+}
+
+#endif
