@@ -1,0 +1,231 @@
+// Batches from token shards (shard.h). The data are cut into windows of T tokens; a window reads T + 1 tokens, because the
+// targets are the inputs one place further (the last target is the next window's first input: no token is lost or doubled).
+//
+// Nothing is mapped and nothing is kept: a window is one pread into a fixed buffer, so memory stays flat however long the run.
+// The order of windows is a function of (seed, epoch, position): shards are permuted, and windows within a shard, so that
+// reading stays within one file at a time. A run is resumed by setting epoch and position; no order depends on the number of
+// ranks. With shuffling off the order is llm.c's: micro-batch k reads tokens k*B*T to (k+1)*B*T of a shard.
+#ifndef LLMC_DATALOADER_H
+#define LLMC_DATALOADER_H
+
+#include <glob.h>
+#include "rng.h"
+#include "shard.h"
+
+typedef struct {
+    char *path;
+    uint64_t tokens;
+    uint64_t windows;       // whole windows of T, those that a --shuffle 0 epoch leaves out not counted
+    uint64_t xxh64;         // of the file, from the manifest
+    int has_checksum, verified;
+} LoaderShard;
+
+typedef enum { ORDER_SEQUENTIAL, ORDER_SHUFFLED } LoaderOrder;
+
+typedef struct {
+    // the data
+    LoaderShard *shards;
+    int num_shards;
+    uint64_t tokens, windows;           // of an epoch
+    char vocab[16];                     // "gpt2" or "bytes"
+    int vocab_size, eot;
+    double bytes_per_token;             // of text, end-of-text counting zero; 0 where no manifest says
+    // the order
+    int64_t T;
+    LoaderOrder order;
+    uint64_t seed;
+    int rank, world;                    // this process reads rows rank*B to (rank+1)*B of each world*B
+    uint64_t epoch, position;           // next window to be read, position < windows
+    // the open shard
+    int fd, open_shard;
+    uint16_t *buffer;                   // (T + 1)
+} DataLoader;
+
+LLMC_FN void loader_close(DataLoader *d) {
+    for (int i = 0; i < d->num_shards; i++) free(d->shards[i].path);
+    free(d->shards);
+    free(d->buffer);
+    if (d->fd >= 0) close(d->fd);
+    memset(d, 0, sizeof *d);
+    d->fd = -1;
+}
+
+// Checks a shard's header against its size and gives its number of tokens.
+LLMC_FN int shard_read_header(const char *path, uint64_t *tokens, Error *err) {
+    int fd = open(path, O_RDONLY);
+    int32_t header[SHARD_HEADER_INTS];
+    struct stat info;
+    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
+    int rc = 0;
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) rc = fail(err, "%s: not a regular file", path);
+    else if (info.st_size < SHARD_HEADER_BYTES)
+        rc = fail(err, "%s: %lld bytes, shorter than a shard's header of %d; make it again with data/tokenize", path,
+                  (long long)info.st_size, SHARD_HEADER_BYTES);
+    else rc = pread_exactly(fd, header, sizeof header, 0, path, err);
+    close(fd);
+    if (rc != 0) return -1;
+    if (header[0] != SHARD_MAGIC)
+        return fail(err, "%s: not a token shard: it begins with %d, a shard with %d; make shards with data/tokenize", path, header[0], SHARD_MAGIC);
+    if (header[1] != SHARD_VERSION)
+        return fail(err, "%s: shard version %d, this program reads version %d; make it again with data/tokenize", path, header[1], SHARD_VERSION);
+    uint64_t held = ((uint64_t)info.st_size - SHARD_HEADER_BYTES) / 2;
+    if (header[2] < 0 || (uint64_t)header[2] != held || (info.st_size - SHARD_HEADER_BYTES) % 2)
+        return fail(err, "%s: its header says %d tokens, the file has room for %llu; it was cut or is damaged", path, header[2], (unsigned long long)held);
+    *tokens = held;
+    return 0;
+}
+
+// DIR/NAME_manifest.json for DIR/NAME_train_000001.bin; NULL where the name is not of that form. The caller frees it.
+LLMC_FN char *manifest_path_(const char *shard) {
+    size_t n = strlen(shard);
+    static const char *const parts[] = {"_train_", "_val_"};
+    for (int i = 0; i < 2; i++) {
+        size_t tail = strlen(parts[i]) + strlen("000000.bin");
+        if (n > tail && !strncmp(shard + n - tail, parts[i], strlen(parts[i]))) return xasprintf("%.*s_manifest.json", (int)(n - tail), shard);
+    }
+    return NULL;
+}
+
+// Takes vocabulary and checksums from the manifest beside the first shard, if there is one.
+LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
+    snprintf(d->vocab, sizeof d->vocab, "gpt2");
+    d->vocab_size = GPT2_VOCAB_SIZE, d->eot = GPT2_EOT;
+    char *path = manifest_path_(d->shards[0].path);
+    if (!path || access(path, F_OK) != 0) { free(path); return 0; }
+    Manifest manifest;
+    int rc = manifest_read(&manifest, path, err);
+    uint64_t text_bytes = 0;
+    for (int i = 0; i < d->num_shards && rc == 0; i++) {
+        LoaderShard *s = &d->shards[i];
+        const char *slash = strrchr(s->path, '/'), *name = slash ? slash + 1 : s->path;
+        char *own = manifest_path_(s->path);
+        const ManifestEntry *entry = NULL;
+        for (int k = 0; k < manifest.num_shards; k++)
+            if (!strcmp(manifest.shards[k].file, name)) entry = &manifest.shards[k];
+        if (!own || strcmp(own, path) != 0) rc = fail(err, "%s and %s are of different data sets; name one set", d->shards[0].path, s->path);
+        else if (!entry) rc = fail(err, "%s: not in %s; is it left over from another run? then remove it", s->path, path);
+        else if (entry->tokens != s->tokens)
+            rc = fail(err, "%s: %llu tokens, but %s says %llu; make it again with data/tokenize", s->path, (unsigned long long)s->tokens, path,
+                      (unsigned long long)entry->tokens);
+        else s->xxh64 = entry->xxh64, s->has_checksum = 1, text_bytes += entry->bytes;
+        free(own);
+    }
+    if (rc == 0) {
+        d->vocab_size = manifest.vocab_size, d->eot = manifest.eot;
+        if (d->eot == BYTES_EOT) snprintf(d->vocab, sizeof d->vocab, "bytes");
+        if (d->tokens > 0) d->bytes_per_token = (double)text_bytes / (double)d->tokens;
+        manifest_free(&manifest);
+    }
+    free(path);
+    return rc;
+}
+
+// Opens the shards that `pattern` names (one path or a glob, in the order of their names). unit: --shuffle 0 leaves out what
+// does not fill a micro-batch of unit = B * world windows at a shard's end, as llm.c does; 1 leaves nothing out.
+LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed, int rank, int world, Error *err) {
+    memset(d, 0, sizeof *d);
+    d->fd = -1, d->open_shard = -1;
+    d->T = T, d->order = order, d->seed = seed, d->rank = rank, d->world = world;
+    glob_t files;
+    int found = glob(pattern, 0, NULL, &files);
+    if (found != 0) {
+        globfree(&files);
+        return fail(err, "%s: no such file; make shards with data/tokenize or data/toy_corpus, or name others", pattern);
+    }
+    d->shards = (LoaderShard *)xcalloc(files.gl_pathc, sizeof *d->shards);
+    int rc = 0;
+    for (size_t i = 0; i < files.gl_pathc && rc == 0; i++) {
+        LoaderShard *s = &d->shards[d->num_shards++];
+        s->path = xasprintf("%s", files.gl_pathv[i]);
+        rc = shard_read_header(s->path, &s->tokens, err);
+        if (order == ORDER_SHUFFLED) unit = 1;
+        s->windows = s->tokens ? (s->tokens - 1) / ((uint64_t)T * unit) * unit : 0;
+        d->tokens += s->tokens, d->windows += s->windows;
+    }
+    globfree(&files);
+    if (rc == 0) rc = loader_read_manifest_(d, err);
+    if (rc == 0 && d->windows == 0)
+        rc = fail(err, "%s: %llu tokens, fewer than one batch: %llu sequences of %lld tokens and one more need %llu", pattern, (unsigned long long)d->tokens,
+                  (unsigned long long)unit, (long long)T, (unsigned long long)((uint64_t)T * unit + 1));
+    if (rc != 0) { loader_close(d); return -1; }
+    d->buffer = (uint16_t *)xmalloc(((size_t)T + 1) * sizeof *d->buffer);
+    return 0;
+}
+
+// A name for the data and their order's inputs: resuming on other shards would read other text without a word.
+LLMC_FN uint64_t loader_fingerprint(const DataLoader *d) {
+    uint64_t h = 0;
+    for (int i = 0; i < d->num_shards; i++) {
+        const LoaderShard *s = &d->shards[i];
+        const char *slash = strrchr(s->path, '/'), *name = slash ? slash + 1 : s->path;
+        h = XXH64(name, strlen(name), h ^ s->tokens ^ s->xxh64);
+    }
+    return h;
+}
+
+LLMC_FN int loader_open_shard_(DataLoader *d, int i, Error *err) {
+    LoaderShard *s = &d->shards[i];
+    if (d->open_shard == i) return 0;
+    if (d->fd >= 0) close(d->fd);
+    d->open_shard = -1;
+    d->fd = open(s->path, O_RDONLY);
+    if (d->fd < 0) return fail(err, "%s: cannot open: %s", s->path, strerror(errno));
+    if (s->has_checksum && !s->verified) {      // once, when a shard is first read: this also brings it into the page cache
+        uint64_t hash, bytes;
+        if (hash_file(s->path, &hash, &bytes, err) != 0) return -1;
+        if (hash != s->xxh64)
+            return fail(err, "%s: its checksum is not the one in the manifest; the file is damaged, make it again with data/tokenize", s->path);
+        s->verified = 1;
+    }
+    d->open_shard = i;
+    return 0;
+}
+
+// Finds window number `position` of an epoch: which shard, and which window of that shard.
+LLMC_FN uint64_t loader_locate_(const DataLoader *d, uint64_t epoch, uint64_t position, int *shard) {
+    uint64_t n = (uint64_t)d->num_shards, stream = rng_stream(d->seed, epoch);
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t s = d->order == ORDER_SHUFFLED ? rng_permute(stream, i, n) : i, windows = d->shards[s].windows;
+        if (position < windows) {
+            *shard = (int)s;
+            return d->order == ORDER_SHUFFLED ? rng_permute(rng_stream(stream, s), position, windows) : position;
+        }
+        position -= windows;
+    }
+    die(EXIT_SYSTEM, "internal error: window %llu is beyond the epoch", (unsigned long long)position);
+}
+
+// Reads B windows that start `ahead` windows behind the loader's place: inputs and targets are (B, T).
+LLMC_FN int loader_read_(DataLoader *d, uint64_t ahead, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
+    int64_t T = d->T;
+    for (int64_t b = 0; b < B; b++) {
+        uint64_t place = d->position + ahead + (uint64_t)b;
+        int shard;
+        uint64_t window = loader_locate_(d, d->epoch + place / d->windows, place % d->windows, &shard);
+        uint64_t first = window * (uint64_t)T;
+        if (loader_open_shard_(d, shard, err) != 0) return -1;
+        const char *path = d->shards[shard].path;
+        if (pread_exactly(d->fd, d->buffer, ((size_t)T + 1) * 2, SHARD_HEADER_BYTES + 2 * first, path, err) != 0) return -1;
+        for (int64_t t = 0; t <= T; t++)
+            if (d->buffer[t] >= d->vocab_size)
+                return fail(err, "%s: token %d at place %llu is beyond the vocabulary \"%s\" of %d; was it made for another one?", path, d->buffer[t],
+                            (unsigned long long)(first + (uint64_t)t), d->vocab, d->vocab_size);
+        for (int64_t t = 0; t < T; t++) inputs[b * T + t] = d->buffer[t], targets[b * T + t] = d->buffer[t + 1];
+    }
+    return 0;
+}
+
+LLMC_FN void loader_advance(DataLoader *d, uint64_t windows) {
+    d->position += windows;
+    d->epoch += d->position / d->windows;
+    d->position %= d->windows;
+}
+
+// The next micro-batch of this rank; the loader moves on by world * B windows.
+LLMC_FN int loader_next(DataLoader *d, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
+    if (loader_read_(d, (uint64_t)(d->rank * B), B, inputs, targets, err) != 0) return -1;
+    loader_advance(d, (uint64_t)(d->world * B));
+    return 0;
+}
+
+#endif

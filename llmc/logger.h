@@ -1,0 +1,84 @@
+// The run's diary: main.log for people, the same lines as on the screen, and metrics.jsonl for machines, one object a line.
+#ifndef LLMC_LOGGER_H
+#define LLMC_LOGGER_H
+
+#include <cjson/cJSON.h>
+#include "utils.h"
+
+typedef struct {
+    FILE *log, *metrics;
+    char *folder;
+} Logger;
+
+LLMC_FN void logger_check_(const Logger *g, int failed) {
+    if (failed) die(EXIT_SYSTEM, "%s: cannot write the log: %s", g->folder, strerror(errno));
+}
+
+// Drops the metrics of steps after `step`: a resumed run writes them again.
+LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
+    size_t bytes, kept = 0;
+    char *text = read_small_file(path, (size_t)1 << 31, &bytes, err);
+    if (!text) return -1;
+    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {     // a line without its newline was cut: drop it
+        *end = 0;
+        cJSON *json = cJSON_Parse(line);
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "step");
+        int keep = cJSON_IsNumber(item) && item->valuedouble <= (double)step;
+        cJSON_Delete(json);
+        *end = '\n';
+        if (!keep) continue;
+        memmove(text + kept, line, (size_t)(end + 1 - line));
+        kept += (size_t)(end + 1 - line);
+    }
+    int rc = write_small_file(path, text, kept, err);
+    free(text);
+    return rc;
+}
+
+// Opens both files in the folder. resume_step < 0: a fresh run, old files are replaced; else they go on after that step.
+LLMC_FN int logger_open(Logger *g, const char *folder, int64_t resume_step, Error *err) {
+    char *log = xasprintf("%s/main.log", folder), *metrics = xasprintf("%s/metrics.jsonl", folder);
+    int rc = resume_step >= 0 && access(metrics, F_OK) == 0 ? logger_rewind_(metrics, resume_step, err) : 0;
+    g->folder = xasprintf("%s", folder);
+    g->log = rc == 0 ? fopen(log, resume_step >= 0 ? "a" : "w") : NULL;
+    g->metrics = rc == 0 ? fopen(metrics, resume_step >= 0 ? "a" : "w") : NULL;
+    if (rc == 0 && (!g->log || !g->metrics)) rc = fail(err, "%s: cannot write main.log and metrics.jsonl there: %s", folder, strerror(errno));
+    free(log);
+    free(metrics);
+    return rc;
+}
+
+LLMC_FN void logger_close(Logger *g) {
+    if (g->log) logger_check_(g, fclose(g->log) != 0);
+    if (g->metrics) logger_check_(g, fclose(g->metrics) != 0);
+    free(g->folder);
+    memset(g, 0, sizeof *g);
+}
+
+// One line (or more) to the screen and to main.log.
+LLMC_FN __attribute__((format(printf, 2, 3))) void logger_printf(Logger *g, const char *format, ...) {
+    va_list args, copy;
+    va_start(args, format);
+    va_copy(copy, args);
+    vprintf(format, args);
+    fflush(stdout);
+    if (g->log) logger_check_(g, vfprintf(g->log, format, copy) < 0 || fflush(g->log) != 0);
+    va_end(copy);
+    va_end(args);
+}
+
+// One object for metrics.jsonl: numbers by name; a number that is not finite is written as null. Ends with NULL:
+//   logger_metrics(g, "step", 3.0, "loss", 2.5, NULL)
+LLMC_FN void logger_metrics(Logger *g, const char *name, ...) {
+    va_list args;
+    va_start(args, name);
+    cJSON *json = cJSON_CreateObject();
+    for (; name; name = va_arg(args, const char *)) cJSON_AddNumberToObject(json, name, va_arg(args, double));
+    va_end(args);
+    char *line = cJSON_PrintUnformatted(json);
+    cJSON_Delete(json);
+    if (g->metrics && line) logger_check_(g, fprintf(g->metrics, "%s\n", line) < 0 || fflush(g->metrics) != 0);
+    cJSON_free(line);
+}
+
+#endif
