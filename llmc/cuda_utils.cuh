@@ -1,0 +1,112 @@
+// What every CUDA file of this house shares: checked calls, checked launches, 16-byte vectors, sums over a warp or a block.
+// Nothing here keeps state. Kernels take a stream, and their launchers go through launch().
+#ifndef LLMC_CUDA_UTILS_CUH
+#define LLMC_CUDA_UTILS_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "utils.h"
+
+typedef __nv_bfloat16 bf16;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Errors
+
+// Stops with one line: the statement, where it stands, and what CUDA said.
+LLMC_FN void cuda_check_(cudaError_t error, const char *statement, const char *file, int line) {
+    if (error != cudaSuccess) die(EXIT_SYSTEM, "%s:%d: %s: %s (%s)", file, line, statement, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+#define CUDA_CHECK(statement) cuda_check_((statement), #statement, __FILE__, __LINE__)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Launches
+
+// Where and how a kernel runs. The place of the call is remembered for the error line.
+struct Launch {
+    dim3 grid, block;
+    size_t smem_bytes;          // dynamic shared memory
+    cudaStream_t stream;
+    const char *file;
+    int line;
+    Launch(dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream, const char *file = __builtin_FILE(), int line = __builtin_LINE())
+        : grid(grid), block(block), smem_bytes(smem_bytes), stream(stream), file(file), line(line) {}
+};
+
+// launch(kernel<...>, {grid, block, smem_bytes, stream}, arguments...): an empty grid is no work, not an error.
+// A refused launch is reported here; a fault inside the kernel surfaces at the next synchronizing CUDA_CHECK.
+template <class... Params, class... Args>
+inline void launch(void (*kernel)(Params...), Launch where, Args... args) {
+    if (where.grid.x == 0 || where.grid.y == 0 || where.grid.z == 0) return;
+    // More than 48 KB of shared memory has to be asked for (once would do; asking again is cheap and needs no state).
+    if (where.smem_bytes > 48 * 1024)
+        cuda_check_(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
+                    "cudaFuncSetAttribute(max dynamic shared memory)", where.file, where.line);
+    kernel<<<where.grid, where.block, where.smem_bytes, where.stream>>>(static_cast<Params>(args)...);
+    cuda_check_(cudaGetLastError(), "kernel launch", where.file, where.line);
+}
+
+template <class A, class B>
+__host__ __device__ constexpr auto ceil_div(A a, B b) -> decltype(a / b) { return (a + b - 1) / b; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 16 bytes in one register group: the widest load and store there is. x = load16(p); x[i]; store16(p, x).
+
+template <class T>
+struct alignas(16) Packed16 {
+    static constexpr int size = 16 / sizeof(T);
+    T values[size];
+    __host__ __device__ T &operator[](int i) { return values[i]; }
+    __host__ __device__ const T &operator[](int i) const { return values[i]; }
+};
+
+template <class T>
+__device__ inline Packed16<T> load16(const T *p) { return *reinterpret_cast<const Packed16<T> *>(p); }
+
+// The same for data read once: it need not stay in the caches.
+template <class T>
+__device__ inline Packed16<T> load16_streaming(const T *p) {
+    int4 bits = __ldcs(reinterpret_cast<const int4 *>(p));
+    Packed16<T> x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+template <class T>
+__device__ inline void store16(T *p, Packed16<T> x) { *reinterpret_cast<Packed16<T> *>(p) = x; }
+
+template <class T>
+__device__ inline void store16_streaming(T *p, Packed16<T> x) {
+    int4 bits;
+    memcpy(&bits, &x, sizeof bits);
+    __stcs(reinterpret_cast<int4 *>(p), bits);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums. Every lane gets the result; the order of the additions is fixed, so the bits are too.
+
+template <int LANES = 32>       // over each aligned group of LANES lanes (a power of two)
+__device__ inline float warp_sum(float x) {
+    for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
+    return x;
+}
+
+template <int LANES = 32>
+__device__ inline float warp_max(float x) {
+    for (int offset = LANES / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
+    return x;
+}
+
+// Over a whole block of one dimension, a multiple of 32 threads, all of which must call. shared: at least 32 floats that no
+// one else uses meanwhile; the caller may reuse them at once.
+__device__ inline float block_sum(float x, float *shared) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    x = warp_sum(x);
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    x = warp_sum(lane < warps ? shared[lane] : 0.0f);
+    __syncthreads();            // shared[] has been read by all
+    return x;
+}
+
+#endif
