@@ -93,8 +93,10 @@ LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
     char *path = manifest_path_(d->shards[0].path);
     if (!path || access(path, F_OK) != 0) { free(path); return 0; }
     Manifest manifest;
-    int rc = manifest_read(&manifest, path, err);
     uint64_t text_bytes = 0;
+    int rc = manifest_read(&manifest, path, err);
+    d->vocab_size = manifest.vocab_size, d->eot = manifest.eot;
+    if (d->eot == BYTES_EOT) snprintf(d->vocab, sizeof d->vocab, "bytes");
     for (int i = 0; i < d->num_shards && rc == 0; i++) {
         LoaderShard *s = &d->shards[i];
         const char *slash = strrchr(s->path, '/'), *name = slash ? slash + 1 : s->path;
@@ -110,12 +112,8 @@ LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
         else s->xxh64 = entry->xxh64, s->has_checksum = 1, text_bytes += entry->bytes;
         free(own);
     }
-    if (rc == 0) {
-        d->vocab_size = manifest.vocab_size, d->eot = manifest.eot;
-        if (d->eot == BYTES_EOT) snprintf(d->vocab, sizeof d->vocab, "bytes");
-        if (d->tokens > 0) d->bytes_per_token = (double)text_bytes / (double)d->tokens;
-        manifest_free(&manifest);
-    }
+    if (d->tokens > 0) d->bytes_per_token = (double)text_bytes / (double)d->tokens;
+    manifest_free(&manifest);
     free(path);
     return rc;
 }
@@ -171,7 +169,7 @@ LLMC_FN int loader_open_shard_(DataLoader *d, int i, Error *err) {
     d->fd = open(s->path, O_RDONLY);
     if (d->fd < 0) return fail(err, "%s: cannot open: %s", s->path, strerror(errno));
     if (s->has_checksum && !s->verified) {      // once, when a shard is first read: this also brings it into the page cache
-        uint64_t hash, bytes;
+        uint64_t hash = 0, bytes;
         if (hash_file(s->path, &hash, &bytes, err) != 0) return -1;
         if (hash != s->xxh64)
             return fail(err, "%s: its checksum is not the one in the manifest; the file is damaged, make it again with data/tokenize", s->path);

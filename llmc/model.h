@@ -67,23 +67,25 @@ LLMC_FN int config_check(Config *c, Error *err) {
     return 0;
 }
 
-// The presets: the paper's models (its Tables 9 and 10) and "tiny", ours, for a laptop and the toy corpus. Heads are such that
-// every kind has about the same number of parameters.
+// The presets: the paper's models and recipe (its Tables 9 and 10), and "tiny", ours, for a laptop and the toy corpus. Heads are
+// such that every kind has about the same number of parameters.
 typedef struct {
     const char *name;
-    int n_layer, n_embd;
+    int n_layer, n_embd, head_dim;
     int heads[NUM_ATTN_KINDS];      // tpa, tpa_kvonly, mha, gqa (two K/V heads), mqa
     int q_rank, k_rank, v_rank;
+    int seq_len, batch_size;
+    int tokens_per_step, warmup_steps, max_steps;
     double lr, min_lr;
 } Preset;
 
 LLMC_FN const Preset *find_preset(const char *name) {
     static const Preset presets[] = {
-        {"tiny",   4,  128, { 4,  3,  2,  2,  3}, 3, 1, 1, 3e-3, 3e-4},
-        {"124M",  12,  768, {34, 22, 12, 22, 23}, 6, 2, 2, 6e-4, 3e-5},
-        {"353M",  24, 1024, {47, 29, 16, 30, 31}, 6, 2, 2, 3e-4, 6e-5},
-        {"773M",  36, 1280, {61, 37, 20, 38, 39}, 6, 2, 2, 2e-4, 1e-5},
-        {"1.5B",  48, 1600, {78, 47, 25, 48, 49}, 6, 2, 2, 1e-4, 1e-5},
+        {"tiny",   4,  128, 32, { 6,  5,  4,  6,  6}, 4, 2, 2,  256, 16,   4096,   50,    600, 3e-3, 3e-4},
+        {"124M",  12,  768, 64, {34, 22, 12, 22, 23}, 6, 2, 2, 1024, 24, 491520, 2000, 100000, 6e-4, 3e-5},
+        {"353M",  24, 1024, 64, {47, 29, 16, 30, 31}, 6, 2, 2, 1024, 20, 491520, 2000, 100000, 3e-4, 6e-5},
+        {"773M",  36, 1280, 64, {61, 37, 20, 38, 39}, 6, 2, 2, 1024, 15, 491520, 2000, 100000, 2e-4, 1e-5},
+        {"1.5B",  48, 1600, 64, {78, 47, 25, 48, 49}, 6, 2, 2, 1024,  6, 491520, 2000, 100000, 1e-4, 1e-5},
     };
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++)
         if (!strcmp(name, presets[i].name)) return &presets[i];
@@ -91,7 +93,7 @@ LLMC_FN const Preset *find_preset(const char *name) {
 }
 
 LLMC_FN Config preset_config(const Preset *p, AttnKind attn) {
-    Config c = {attn, p->n_layer, p->n_embd, p->heads[attn], 64, GPT2_VOCAB_SIZE, p->q_rank, p->k_rank, p->v_rank, 2, 0, 10000, 1e-6};
+    Config c = {attn, p->n_layer, p->n_embd, p->heads[attn], p->head_dim, GPT2_VOCAB_SIZE, p->q_rank, p->k_rank, p->v_rank, 2, 0, 10000, 1e-6};
     c.hidden = default_hidden(c.n_embd);
     return c;
 }

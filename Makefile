@@ -1,0 +1,96 @@
+# t6.c. `make` builds the CPU programs; `make help` lists the targets and what was found on this machine.
+#
+#   make CC=clang            another compiler
+#   make BLAS=0              plain OpenMP loops instead of OpenBLAS
+#   make SANITIZE=1          address and undefined-behaviour sanitizers
+#   make OUT=build/clang ... put the programs in another folder, so that variants live side by side
+
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+CFLAGS ?= -O3 -march=native
+P := $(if $(OUT),$(OUT)/,)
+WARN := -Wall -Wextra -Werror
+COMMON := $(CFLAGS) -std=gnu11 -fno-math-errno $(WARN) -I. -MMD -MP
+
+# A library is there when a program that uses it links; a path guess is not enough.
+links = $(shell printf '%s\n' '$(1)' 'int main(void) { return 0; }' | $(CC) -Werror -x c - -o /dev/null $(2) >/dev/null 2>&1 && echo yes)
+HASH := \#
+HAVE_CJSON := $(call links,$(HASH)include <cjson/cJSON.h>,-lcjson)
+HAVE_XXHASH := $(call links,$(HASH)include <xxhash.h>)
+HAVE_UTF8PROC := $(call links,$(HASH)include <utf8proc.h>,-lutf8proc)
+HAVE_ZSTD := $(call links,$(HASH)include <zstd.h>,-lzstd)
+HAVE_OPENBLAS := $(call links,$(HASH)include <cblas.h>,-lopenblas)
+HAVE_OPENMP := $(call links,$(HASH)include <omp.h>,-fopenmp)
+
+ifeq ($(SANITIZE),1)
+COMMON += -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+endif
+ifeq ($(if $(filter 0,$(BLAS)),,$(HAVE_OPENBLAS)),yes)
+BLAS_FLAGS := -DUSE_OPENBLAS
+BLAS_LIBS := -lopenblas
+endif
+
+PROGRAMS := $(P)train_t6 $(P)data/tokenize $(P)data/toy_corpus
+TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS)
+TRAINER_LIBS := $(BLAS_LIBS) -lcjson -lm
+
+.PHONY: all help check-libraries headers test clean
+.DELETE_ON_ERROR:
+
+all: $(PROGRAMS)
+
+help:
+	@echo 'make                 the CPU programs: train_t6, data/tokenize, data/toy_corpus'
+	@echo 'make train_t6        the CPU trainer (the reference)'
+	@echo 'make test_t6         its gradient checks: finite differences and golden vectors; run ./test_t6'
+	@echo 'make tokenize        text to token shards: data/tokenize'
+	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
+	@echo 'make test            every test there is (scripts/test.sh)'
+	@echo 'make headers         each header of llmc/ compiles alone'
+	@echo 'make clean           remove what was built'
+	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), cJSON: $(or $(HAVE_CJSON),NO),' \
+	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO)'
+
+check-libraries:
+	@$(if $(and $(HAVE_CJSON),$(HAVE_XXHASH),$(HAVE_UTF8PROC),$(HAVE_ZSTD),$(HAVE_OPENMP)),:,\
+	  echo 'A library is missing (make help says which): run scripts/setup.sh' >&2; exit 1)
+	@$(if $(BLAS_FLAGS),:,echo 'note: building without OpenBLAS; matrix products are plain loops, and slow' >&2)
+
+$(P)train_t6: train_t6.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(TRAINER) $< -o $@ $(TRAINER_LIBS)
+
+# test_t6.c is compiled twice, the second time with the trainer in double precision for the finite differences; of that object
+# only one function stays visible.
+$(P)test_t6: test_t6.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(TRAINER) -DREAL=double -c $< -o $@.f64.o
+	objcopy --keep-global-symbol=check_gradients_f64 $@.f64.o
+	$(CC) $(TRAINER) $< $@.f64.o -o $@ $(TRAINER_LIBS)
+
+$(P)data/tokenize: data/tokenize.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $< -o $@ -lzstd -lutf8proc -lcjson -lpthread
+
+$(P)data/toy_corpus: data/toy_corpus.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $< -o $@ -lcjson -lm
+
+ifeq ($(OUT),)
+.PHONY: tokenize toy_corpus
+tokenize: data/tokenize
+toy_corpus: data/toy_corpus
+endif
+
+# Each header compiles alone, as C and as C++ (the CUDA programs include them), without a warning.
+headers:
+	@for h in llmc/*.h; do \
+	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && g++ -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
+	@echo "headers: each compiles alone"
+
+test:
+	scripts/test.sh
+
+clean:
+	rm -rf build train_t6 test_t6 data/tokenize data/toy_corpus *.d *.o data/*.d
+
+-include $(wildcard $(P)*.d $(P)data/*.d)

@@ -1,0 +1,794 @@
+// train_t6.c: T6, the transformer of "Tensor Product Attention Is All You Need" (arXiv 2501.06425), trained on the CPU.
+//
+// This program is the reference: fp32, one plain function per operation, forward beside backward. The GPU trainer is checked
+// against it, and it is checked against finite differences and golden vectors (test_t6.c). It reads from top to bottom:
+//   matrix product | operations, forward and backward | memory | the model | AdamW | text | the training program
+//
+// Shapes, everywhere: B sequences of T tokens, N = B*T. C width, L layers, NH heads of HS numbers, D = NH*HS, F MLP width,
+// V vocabulary. P: width of a token's row of factors, which make q, k and v (Heads in llmc/model.h). Dp, Fp, Pp, Vp are these
+// as stored, padded with zeros. Gradients of x are called dx. Backward functions add to gradients of weights and of the
+// residual stream (+=), and overwrite the others (=).
+#include <omp.h>
+#include <sys/statvfs.h>
+#include <tgmath.h>
+#ifdef USE_OPENBLAS
+#include <cblas.h>
+#endif
+
+#include "llmc/checkpoint.h"
+#include "llmc/dataloader.h"
+#include "llmc/logger.h"
+#include "llmc/options.h"
+#include "llmc/tokenizer.h"
+
+#ifndef REAL
+#define REAL float      // test_t6.c compiles this file with double too, so that finite differences are sharp
+#endif
+typedef REAL real;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Matrix product
+
+typedef enum { AS_IS, TRANSPOSED } Layout;
+
+// c (M, N) = beta * c + alpha * a b on one thread, row-major, beta 0 or 1. ldx: from one stored row of x to the next.
+//   a is (M, K), or stored (K, M) when TRANSPOSED;  b is (K, N), or stored (N, K) when TRANSPOSED
+void gemm(real *c, int64_t ldc, const real *a, int64_t lda, Layout a_is, const real *b, int64_t ldb, Layout b_is, int64_t M, int64_t N, int64_t K,
+          real alpha, real beta) {
+#ifdef USE_OPENBLAS
+    CBLAS_TRANSPOSE ta = a_is == TRANSPOSED ? CblasTrans : CblasNoTrans, tb = b_is == TRANSPOSED ? CblasTrans : CblasNoTrans;
+    _Generic(alpha, float: cblas_sgemm, double: cblas_dgemm)(CblasRowMajor, ta, tb, (int)M, (int)N, (int)K, alpha, (const void *)a, (int)lda,
+                                                             (const void *)b, (int)ldb, beta, (void *)c, (int)ldc);
+#else
+    for (int64_t i = 0; i < M; i++) {
+        real *row = c + i * ldc;
+        for (int64_t j = 0; beta == 0 && j < N; j++) row[j] = 0;
+        if (b_is == TRANSPOSED) {
+            for (int64_t j = 0; j < N; j++) {
+                real sum = 0;
+                #pragma omp simd reduction(+:sum)
+                for (int64_t k = 0; k < K; k++) sum += (a_is == TRANSPOSED ? a[k * lda + i] : a[i * lda + k]) * b[j * ldb + k];
+                row[j] += alpha * sum;
+            }
+        } else {
+            for (int64_t k = 0; k < K; k++) {
+                real scale = alpha * (a_is == TRANSPOSED ? a[k * lda + i] : a[i * lda + k]);
+                #pragma omp simd
+                for (int64_t j = 0; j < N; j++) row[j] += scale * b[k * ldb + j];
+            }
+        }
+    }
+#endif
+}
+
+enum { TILE_M = 256, TILE_N = 512 };     // of the output, one task each: measured best of 128..1024 at 124M on two cores
+
+// The same product shared out among all threads. Every element is one sum in one order, whatever the number of threads.
+void matmul(real *c, int64_t ldc, const real *a, int64_t lda, Layout a_is, const real *b, int64_t ldb, Layout b_is, int64_t M, int64_t N, int64_t K,
+            real beta) {
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t i = 0; i < M; i += TILE_M)
+        for (int64_t j = 0; j < N; j += TILE_N)
+            gemm(c + i * ldc + j, ldc, a_is == TRANSPOSED ? a + i : a + i * lda, lda, a_is, b_is == TRANSPOSED ? b + j * ldb : b + j, ldb, b_is,
+                 M - i < TILE_M ? M - i : TILE_M, N - j < TILE_N ? N - j : TILE_N, K, 1, beta);
+}
+
+// A linear layer without bias: out (N, OC) = inp (N, IC) w^T, w being (OC, IC). add = 1: out +=, for the residual stream.
+void linear_forward(real *out, const real *inp, const real *w, int64_t N, int64_t IC, int64_t OC, int add) {
+    matmul(out, OC, inp, IC, AS_IS, w, IC, TRANSPOSED, N, OC, IC, (real)add);
+}
+
+// dinp (N, IC) = dout (N, OC) w;  dw (OC, IC) += dout^T inp
+void linear_backward(real *dinp, real *dw, const real *dout, const real *inp, const real *w, int64_t N, int64_t IC, int64_t OC) {
+    matmul(dinp, IC, dout, OC, AS_IS, w, IC, AS_IS, N, IC, OC, 0);
+    matmul(dw, IC, dout, OC, TRANSPOSED, inp, IC, AS_IS, OC, IC, N, 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Embedding: x (N, C) = rows idx (N) of wte (Vp, C)
+
+void encoder_forward(real *x, const int32_t *idx, const real *wte, int64_t N, int64_t C) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) memcpy(x + n * C, wte + idx[n] * C, (size_t)C * sizeof *x);
+}
+
+// Threads own columns, so that rows that meet (the same token twice) add up in one order.
+void encoder_backward(real *dwte, const real *dx, const int32_t *idx, int64_t N, int64_t C) {
+    #pragma omp parallel for
+    for (int64_t c0 = 0; c0 < C; c0 += 64)
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t c = c0; c < C && c < c0 + 64; c++) dwte[idx[n] * C + c] += dx[n * C + c];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// RMSNorm without gain: out = x rstd, rstd = 1 / sqrt(mean(x^2) + eps). x, out (N, C), rstd (N)
+
+void rmsnorm_forward(real *out, real *rstd, const real *x, int64_t N, int64_t C, double eps) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *row = x + n * C;
+        double sum = 0;
+        for (int64_t c = 0; c < C; c++) sum += (double)row[c] * row[c];
+        real r = (real)(1 / sqrt(sum / (double)C + eps));
+        for (int64_t c = 0; c < C; c++) out[n * C + c] = row[c] * r;
+        rstd[n] = r;
+    }
+}
+
+// dx += rstd (dout - out mean(dout out)): written with the output, so that x need not be kept.
+void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *rstd, int64_t N, int64_t C) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        double sum = 0;
+        for (int64_t c = 0; c < C; c++) sum += (double)dout[n * C + c] * out[n * C + c];
+        real mean = (real)(sum / (double)C);
+        for (int64_t c = 0; c < C; c++) dx[n * C + c] += rstd[n] * (dout[n * C + c] - out[n * C + c] * mean);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// RoPE on the vectors of a row of factors, in place: pair (i, i + HS/2) at position t turns by t base^(-2i/HS). For TPA this
+// is R vectors a token instead of NH heads (paper, section 3.2).
+
+typedef enum { ROTATE, ROTATE_BACK } Direction;
+
+// table (T, HS): cosines in the first half of a row, sines in the second.
+void rope_table(real *table, int64_t T, int64_t HS, double base) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < HS / 2; i++) {
+            double angle = (double)t * pow(base, -2.0 * (double)i / (double)HS);
+            table[t * HS + i] = (real)cos(angle), table[t * HS + HS / 2 + i] = (real)sin(angle);
+        }
+}
+
+// fac (B, T, Pp): turns the vectors of `heads`. The gradient turns back, a rotation's inverse being its transpose.
+void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T, int64_t HS, int64_t Pp, Direction direction) {
+    if (!heads->rope) return;
+    #pragma omp parallel for
+    for (int64_t n = 0; n < B * T; n++) {
+        const real *cosine = table + n % T * HS, *sine = cosine + HS / 2;
+        for (int64_t r = 0; r < heads->R; r++) {
+            real *x1 = fac + n * Pp + heads->b + r * HS, *x2 = x1 + HS / 2;
+            for (int64_t i = 0; i < HS / 2; i++) {
+                real c = cosine[i], s = direction == ROTATE ? sine[i] : -sine[i], x = x1[i], y = x2[i];
+                x1[i] = x * c + y * s;
+                x2[i] = y * c - x * s;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Heads from factors: out (N, NH, HS), head i of a token = scale * sum_r a[i][r] b_r (Heads in llmc/model.h). fac (N, Pp)
+
+void heads_forward(real *out, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t HS, int64_t Pp) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *a = fac + n * Pp + heads->a, *b = fac + n * Pp + heads->b;
+        for (int64_t i = 0; i < NH; i++) {
+            real *o = out + (n * NH + i) * HS;
+            if (heads->kind == HEADS_GROUPED) {
+                memcpy(o, b + i / (NH / heads->R) * HS, (size_t)HS * sizeof *o);
+                continue;
+            }
+            memset(o, 0, (size_t)HS * sizeof *o);
+            for (int64_t r = 0; r < heads->R; r++) {
+                real weight = (real)heads->scale * a[i * heads->R + r];
+                for (int64_t j = 0; j < HS; j++) o[j] += weight * b[r * HS + j];
+            }
+        }
+    }
+}
+
+// da[i][r] = scale <dout_i, b_r>;  db_r = scale sum_i a[i][r] dout_i
+void heads_backward(real *dfac, const real *dout, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t HS, int64_t Pp) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *a = fac + n * Pp + heads->a, *b = fac + n * Pp + heads->b;
+        real *da = dfac + n * Pp + heads->a, *db = dfac + n * Pp + heads->b, scale = (real)heads->scale;
+        memset(db, 0, (size_t)(heads->R * HS) * sizeof *db);
+        for (int64_t i = 0; i < NH; i++) {
+            const real *d = dout + (n * NH + i) * HS;
+            for (int64_t r = 0; r < heads->R; r++) {
+                if (heads->kind == HEADS_GROUPED && i / (NH / heads->R) != r) continue;
+                real weight = heads->kind == HEADS_GROUPED ? 1 : scale * a[i * heads->R + r], sum = 0;
+                for (int64_t j = 0; j < HS; j++) {
+                    db[r * HS + j] += weight * d[j];
+                    sum += d[j] * b[r * HS + j];
+                }
+                if (heads->kind == HEADS_FACTORED) da[i * heads->R + r] = scale * sum;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Causal attention: y = softmax(q k^T / sqrt(HS)) v. q, k, v (B, T, NH, HS), y (B, T, Dp), lse (B, NH, T) the logarithm of
+// each softmax's denominator. Blocks of QUERIES rows: the T x T matrix is never whole.
+
+enum { QUERIES = 64 };
+
+// p (rows, end) = exp(s - lse) for `rows` queries from t0, s = q k^T / sqrt(HS), masked to 0 beyond each query's own position.
+// FIND_LSE writes the lse, USE_LSE reads it.
+typedef enum { FIND_LSE, USE_LSE } LseMode;
+void attention_probabilities_(real *p, real *lse, const real *q, const real *k, int64_t t0, int64_t rows, int64_t D, int64_t HS, LseMode mode) {
+    int64_t end = t0 + rows;
+    gemm(p, end, q, D, AS_IS, k, D, TRANSPOSED, rows, end, HS, (real)(1 / sqrt((double)HS)), 0);
+    for (int64_t i = 0; i < rows; i++) {
+        real *row = p + i * end;
+        int64_t n = t0 + i + 1;
+        if (mode == FIND_LSE) {
+            real largest = row[0];
+            double sum = 0;
+            for (int64_t j = 1; j < n; j++) largest = row[j] > largest ? row[j] : largest;
+            for (int64_t j = 0; j < n; j++) sum += exp(row[j] - largest);
+            lse[i] = largest + (real)log(sum);
+        }
+        for (int64_t j = 0; j < n; j++) row[j] = exp(row[j] - lse[i]);
+        for (int64_t j = n; j < end; j++) row[j] = 0;
+    }
+}
+
+void attention_forward(real *y, real *lse, const real *q, const real *k, const real *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp) {
+    int64_t D = NH * HS;
+    #pragma omp parallel
+    {
+        real *p = xmalloc((size_t)(QUERIES * T) * sizeof *p);
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t h = 0; h < NH; h++) {
+                int64_t at = b * T * D + h * HS;
+                for (int64_t t = 0; t < T; t += QUERIES) {
+                    int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
+                    attention_probabilities_(p, lse + (b * NH + h) * T + t, q + at + t * D, k + at, t, rows, D, HS, FIND_LSE);
+                    gemm(y + (b * T + t) * Dp + h * HS, Dp, p, end, AS_IS, v + at, D, AS_IS, rows, HS, end, 1, 0);
+                }
+            }
+        free(p);
+    }
+}
+
+// With p rebuilt from lse and row sums delta = sum_j p dp = <dy, y>:
+//   dv = p^T dy;  dp = dy v^T;  ds = p (dp - delta) / sqrt(HS);  dq = ds k;  dk = ds^T q
+void attention_backward(real *dq, real *dk, real *dv, const real *dy, const real *y, const real *lse, const real *q, const real *k, const real *v,
+                        int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp) {
+    int64_t D = NH * HS;
+    real scale = (real)(1 / sqrt((double)HS));
+    #pragma omp parallel
+    {
+        real *p = xmalloc((size_t)(2 * QUERIES * T) * sizeof *p), *ds = p + QUERIES * T;
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t h = 0; h < NH; h++) {
+                int64_t at = b * T * D + h * HS;
+                for (int64_t t = 0; t < T; t++) {
+                    memset(dk + at + t * D, 0, (size_t)HS * sizeof *dk);
+                    memset(dv + at + t * D, 0, (size_t)HS * sizeof *dv);
+                }
+                for (int64_t t = 0; t < T; t += QUERIES) {
+                    int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
+                    const real *dy_t = dy + (b * T + t) * Dp + h * HS, *y_t = y + (b * T + t) * Dp + h * HS, *q_t = q + at + t * D;
+                    attention_probabilities_(p, (real *)lse + (b * NH + h) * T + t, q_t, k + at, t, rows, D, HS, USE_LSE);
+                    gemm(dv + at, D, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HS, rows, 1, 1);
+                    gemm(ds, end, dy_t, Dp, AS_IS, v + at, D, TRANSPOSED, rows, end, HS, 1, 0);
+                    for (int64_t i = 0; i < rows; i++) {
+                        real delta = 0;
+                        for (int64_t j = 0; j < HS; j++) delta += dy_t[i * Dp + j] * y_t[i * Dp + j];
+                        for (int64_t j = 0; j < end; j++) ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * scale;
+                    }
+                    gemm(dq + at + t * D, D, ds, end, AS_IS, k + at, D, AS_IS, rows, HS, end, 1, 0);
+                    gemm(dk + at, D, ds, end, TRANSPOSED, q_t, D, AS_IS, end, HS, rows, 1, 1);
+                }
+            }
+        free(p);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// SwiGLU: s (N, Fp) = silu(g) * z, the two halves of a row of u (N, 2 Fp); silu(g) = g / (1 + exp(-g))
+
+void swiglu_forward(real *s, const real *u, int64_t N, int64_t Fp) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *g = u + n * 2 * Fp, *z = g + Fp;
+        for (int64_t f = 0; f < Fp; f++) s[n * Fp + f] = g[f] / (1 + exp(-g[f])) * z[f];
+    }
+}
+
+// With sigma = 1 / (1 + exp(-g)):  dz = ds g sigma;  dg = ds z sigma (1 + g (1 - sigma))
+void swiglu_backward(real *du, const real *ds, const real *u, int64_t N, int64_t Fp) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *g = u + n * 2 * Fp, *z = g + Fp;
+        real *dg = du + n * 2 * Fp, *dz = dg + Fp;
+        for (int64_t f = 0; f < Fp; f++) {
+            real sigma = 1 / (1 + exp(-g[f])), d = ds[n * Fp + f];
+            dz[f] = d * g[f] * sigma;
+            dg[f] = d * z[f] * sigma * (1 + g[f] * (1 - sigma));
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Classifier: logits = x wte^T, loss = -log softmax(logits)[target]. In chunks of rows, so that the logits are never whole;
+// when training, a chunk's dlogits, dx and dwte follow at once.
+
+enum { CLASSIFIER_ROWS = 256 };
+
+// logits (rows, Vp) become dlogits = (softmax - onehot) * dloss in place, the padding beyond V exactly 0. Returns the sum of losses.
+double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss) {
+    double losses[CLASSIFIER_ROWS], total = 0;
+    #pragma omp parallel for
+    for (int64_t n = 0; n < rows; n++) {
+        real *row = logits + n * Vp, largest = row[0];
+        double sum = 0;
+        for (int64_t i = 1; i < V; i++) largest = row[i] > largest ? row[i] : largest;
+        real at_target = row[targets[n]] - largest;
+        for (int64_t i = 0; i < V; i++) {
+            row[i] = exp(row[i] - largest);
+            sum += row[i];
+        }
+        losses[n] = log(sum) - at_target;
+        real scale = (real)(dloss / sum);
+        for (int64_t i = 0; i < V; i++) row[i] *= scale;
+        for (int64_t i = V; i < Vp; i++) row[i] = 0;
+        row[targets[n]] -= (real)dloss;
+    }
+    for (int64_t n = 0; n < rows; n++) total += losses[n];     // in order: the same bits with any number of threads
+    return total;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Memory: everything is planned, printed and checked against what the machine has before any of it is allocated.
+
+typedef struct {
+    // kept from the forward to the backward pass, one slice a layer
+    real *n1, *rstd1;       // (L, N, C), (L, N)    normed input of attention
+    real *fac;              // (L, N, Pp)           factors of q, k, v; the rotated ones rotated
+    real *y, *lse;          // (L, N, Dp), (L, B, NH, T)
+    real *n2, *rstd2;       // (L, N, C), (L, N)    normed input of the MLP
+    real *u;                // (L, N, 2 Fp)
+    // one for all layers
+    real *x, *nf, *rstdf;   // (N, C), (N, C), (N)  residual stream, normed input of the classifier
+    real *q, *k, *v;        // (N, D)               rebuilt from the factors in the backward pass
+    real *s;                // (N, Fp)
+    real *logits;           // (CLASSIFIER_ROWS, Vp)
+    real *rope;             // (T, HS)
+    // gradients
+    real *dx, *dn;          // (N, C)
+    real *dq, *dk, *dv;     // (N, D)
+    real *dfac, *dy;        // (N, Pp), (N, Dp)
+    real *du, *ds;          // (N, 2 Fp), (N, Fp)
+    int32_t *inputs, *targets;  // (N)
+} Activations;
+
+typedef struct { void **pointer; size_t elements, bytes; } Buffer;
+enum { NUM_BUFFERS = 28 };
+
+// The table behind Activations: where each pointer is and how much it needs.
+static void activation_table(Activations *a, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
+    const Config *c = &m->config;
+    size_t L = (size_t)c->n_layer, N = (size_t)(B * T), C = (size_t)c->n_embd, D = (size_t)m->D, Dp = (size_t)m->Dp, Fp = (size_t)m->Fp, Pp = (size_t)m->Pp;
+    size_t lse = (size_t)(B * c->n_head * T), logits = (size_t)(CLASSIFIER_ROWS * m->Vp), R = sizeof(real);
+    const Buffer table[NUM_BUFFERS] = {
+        {(void **)&a->n1, L * N * C, R}, {(void **)&a->rstd1, L * N, R}, {(void **)&a->fac, L * N * Pp, R}, {(void **)&a->y, L * N * Dp, R},
+        {(void **)&a->lse, L * lse, R}, {(void **)&a->n2, L * N * C, R}, {(void **)&a->rstd2, L * N, R}, {(void **)&a->u, L * N * 2 * Fp, R},
+        {(void **)&a->x, N * C, R}, {(void **)&a->nf, N * C, R}, {(void **)&a->rstdf, N, R},
+        {(void **)&a->q, N * D, R}, {(void **)&a->k, N * D, R}, {(void **)&a->v, N * D, R}, {(void **)&a->s, N * Fp, R},
+        {(void **)&a->logits, logits, R}, {(void **)&a->rope, (size_t)(T * c->head_dim), R},
+        {(void **)&a->dx, N * C, R}, {(void **)&a->dn, N * C, R}, {(void **)&a->dq, N * D, R}, {(void **)&a->dk, N * D, R}, {(void **)&a->dv, N * D, R},
+        {(void **)&a->dfac, N * Pp, R}, {(void **)&a->dy, N * Dp, R}, {(void **)&a->du, N * 2 * Fp, R}, {(void **)&a->ds, N * Fp, R},
+        {(void **)&a->inputs, N, sizeof(int32_t)}, {(void **)&a->targets, N, sizeof(int32_t)}};
+    memcpy(out, table, sizeof table);
+}
+
+typedef struct {
+    Model model;
+    int64_t B, T;               // the largest batch there is room for
+    real *params, *grads;       // (num_stored), laid out by model.tensors
+    real *adam_m, *adam_v;      // (num_stored)
+    Activations acts;
+} T6;
+
+// Bytes that t6_alloc will take for activations.
+double activation_bytes(const Model *m, int64_t B, int64_t T) {
+    Activations unused;
+    Buffer table[NUM_BUFFERS];
+    double bytes = 0;
+    activation_table(&unused, m, B, T, table);
+    for (int i = 0; i < NUM_BUFFERS; i++) bytes += (double)table[i].elements * (double)table[i].bytes;
+    return bytes;
+}
+
+// Allocates what the model needs for batches up to B x T. Padding of every buffer starts at zero and stays so.
+void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, int pad) {
+    memset(t, 0, sizeof *t);
+    model_init(&t->model, config, pad);
+    t->B = B, t->T = T;
+    real **four[] = {&t->params, &t->grads, &t->adam_m, &t->adam_v};
+    for (int i = 0; i < 4; i++) *four[i] = xcalloc(t->model.num_stored, sizeof(real));
+    Buffer table[NUM_BUFFERS];
+    activation_table(&t->acts, &t->model, B, T, table);
+    for (int i = 0; i < NUM_BUFFERS; i++) *table[i].pointer = xcalloc(table[i].elements, table[i].bytes);
+    rope_table(t->acts.rope, T, config->head_dim, config->rope_base);
+}
+
+void t6_free(T6 *t) {
+    Buffer table[NUM_BUFFERS];
+    activation_table(&t->acts, &t->model, t->B, t->T, table);
+    for (int i = 0; i < NUM_BUFFERS; i++) free(*table[i].pointer);
+    free(t->params), free(t->grads), free(t->adam_m), free(t->adam_v);
+    model_free(&t->model);
+}
+
+void t6_init_weights(T6 *t, uint64_t seed) {
+    for (int i = 0; i < t->model.num_tensors; i++) {
+        const Tensor *w = &t->model.tensors[i];
+        #pragma omp parallel for
+        for (int64_t r = 0; r < w->rows; r++)
+            for (int64_t c = 0; c < w->cols; c++) t->params[w->offset + (size_t)(r * w->ld + c)] = (real)model_initial_value(&t->model, seed, i, r, c);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The model
+
+// q, k and v of layer l from its factors.
+static void layer_qkv(T6 *t, int64_t l, int64_t N) {
+    Activations *a = &t->acts;
+    const Model *m = &t->model;
+    const real *fac = a->fac + l * N * m->Pp;
+    const Heads *heads[] = {&m->q, &m->k, &m->v};
+    real *out[] = {a->q, a->k, a->v};
+    for (int i = 0; i < 3; i++) heads_forward(out[i], fac, heads[i], N, m->config.n_head, m->config.head_dim, m->Pp);
+}
+
+// idx (B, T) -> acts.nf (N, C), the normed input of the classifier.
+void t6_forward(T6 *t, const int32_t *idx, int64_t B, int64_t T) {
+    const Model *m = &t->model;
+    const Config *c = &m->config;
+    Activations *a = &t->acts;
+    int64_t N = B * T, C = c->n_embd, NH = c->n_head, HS = c->head_dim;
+    encoder_forward(a->x, idx, t->params + m->wte, N, C);
+    for (int64_t l = 0; l < c->n_layer; l++) {
+        const real *w = t->params + m->layers + (size_t)l * m->layer_stride;
+        real *n1 = a->n1 + l * N * C, *fac = a->fac + l * N * m->Pp, *y = a->y + l * N * m->Dp, *n2 = a->n2 + l * N * C, *u = a->u + l * N * 2 * m->Fp;
+
+        rmsnorm_forward(n1, a->rstd1 + l * N, a->x, N, C, c->rms_eps);
+        linear_forward(fac, n1, w + m->wqkv, N, C, m->Pp, 0);
+        rope(fac, &m->q, a->rope, B, T, HS, m->Pp, ROTATE);
+        rope(fac, &m->k, a->rope, B, T, HS, m->Pp, ROTATE);
+        layer_qkv(t, l, N);
+        attention_forward(y, a->lse + l * B * NH * T, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
+        linear_forward(a->x, y, w + m->wo, N, m->Dp, C, 1);
+
+        rmsnorm_forward(n2, a->rstd2 + l * N, a->x, N, C, c->rms_eps);
+        linear_forward(u, n2, w + m->w12, N, C, 2 * m->Fp, 0);
+        swiglu_forward(a->s, u, N, m->Fp);
+        linear_forward(a->x, a->s, w + m->w3, N, m->Fp, C, 1);
+    }
+    rmsnorm_forward(a->nf, a->rstdf, a->x, N, C, c->rms_eps);
+}
+
+// Sum of the N losses of the last forward pass. dloss != 0: also the gradients behind the classifier, each loss weighing dloss:
+// acts.dn (N, C) and the head's share of dwte.
+double t6_loss(T6 *t, const int32_t *targets, int64_t N, double dloss) {
+    const Model *m = &t->model;
+    Activations *a = &t->acts;
+    int64_t C = m->config.n_embd;
+    double total = 0;
+    for (int64_t n = 0; n < N; n += CLASSIFIER_ROWS) {
+        int64_t rows = N - n < CLASSIFIER_ROWS ? N - n : CLASSIFIER_ROWS;
+        linear_forward(a->logits, a->nf + n * C, t->params + m->wte, rows, C, m->Vp, 0);
+        total += softmax_cross_entropy(a->logits, targets + n, rows, m->config.vocab_size, m->Vp, dloss);
+        if (dloss != 0) linear_backward(a->dn + n * C, t->grads + m->wte, a->logits, a->nf + n * C, t->params + m->wte, rows, C, m->Vp);
+    }
+    return total;
+}
+
+// From acts.dn to the gradients of all weights, which are added to what is there.
+void t6_backward(T6 *t, const int32_t *idx, int64_t B, int64_t T) {
+    const Model *m = &t->model;
+    const Config *c = &m->config;
+    Activations *a = &t->acts;
+    int64_t N = B * T, C = c->n_embd, NH = c->n_head, HS = c->head_dim;
+    memset(a->dx, 0, (size_t)(N * C) * sizeof *a->dx);
+    rmsnorm_backward(a->dx, a->dn, a->nf, a->rstdf, N, C);
+    for (int64_t l = c->n_layer - 1; l >= 0; l--) {
+        size_t at = m->layers + (size_t)l * m->layer_stride;
+        const real *w = t->params + at;
+        real *dw = t->grads + at;
+        const real *n1 = a->n1 + l * N * C, *fac = a->fac + l * N * m->Pp, *y = a->y + l * N * m->Dp, *n2 = a->n2 + l * N * C, *u = a->u + l * N * 2 * m->Fp;
+
+        swiglu_forward(a->s, u, N, m->Fp);
+        linear_backward(a->ds, dw + m->w3, a->dx, a->s, w + m->w3, N, m->Fp, C);
+        swiglu_backward(a->du, a->ds, u, N, m->Fp);
+        linear_backward(a->dn, dw + m->w12, a->du, n2, w + m->w12, N, C, 2 * m->Fp);
+        rmsnorm_backward(a->dx, a->dn, n2, a->rstd2 + l * N, N, C);
+
+        linear_backward(a->dy, dw + m->wo, a->dx, y, w + m->wo, N, m->Dp, C);
+        layer_qkv(t, l, N);
+        attention_backward(a->dq, a->dk, a->dv, a->dy, y, a->lse + l * B * NH * T, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
+        heads_backward(a->dfac, a->dq, fac, &m->q, N, NH, HS, m->Pp);
+        heads_backward(a->dfac, a->dk, fac, &m->k, N, NH, HS, m->Pp);
+        heads_backward(a->dfac, a->dv, fac, &m->v, N, NH, HS, m->Pp);
+        rope(a->dfac, &m->q, a->rope, B, T, HS, m->Pp, ROTATE_BACK);
+        rope(a->dfac, &m->k, a->rope, B, T, HS, m->Pp, ROTATE_BACK);
+        linear_backward(a->dn, dw + m->wqkv, a->dfac, n1, w + m->wqkv, N, C, m->Pp);
+        rmsnorm_backward(a->dx, a->dn, n1, a->rstd1 + l * N, N, C);
+    }
+    encoder_backward(t->grads + m->wte, a->dx, idx, N, C);
+}
+
+// Logits of token n of the last forward pass, into out (V).
+void t6_logits(const T6 *t, int64_t n, real *out) {
+    const Model *m = &t->model;
+    matmul(out, m->config.vocab_size, t->acts.nf + n * m->config.n_embd, m->config.n_embd, AS_IS, t->params + m->wte, m->config.n_embd, TRANSPOSED,
+           1, m->config.vocab_size, m->config.n_embd, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Update
+
+// Norm of all gradients together: rows in parallel, their sums in order, so that it has the same bits with any number of threads.
+double t6_gradient_norm(const T6 *t) {
+    double sum = 0;
+    for (int i = 0; i < t->model.num_tensors; i++) {
+        const Tensor *w = &t->model.tensors[i];
+        double *rows = xmalloc((size_t)w->rows * sizeof *rows);
+        #pragma omp parallel for
+        for (int64_t r = 0; r < w->rows; r++) {
+            const real *g = t->grads + w->offset + (size_t)(r * w->ld);
+            rows[r] = 0;
+            for (int64_t c = 0; c < w->cols; c++) rows[r] += (double)g[c] * g[c];
+        }
+        for (int64_t r = 0; r < w->rows; r++) sum += rows[r];
+        free(rows);
+    }
+    return sqrt(sum);
+}
+
+typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
+
+// One step of AdamW (Loshchilov & Hutter 2019, as PyTorch computes it), number `step` = 1, 2, ...; gradients count grad_scale times.
+void t6_adamw(T6 *t, const AdamW *o, int64_t step, double grad_scale) {
+    real decay = (real)(1 - o->lr * o->weight_decay), rate = (real)(o->lr / (1 - pow(o->beta1, (double)step)));
+    real root = (real)sqrt(1 - pow(o->beta2, (double)step)), beta1 = (real)o->beta1, beta2 = (real)o->beta2, eps = (real)o->eps, scale = (real)grad_scale;
+    #pragma omp parallel for
+    for (size_t i = 0; i < t->model.num_stored; i++) {
+        real g = t->grads[i] * scale;
+        real m = t->adam_m[i] = beta1 * t->adam_m[i] + (1 - beta1) * g;
+        real v = t->adam_v[i] = beta2 * t->adam_v[i] + (1 - beta2) * g * g;
+        t->params[i] = t->params[i] * decay - rate * m / (sqrt(v) / root + eps);
+    }
+}
+
+// What to multiply gradients of this norm by so that it is at most max_norm (as torch.nn.utils.clip_grad_norm_). 0: never clip.
+double clip_factor(double norm, double max_norm) {
+    double factor = max_norm / (norm + 1e-6);
+    return max_norm > 0 && factor < 1 ? factor : 1;
+}
+
+void t6_zero_gradients(T6 *t) { memset(t->grads, 0, t->model.num_stored * sizeof *t->grads); }
+
+// =====================================================================================================================
+// The training program. test_t6.c includes the model above without it.
+#ifndef T6_MODEL_ONLY
+
+enum { MAX_BAD_STEPS = 10 };    // in a row, before a run whose gradients are not finite stops
+
+static double available_memory_bytes(void) {
+    double kib = 0;
+    char line[256];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lf", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib > 0 ? kib * 1024 : INFINITY;
+}
+
+// Says what the run will take, and stops where the machine does not have it.
+static void print_plan(const TrainOptions *o, const Model *m, Logger *log) {
+    double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len);
+    double scratch = omp_get_max_threads() * 2.0 * QUERIES * (double)o->seq_len * sizeof(real), GiB = 0x1p30;
+    double need = 4 * weights + acts + scratch, have = available_memory_bytes();
+    const Config *c = &m->config;
+    logger_printf(log, "model: %s %s, %.1fM parameters: L %" PRId64 ", C %" PRId64 ", %" PRId64 " heads of %" PRId64 ", MLP %" PRId64 ", vocabulary %" PRId64 "\n",
+                  o->model, attn_name(c->attn), (double)m->num_parameters / 1e6, c->n_layer, c->n_embd, c->n_head, c->head_dim, m->F, c->vocab_size);
+    if (c->attn == ATTN_TPA || c->attn == ATTN_TPA_KVONLY)
+        logger_printf(log, "ranks: q %d, k %d, v %d; a token's cache is %" PRId64 " numbers a layer, MHA's would be %" PRId64 "\n",
+                      m->q.kind == HEADS_FACTORED ? m->q.R : 0, m->k.R, m->v.R, (m->k.R + m->v.R) * (c->n_head + c->head_dim), 2 * m->D);
+    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f + threads %.2f = %.2f GiB of %.2f available\n",
+                  weights / GiB, weights / GiB, 2 * weights / GiB, acts / GiB, scratch / GiB, need / GiB, have / GiB);
+    logger_printf(log, "step: %" PRId64 " x %" PRId64 " x %" PRId64 " = %" PRId64 " tokens (accumulation x batch x sequence), %.3g TFLOP; %" PRId64 " steps, %.4g tokens\n",
+                  o->accum, o->batch_size, o->seq_len, o->tokens_per_step, model_flop_per_token(m, o->seq_len) * (double)o->tokens_per_step / 1e12,
+                  o->max_steps, (double)o->max_steps * (double)o->tokens_per_step);
+    if (need > have)
+        die(EXIT_INPUT, "this run needs %.1f GiB of memory and %.1f are available: lower --batch-size (-b) or --seq-len (-t), or take a smaller --model (-e)",
+            need / GiB, have / GiB);
+}
+
+// Mean loss over the first val_batches micro-batches of the validation data (0: all); each window counts once.
+static double validate(T6 *t, DataLoader *val, const TrainOptions *o) {
+    Error err;
+    double total = 0;
+    uint64_t windows = val->windows, wanted = (uint64_t)(o->val_batches * o->batch_size);
+    if (wanted > 0 && wanted < windows) windows = wanted;
+    val->epoch = val->position = 0;
+    for (uint64_t done = 0; done < windows; ) {
+        int64_t B = windows - done < (uint64_t)o->batch_size ? (int64_t)(windows - done) : o->batch_size;
+        if (loader_next(val, B, t->acts.inputs, t->acts.targets, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+        t6_forward(t, t->acts.inputs, B, o->seq_len);
+        total += t6_loss(t, t->acts.targets, B * o->seq_len, 0);
+        done += (uint64_t)B;
+    }
+    return total / ((double)windows * (double)o->seq_len);
+}
+
+// Prints text that the model makes up from end-of-text on. Every token runs the whole sequence again: this is the plain way.
+static void sample(T6 *t, const Tokenizer *tokenizer, int eot, const TrainOptions *o, int64_t step, Logger *log) {
+    int V = (int)t->model.config.vocab_size;
+    int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len - 1;
+    int32_t *ids = xmalloc((size_t)(n + 1) * sizeof *ids);
+    float *logits = xmalloc((size_t)V * sizeof *logits);
+    uint64_t stream = rng_stream((uint64_t)o->seed ^ 0x73616d706c65, (uint64_t)step);
+    ids[0] = eot;
+    logger_printf(log, "--- sample\n");
+    for (int64_t i = 0; i < n; i++) {
+        t6_forward(t, ids, 1, i + 1);
+        t6_logits(t, i, logits);
+        ids[i + 1] = sample_token(logits, V, &o->sampler, rng_uniform(stream, (uint64_t)i));
+        if (ids[i + 1] == eot) break;
+        size_t bytes;
+        const char *text = tokenizer->vocab_size && ids[i + 1] < tokenizer->vocab_size ? tokenizer_decode(tokenizer, ids[i + 1], &bytes) : NULL;
+        if (text) logger_printf(log, "%.*s", (int)bytes, text);
+        else logger_printf(log, " %d", ids[i + 1]);
+    }
+    logger_printf(log, "\n---\n");
+    free(logits);
+    free(ids);
+}
+
+// Checks that a resumed run reads on in the same data, or begins them anew when asked to.
+static int resume_data(DataLoader *train, const TrainState *state, const TrainState *now, const TrainOptions *o, Error *err) {
+    if (o->reset_data) return 0;
+    const struct { const char *what, *flag; int64_t then, now; } same[] = {
+        {"seed", "--seed", state->seed, now->seed}, {"shuffling", "--shuffle", state->shuffle, now->shuffle},
+        {"sequence length", "--seq-len", state->seq_len, now->seq_len}, {"set of training shards", "--train-data", state->shards, now->shards}};
+    for (int i = 0; i < 4; i++)
+        if (same[i].then != same[i].now)
+            return fail(err, "%s: the checkpoint's %s is another (%s); its place in the data means nothing here: give it back, or add --reset-data 1",
+                        o->out, same[i].what, same[i].flag);
+    if (state->position >= (int64_t)train->windows)
+        return fail(err, "%s: the checkpoint's place in the data is beyond the shards' end; add --reset-data 1 to begin them anew", o->out);
+    train->epoch = (uint64_t)state->epoch, train->position = (uint64_t)state->position;
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    Error err;
+    TrainOptions o;
+    set_program_name(argv[0]);
+    if (train_options(&o, argc, argv, "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on the toy corpus.",
+                      checkpoint_load_config, &err) != 0)
+        die(EXIT_INPUT, "%s", err.text);
+    if (o.threads > 0) omp_set_num_threads((int)o.threads);
+#ifdef USE_OPENBLAS
+    openblas_set_num_threads(1);    // matmul shares the work out itself
+#endif
+
+    // Data
+    DataLoader train, val;
+    LoaderOrder order = o.shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
+    if (loader_open(&train, o.train_data, o.seq_len, order, (uint64_t)o.batch_size, (uint64_t)o.seed, 0, 1, &err) != 0) die(EXIT_INPUT, "--train-data: %s", err.text);
+    if (o.val_every && loader_open(&val, o.val_data, o.seq_len, ORDER_SEQUENTIAL, 1, 0, 0, 1, &err) != 0) die(EXIT_INPUT, "--val-data: %s", err.text);
+    if (o.val_every && strcmp(train.vocab, val.vocab)) die(EXIT_INPUT, "--val-data: its tokens are %s, those of --train-data %s", val.vocab, train.vocab);
+    if (train.windows < (uint64_t)o.batch_size)
+        die(EXIT_INPUT, "--train-data: %llu tokens, fewer than one batch of %lld x %lld; lower --batch-size (-b) or --seq-len (-t), or bring more data",
+            (unsigned long long)train.tokens, (long long)o.batch_size, (long long)o.seq_len);
+    Tokenizer tokenizer = {0};
+    if (!strcmp(train.vocab, "bytes")) tokenizer_init_bytes(&tokenizer);
+    else if (o.sample_every && tokenizer_init_gpt2(&tokenizer, o.vocab, &err) != 0)
+        fprintf(stderr, "note: samples will be printed as token ids: %s\n", err.text);
+
+    // Model
+    if (o.config.vocab_size == 0) o.config.vocab_size = train.vocab_size;
+    if (config_check(&o.config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    if (o.config.vocab_size < train.vocab_size)
+        die(EXIT_INPUT, "--vocab-size: the model's %" PRId64 " is below the %d of the data", o.config.vocab_size, train.vocab_size);
+
+    // Output: an earlier run's checkpoints are gone on from, or refused, never overwritten
+    int num_steps;
+    int64_t *steps = checkpoint_steps(o.out, &num_steps), last = num_steps ? steps[num_steps - 1] : -1;
+    free(steps);
+    if (last >= 0 && !o.resume && !o.plan)
+        die(EXIT_INPUT, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to go on, or name another folder", o.out, last);
+    Logger log = {0};
+    if (!o.plan && (make_dirs(o.out, &err) != 0 || logger_open(&log, o.out, last, &err) != 0)) die(EXIT_INPUT, "--out: %s", err.text);
+    Model planned;
+    model_init(&planned, &o.config, 1);
+    logger_printf(&log, "data: %d shards, %.4g training tokens (%s), %.4g epochs; order %s\n", train.num_shards, (double)train.tokens, train.vocab,
+                  (double)o.max_steps * (double)o.tokens_per_step / ((double)train.windows * (double)o.seq_len), o.shuffle ? "shuffled" : "as the shards stand");
+    print_plan(&o, &planned, &log);
+    struct statvfs disk;
+    double free_bytes = !o.plan && statvfs(o.out, &disk) == 0 ? (double)disk.f_bavail * (double)disk.f_frsize : 0;
+    if (!o.plan) logger_printf(&log, "disk: a checkpoint is %.3g GB, %.4g GB are free in %s\n", checkpoint_bytes(&planned) / 1e9, free_bytes / 1e9, o.out);
+    model_free(&planned);
+    if (o.plan) return 0;
+
+    T6 t;
+    TrainState now = {0, 0, 0, o.seed, o.shuffle, o.seq_len, (int64_t)(loader_fingerprint(&train) >> 1), 0}, state = now;
+    t6_alloc(&t, &o.config, o.batch_size, o.seq_len, 1);
+    if (last >= 0) {
+        char *folder = xasprintf("%s/step_%08" PRId64, o.out, last);
+        Config saved;
+        Error what;
+        if (checkpoint_verify(folder, &err) != 0 || checkpoint_load_config(folder, &saved, &err) != 0) die(EXIT_INPUT, "--resume: %s", err.text);
+        if (config_difference(&saved, &o.config, &what) != 0) die(EXIT_INPUT, "--resume: %s is of another model: %s", folder, what.text);
+        if (checkpoint_load_weights(folder, &t.model, t.params, &err) != 0 ||
+            checkpoint_load_optimizer(folder, &t.model, t.adam_m, t.adam_v, &state, &err) != 0 || resume_data(&train, &state, &now, &o, &err) != 0)
+            die(EXIT_INPUT, "--resume: %s", err.text);
+        now.bad_steps = state.bad_steps;
+        logger_printf(&log, "resumed from %s\n", folder);
+        free(folder);
+    } else if (find_preset(o.model)) t6_init_weights(&t, (uint64_t)o.seed);
+    else if (checkpoint_load_weights(o.model, &t.model, t.params, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
+
+    // Training: save first, then evaluate, then sample, so that nothing that fails later costs weights
+    double flop = model_flop_per_token(&t.model, o.seq_len) * (double)o.tokens_per_step, smooth_seconds = 0;
+    for (int64_t step = state.step; ; ) {
+        int is_last = step >= o.max_steps, is_start = step == state.step;
+        if (!is_start || o.max_steps == 0) {
+            TrainState s = now;
+            s.step = step, s.epoch = (int64_t)train.epoch, s.position = (int64_t)train.position, s.bad_steps = now.bad_steps;
+            if (o.save_every && (is_last || step % o.save_every == 0)) {
+                if (checkpoint_save(o.out, &t.model, t.params, t.adam_m, t.adam_v, &s, &err) != 0 || checkpoint_prune(o.out, o.keep, o.keep_every, &err) != 0)
+                    die(EXIT_SYSTEM, "checkpoint of step %" PRId64 ": %s", step, err.text);
+            }
+            if (o.val_every && (is_last || step % o.val_every == 0)) {
+                double loss = validate(&t, &val, &o), bits = val.bytes_per_token > 0 ? loss / M_LN2 / val.bytes_per_token : NAN;
+                logger_printf(&log, "val %" PRId64 "/%" PRId64 " | loss %.4f", step, o.max_steps, loss);
+                if (val.bytes_per_token > 0) logger_printf(&log, " | %.4f bits/byte", bits);
+                logger_printf(&log, "\n");
+                logger_metrics(&log, "step", (double)step, "val_loss", loss, "val_bits_per_byte", bits, NULL);
+            }
+            if (o.sample_every && (is_last || step % o.sample_every == 0)) sample(&t, &tokenizer, train.eot, &o, step, &log);
+        }
+        if (is_last) break;
+
+        double start = now_seconds(), loss = 0;
+        t6_zero_gradients(&t);
+        for (int64_t k = 0; k < o.accum; k++) {
+            if (loader_next(&train, o.batch_size, t.acts.inputs, t.acts.targets, &err) != 0) die(EXIT_INPUT, "--train-data: %s", err.text);
+            t6_forward(&t, t.acts.inputs, o.batch_size, o.seq_len);
+            loss += t6_loss(&t, t.acts.targets, o.batch_size * o.seq_len, 1.0 / (double)o.tokens_per_step) / (double)o.tokens_per_step;
+            t6_backward(&t, t.acts.inputs, o.batch_size, o.seq_len);
+        }
+        double norm = t6_gradient_norm(&t), lr = schedule_lr(&o.schedule, (long)step);
+        step++;
+        if (isfinite(norm)) {
+            AdamW adamw = {lr, o.beta1, o.beta2, o.adam_eps, o.weight_decay};
+            t6_adamw(&t, &adamw, step, clip_factor(norm, o.clip));
+            now.bad_steps = 0;
+        } else if (++now.bad_steps == MAX_BAD_STEPS)
+            die(EXIT_SYSTEM, "step %" PRId64 ": the gradient has not been finite for %d steps; lower --lr, and go on from a checkpoint", step, MAX_BAD_STEPS);
+
+        double seconds = now_seconds() - start;
+        smooth_seconds = smooth_seconds == 0 ? seconds : 0.9 * smooth_seconds + 0.1 * seconds;
+        char percent[32] = "", left[32];
+        if (o.peak_tflops > 0) snprintf(percent, sizeof percent, " | %.1f%% of peak", flop / seconds / 1e10 / o.peak_tflops);
+        logger_printf(&log, "step %" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f%s | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", step, o.max_steps, loss, norm,
+                      isfinite(norm) ? "" : " SKIPPED", lr, seconds * 1e3, (double)o.tokens_per_step / seconds, percent,
+                      format_duration(left, smooth_seconds * (double)(o.max_steps - step)));
+        logger_metrics(&log, "step", (double)step, "loss", loss, "norm", norm, "lr", lr, "ms", seconds * 1e3, "tokens_per_second",
+                       (double)o.tokens_per_step / seconds, "gflops", flop / seconds / 1e9, NULL);
+    }
+
+    loader_close(&train);
+    if (o.val_every) loader_close(&val);
+    tokenizer_free(&tokenizer);
+    t6_free(&t);
+    logger_close(&log);
+    return 0;
+}
+#endif
