@@ -63,7 +63,7 @@ $(P)train_t6: train_t6.c Makefile | check-libraries
 # only one function stays visible.
 $(P)test_t6: test_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
-	$(CC) $(TRAINER) -DREAL=double -c $< -o $@.f64.o
+	$(CC) $(TRAINER) -DREAL=double -DDIFFERENCES -c $< -o $@.f64.o
 	objcopy --keep-global-symbol=check_gradients_f64 $@.f64.o
 	$(CC) $(TRAINER) $< $@.f64.o -o $@ $(TRAINER_LIBS)
 
