@@ -993,7 +993,7 @@ static void parse_flags(Program *p, int argc, char **argv) {
     if (!p->out) die(EXIT_INPUT, "-o DIR/NAME is missing; tokenize --help");
     const char *slash = strrchr(p->out, '/'), *name = slash ? slash + 1 : p->out;
     if (!*name) die(EXIT_INPUT, "-o %s: the name behind the folder is missing", p->out);
-    p->folder = !slash ? xasprintf(".") : slash == p->out ? xasprintf("/") : xasprintf("%.*s", (int)(slash - p->out), p->out);
+    p->folder = xasprintf("%.*s", slash > p->out ? (int)(slash - p->out) : 1, slash ? p->out : ".");
     p->name = xasprintf("%s", name);
 }
 

@@ -24,7 +24,8 @@
 #define GPT2_FILE_XXH64 0xEE99BD9E71C2C951ULL
 #define NO_TOKEN 0xFFFF                     // no merge; also the mark of a byte that was merged into the one before it
 #define PAIR_BITS 17                        // 2^17 slots for 50,000 merges
-#define CACHE_BITS 16                       // piece cache: 2^16 entries of 32 bytes, 2 MB a thread
+#define CACHE_BITS 16                       // piece cache: 2^16 pairs of 32 bytes, 4 MB a thread
+#define PIECES_AHEAD 32                    // looked up in the cache together
 #define SHORT_PIECE 64                      // bytes up to which a scan for the best pair beats the heap
 
 typedef struct {
@@ -51,7 +52,7 @@ typedef struct {
 } CachedPiece;
 
 typedef struct {
-    CachedPiece *cache;                     // (2^CACHE_BITS) direct-mapped
+    CachedPiece (*cache)[2];                // (2^CACHE_BITS) pairs, the newer first
     uint32_t *next, *prev;                  // (capacity) links between the live tokens of a long piece
     uint64_t *heap;                         // (2 * capacity) merged token << 32 | place: lowest rank first, then leftmost
     size_t capacity;
@@ -276,7 +277,7 @@ LLMC_FN void tokenizer_prepare(Tokenizer *t) {
 
 LLMC_FN void encode_scratch_init(EncodeScratch *s) {
     memset(s, 0, sizeof *s);
-    s->cache = (CachedPiece *)xcalloc((size_t)1 << CACHE_BITS, sizeof *s->cache);
+    s->cache = (CachedPiece (*)[2])xcalloc((size_t)1 << CACHE_BITS, sizeof *s->cache);
 }
 
 LLMC_FN void encode_scratch_free(EncodeScratch *s) {
@@ -332,6 +333,16 @@ LLMC_FN const unsigned char *run_end_(const Tokenizer *t, const unsigned char *t
     return text;
 }
 
+// How many of the eight bytes are ASCII letters before the first that is not.
+LLMC_FN size_t leading_letters_(const unsigned char text[8]) {
+    const uint64_t ones = 0x0101010101010101ULL, high = ones << 7;
+    uint64_t w;
+    memcpy(&w, text, 8);
+    uint64_t lower = w | ones * 0x20;                           // a carry out of a byte >= 0x80 spoils only those after it
+    uint64_t stop = ((lower + ones * (0x7F - 'z')) | ~(lower + ones * (0x80 - 'a')) | w) & high;
+    return stop ? (size_t)__builtin_ctzll(stop) / 8 : 8;
+}
+
 // The end of the piece that starts at text < end: the pattern at the head of this file.
 LLMC_FN const unsigned char *piece_end_(const Tokenizer *t, const unsigned char *text, const unsigned char *end, EncodeScratch *s) {
     size_t length;
@@ -341,6 +352,11 @@ LLMC_FN const unsigned char *piece_end_(const Tokenizer *t, const unsigned char 
         if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) return text + 3;
     }
     const unsigned char *first = text + (*text == ' ' && end - text > 1);
+    if (end - first > 16) {                                     // most pieces: a word of up to 15 ASCII letters
+        size_t n = leading_letters_(first);
+        if (n == 8) n += leading_letters_(first + 8);
+        if (n > 0 && n < 16 && first[n] < 0x80) return first + n;
+    }
     enum CharClass run = char_at_(t, first, end, &length);
     if (run != CLASS_SPACE) return run_end_(t, first, end, run, s);
 
@@ -349,6 +365,20 @@ LLMC_FN const unsigned char *piece_end_(const Tokenizer *t, const unsigned char 
     for (const unsigned char *c = text; c < end && char_at_(t, c, end, &length) == CLASS_SPACE; c += length) last = c;
     char_at_(t, last, end, &length);
     return last + length == end || last == text ? last + length : last;
+}
+
+// A piece of at most 15 bytes as the key of the cache: its bytes, zero-padded, and its length in the last. readable: how
+// many bytes there are from the piece on.
+LLMC_FN void piece_key_(const unsigned char *piece, size_t n, size_t readable, uint64_t key[2]) {
+    key[0] = key[1] = 0;
+    if (readable >= 16) {
+        memcpy(key, piece, 16);
+        key[0] &= UINT64_MAX >> (n < 8 ? 64 - 8 * n : 0);      // no branches: lengths cannot be predicted
+        key[1] &= n > 8 ? UINT64_MAX >> (128 - 8 * n) : 0;
+    } else {
+        memcpy(key, piece, n);
+    }
+    key[1] |= (uint64_t)n << 56;
 }
 
 // Encodes the text, one document, without end-of-text tokens. out has room for `bytes` tokens. Returns how many there are.
@@ -360,36 +390,42 @@ LLMC_FN size_t tokenizer_encode(const Tokenizer *t, const void *text, size_t byt
         return bytes;
     }
     while (p < end) {
-        const unsigned char *next = piece_end_(t, p, end, s);
-        size_t n = (size_t)(next - p);
-        if (n > 15) {
-            o += merge_piece_(t, p, n, o, s);
-            p = next;
-            continue;
-        }
-        uint64_t key[2] = {0, 0};
-        if (end - p >= 16) {
-            memcpy(key, p, 16);
-            if (n < 8) key[0] &= ((uint64_t)1 << 8 * n) - 1, key[1] = 0;
-            else key[1] &= ((uint64_t)1 << 8 * (n - 8)) - 1;
-        } else {
-            memcpy(key, p, n);
-        }
-        key[1] |= (uint64_t)n << 56;
-        uint64_t hash = (key[0] ^ key[1] * 0x9E3779B97F4A7C15ULL) * 0xD6E8FEB86659FD93ULL;
-        CachedPiece *c = &s->cache[hash >> (64 - CACHE_BITS)];
-        if (c->key[0] == key[0] && c->key[1] == key[1]) {
-            for (int i = 0; i < c->count; i++) *o++ = c->tokens[i];
-        } else {
-            size_t count = merge_piece_(t, p, n, o, s);
-            if (count <= 7) {
-                c->key[0] = key[0], c->key[1] = key[1];
-                c->count = (uint16_t)count;
-                memcpy(c->tokens, o, count * sizeof *o);
+        // Some pieces at a time, so that the cache's memory is asked for well before it is needed.
+        struct { const unsigned char *text; size_t n; uint64_t key[2]; CachedPiece *cached; } pieces[PIECES_AHEAD], *q;
+        int count = 0;
+        for (q = pieces; count < PIECES_AHEAD && p < end; count++, q++) {
+            const unsigned char *next = piece_end_(t, p, end, s);
+            q->text = p, q->n = (size_t)(next - p);
+            if (q->n <= 15) {
+                piece_key_(p, q->n, (size_t)(end - p), q->key);
+                uint64_t hash = (q->key[0] ^ q->key[1] * 0x9E3779B97F4A7C15ULL) * 0xD6E8FEB86659FD93ULL;
+                q->cached = s->cache[hash >> (64 - CACHE_BITS)];
+                __builtin_prefetch(q->cached);
             }
-            o += count;
+            p = next;
         }
-        p = next;
+        for (q = pieces; q < pieces + count; q++) {
+            CachedPiece *c = q->cached;
+            if (q->n > 15) {
+                o += merge_piece_(t, q->text, q->n, o, s);
+                continue;
+            }
+            c += ((c->key[0] ^ q->key[0]) | (c->key[1] ^ q->key[1])) != 0;
+            if (((c->key[0] ^ q->key[0]) | (c->key[1] ^ q->key[1])) == 0) {
+                *o++ = c->tokens[0];
+                for (int i = 1; i < c->count; i++) *o++ = c->tokens[i];
+                continue;
+            }
+            size_t n = merge_piece_(t, q->text, q->n, o, s);
+            if (n <= 7) {
+                *c = q->cached[0];                              // the older of the two makes way
+                c = q->cached;
+                c->key[0] = q->key[0], c->key[1] = q->key[1];
+                c->count = (uint16_t)n;
+                memcpy(c->tokens, o, n * sizeof *o);
+            }
+            o += n;
+        }
     }
     return (size_t)(o - out);
 }
