@@ -211,77 +211,74 @@ enum { QUERIES = 64 };
 // p (rows, end) = exp(s - lse) for `rows` queries from t0, s = q k^T / sqrt(HS), masked to 0 beyond each query's own position.
 // FIND_LSE writes the lse, USE_LSE reads it.
 typedef enum { FIND_LSE, USE_LSE } LseMode;
-void attention_probabilities_(real *p, real *lse, const real *q, const real *k, int64_t t0, int64_t rows, int64_t D, int64_t HS, LseMode mode) {
+static void attention_probabilities(real *p, real *lse, const real *q, const real *k, int64_t t0, int64_t rows, int64_t D, int64_t HS, LseMode mode) {
     int64_t end = t0 + rows;
     gemm(p, end, q, D, AS_IS, k, D, TRANSPOSED, rows, end, HS, (real)(1 / sqrt((double)HS)), 0);
     for (int64_t i = 0; i < rows; i++) {
         real *row = p + i * end;
         int64_t n = t0 + i + 1;
+        real shift = lse[i];
+        double sum = 0;
         if (mode == FIND_LSE) {
-            real largest = row[0];
-            double sum = 0;
-            for (int64_t j = 1; j < n; j++) largest = row[j] > largest ? row[j] : largest;
-            for (int64_t j = 0; j < n; j++) sum += exp(row[j] - largest);
-            lse[i] = largest + (real)log(sum);
+            shift = row[0];
+            for (int64_t j = 1; j < n; j++) shift = row[j] > shift ? row[j] : shift;
         }
-        for (int64_t j = 0; j < n; j++) row[j] = exp(row[j] - lse[i]);
+        for (int64_t j = 0; j < n; j++) sum += row[j] = exp(row[j] - shift);
         for (int64_t j = n; j < end; j++) row[j] = 0;
+        if (mode == FIND_LSE) {
+            lse[i] = shift + (real)log(sum);
+            for (int64_t j = 0; j < n; j++) row[j] *= (real)(1 / sum);
+        }
     }
 }
 
-void attention_forward(real *y, real *lse, const real *q, const real *k, const real *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp) {
+// scratch (threads, 2, QUERIES, T), here and in the backward pass
+void attention_forward(real *y, real *lse, real *scratch, const real *q, const real *k, const real *v, int64_t B, int64_t T, int64_t NH, int64_t HS,
+                       int64_t Dp) {
     int64_t D = NH * HS;
-    #pragma omp parallel
-    {
-        real *p = xmalloc((size_t)(QUERIES * T) * sizeof *p);
-        #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t b = 0; b < B; b++)
-            for (int64_t h = 0; h < NH; h++) {
-                int64_t at = b * T * D + h * HS;
-                for (int64_t t = 0; t < T; t += QUERIES) {
-                    int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
-                    attention_probabilities_(p, lse + (b * NH + h) * T + t, q + at + t * D, k + at, t, rows, D, HS, FIND_LSE);
-                    gemm(y + (b * T + t) * Dp + h * HS, Dp, p, end, AS_IS, v + at, D, AS_IS, rows, HS, end, 1, 0);
-                }
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t h = 0; h < NH; h++) {
+            real *p = scratch + omp_get_thread_num() * 2 * QUERIES * T;
+            int64_t at = b * T * D + h * HS;
+            for (int64_t t = 0; t < T; t += QUERIES) {
+                int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
+                attention_probabilities(p, lse + (b * NH + h) * T + t, q + at + t * D, k + at, t, rows, D, HS, FIND_LSE);
+                gemm(y + (b * T + t) * Dp + h * HS, Dp, p, end, AS_IS, v + at, D, AS_IS, rows, HS, end, 1, 0);
             }
-        free(p);
-    }
+        }
 }
 
 // With p rebuilt from lse and row sums delta = sum_j p dp = <dy, y>:
 //   dv = p^T dy;  dp = dy v^T;  ds = p (dp - delta) / sqrt(HS);  dq = ds k;  dk = ds^T q
-void attention_backward(real *dq, real *dk, real *dv, const real *dy, const real *y, const real *lse, const real *q, const real *k, const real *v,
-                        int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp) {
+void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real *dy, const real *y, const real *lse, const real *q, const real *k,
+                        const real *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp) {
     int64_t D = NH * HS;
     real scale = (real)(1 / sqrt((double)HS));
-    #pragma omp parallel
-    {
-        real *p = xmalloc((size_t)(2 * QUERIES * T) * sizeof *p), *ds = p + QUERIES * T;
-        #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t b = 0; b < B; b++)
-            for (int64_t h = 0; h < NH; h++) {
-                int64_t at = b * T * D + h * HS;
-                for (int64_t t = 0; t < T; t++) {
-                    memset(dk + at + t * D, 0, (size_t)HS * sizeof *dk);
-                    memset(dv + at + t * D, 0, (size_t)HS * sizeof *dv);
-                }
-                for (int64_t t = 0; t < T; t += QUERIES) {
-                    int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
-                    const real *dy_t = dy + (b * T + t) * Dp + h * HS, *y_t = y + (b * T + t) * Dp + h * HS, *q_t = q + at + t * D;
-                    attention_probabilities_(p, (real *)lse + (b * NH + h) * T + t, q_t, k + at, t, rows, D, HS, USE_LSE);
-                    gemm(dv + at, D, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HS, rows, 1, 1);
-                    gemm(ds, end, dy_t, Dp, AS_IS, v + at, D, TRANSPOSED, rows, end, HS, 1, 0);
-                    for (int64_t i = 0; i < rows; i++) {
-                        real delta = 0;
-                        for (int64_t j = 0; j < HS; j++) delta += dy_t[i * Dp + j] * y_t[i * Dp + j];
-                        for (int64_t j = 0; j < end; j++) ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * scale;
-                    }
-                    gemm(dq + at + t * D, D, ds, end, AS_IS, k + at, D, AS_IS, rows, HS, end, 1, 0);
-                    gemm(dk + at, D, ds, end, TRANSPOSED, q_t, D, AS_IS, end, HS, rows, 1, 1);
-                }
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t h = 0; h < NH; h++) {
+            real *p = scratch + omp_get_thread_num() * 2 * QUERIES * T, *ds = p + QUERIES * T;
+            int64_t at = b * T * D + h * HS;
+            for (int64_t t = 0; t < T; t++) {
+                memset(dk + at + t * D, 0, (size_t)HS * sizeof *dk);
+                memset(dv + at + t * D, 0, (size_t)HS * sizeof *dv);
             }
-        free(p);
-    }
+            for (int64_t t = 0; t < T; t += QUERIES) {
+                int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
+                const real *dy_t = dy + (b * T + t) * Dp + h * HS, *y_t = y + (b * T + t) * Dp + h * HS, *q_t = q + at + t * D;
+                attention_probabilities(p, (real *)lse + (b * NH + h) * T + t, q_t, k + at, t, rows, D, HS, USE_LSE);
+                gemm(dv + at, D, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HS, rows, 1, 1);
+                gemm(ds, end, dy_t, Dp, AS_IS, v + at, D, TRANSPOSED, rows, end, HS, 1, 0);
+                for (int64_t i = 0; i < rows; i++) {
+                    real delta = 0;
+                    for (int64_t j = 0; j < HS; j++) delta += dy_t[i * Dp + j] * y_t[i * Dp + j];
+                    for (int64_t j = 0; j < end; j++) ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * scale;
+                }
+                gemm(dq + at + t * D, D, ds, end, AS_IS, k + at, D, AS_IS, rows, HS, end, 1, 0);
+                gemm(dk + at, D, ds, end, TRANSPOSED, q_t, D, AS_IS, end, HS, rows, 1, 1);
+            }
+        }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -352,6 +349,7 @@ typedef struct {
     real *x, *nf, *rstdf;   // (N, C), (N, C), (N)  residual stream, normed input of the classifier
     real *q, *k, *v;        // (N, D)               rebuilt from the factors in the backward pass
     real *s;                // (N, Fp)
+    real *scratch;          // (threads, 2, QUERIES, T)  of attention
     real *logits;           // (CLASSIFIER_ROWS, Vp)
     real *rope;             // (T, HS)
     // gradients
@@ -363,19 +361,20 @@ typedef struct {
 } Activations;
 
 typedef struct { void **pointer; size_t elements, bytes; } Buffer;
-enum { NUM_BUFFERS = 28 };
+enum { NUM_BUFFERS = 29 };
 
 // The table behind Activations: where each pointer is and how much it needs.
 static void activation_table(Activations *a, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
     const Config *c = &m->config;
     size_t L = (size_t)c->n_layer, N = (size_t)(B * T), C = (size_t)c->n_embd, D = (size_t)m->D, Dp = (size_t)m->Dp, Fp = (size_t)m->Fp, Pp = (size_t)m->Pp;
     size_t lse = (size_t)(B * c->n_head * T), logits = (size_t)(CLASSIFIER_ROWS * m->Vp), R = sizeof(real);
+    size_t scratch = (size_t)(omp_get_max_threads() * 2 * QUERIES * T);
     const Buffer table[NUM_BUFFERS] = {
         {(void **)&a->n1, L * N * C, R}, {(void **)&a->rstd1, L * N, R}, {(void **)&a->fac, L * N * Pp, R}, {(void **)&a->y, L * N * Dp, R},
         {(void **)&a->lse, L * lse, R}, {(void **)&a->n2, L * N * C, R}, {(void **)&a->rstd2, L * N, R}, {(void **)&a->u, L * N * 2 * Fp, R},
         {(void **)&a->x, N * C, R}, {(void **)&a->nf, N * C, R}, {(void **)&a->rstdf, N, R},
         {(void **)&a->q, N * D, R}, {(void **)&a->k, N * D, R}, {(void **)&a->v, N * D, R}, {(void **)&a->s, N * Fp, R},
-        {(void **)&a->logits, logits, R}, {(void **)&a->rope, (size_t)(T * c->head_dim), R},
+        {(void **)&a->scratch, scratch, R}, {(void **)&a->logits, logits, R}, {(void **)&a->rope, (size_t)(T * c->head_dim), R},
         {(void **)&a->dx, N * C, R}, {(void **)&a->dn, N * C, R}, {(void **)&a->dq, N * D, R}, {(void **)&a->dk, N * D, R}, {(void **)&a->dv, N * D, R},
         {(void **)&a->dfac, N * Pp, R}, {(void **)&a->dy, N * Dp, R}, {(void **)&a->du, N * 2 * Fp, R}, {(void **)&a->ds, N * Fp, R},
         {(void **)&a->inputs, N, sizeof(int32_t)}, {(void **)&a->targets, N, sizeof(int32_t)}};
@@ -459,7 +458,7 @@ void t6_forward(T6 *t, const int32_t *idx, int64_t B, int64_t T) {
         rope(fac, &m->q, a->rope, B, T, HS, m->Pp, ROTATE);
         rope(fac, &m->k, a->rope, B, T, HS, m->Pp, ROTATE);
         layer_qkv(t, l, N);
-        attention_forward(y, a->lse + l * B * NH * T, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
+        attention_forward(y, a->lse + l * B * NH * T, a->scratch, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
         linear_forward(a->x, y, w + m->wo, N, m->Dp, C, 1);
 
         rmsnorm_forward(n2, a->rstd2 + l * N, a->x, N, C, c->rms_eps);
@@ -508,7 +507,7 @@ void t6_backward(T6 *t, const int32_t *idx, int64_t B, int64_t T) {
 
         linear_backward(a->dy, dw + m->wo, a->dx, y, w + m->wo, N, m->Dp, C);
         layer_qkv(t, l, N);
-        attention_backward(a->dq, a->dk, a->dv, a->dy, y, a->lse + l * B * NH * T, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
+        attention_backward(a->dq, a->dk, a->dv, a->scratch, a->dy, y, a->lse + l * B * NH * T, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
         heads_backward(a->dfac, a->dq, fac, &m->q, N, NH, HS, m->Pp);
         heads_backward(a->dfac, a->dk, fac, &m->k, N, NH, HS, m->Pp);
         heads_backward(a->dfac, a->dv, fac, &m->v, N, NH, HS, m->Pp);
@@ -590,16 +589,15 @@ static double available_memory_bytes(void) {
 // Says what the run will take, and stops where the machine does not have it.
 static void print_plan(const TrainOptions *o, const Model *m, Logger *log) {
     double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len);
-    double scratch = omp_get_max_threads() * 2.0 * QUERIES * (double)o->seq_len * sizeof(real), GiB = 0x1p30;
-    double need = 4 * weights + acts + scratch, have = available_memory_bytes();
+    double need = 4 * weights + acts, have = available_memory_bytes(), GiB = 0x1p30;
     const Config *c = &m->config;
     logger_printf(log, "model: %s %s, %.1fM parameters: L %" PRId64 ", C %" PRId64 ", %" PRId64 " heads of %" PRId64 ", MLP %" PRId64 ", vocabulary %" PRId64 "\n",
                   o->model, attn_name(c->attn), (double)m->num_parameters / 1e6, c->n_layer, c->n_embd, c->n_head, c->head_dim, m->F, c->vocab_size);
     if (c->attn == ATTN_TPA || c->attn == ATTN_TPA_KVONLY)
         logger_printf(log, "ranks: q %d, k %d, v %d; a token's cache is %" PRId64 " numbers a layer, MHA's would be %" PRId64 "\n",
                       m->q.kind == HEADS_FACTORED ? m->q.R : 0, m->k.R, m->v.R, (m->k.R + m->v.R) * (c->n_head + c->head_dim), 2 * m->D);
-    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f + threads %.2f = %.2f GiB of %.2f available\n",
-                  weights / GiB, weights / GiB, 2 * weights / GiB, acts / GiB, scratch / GiB, need / GiB, have / GiB);
+    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f = %.2f GiB of %.2f available\n",
+                  weights / GiB, weights / GiB, 2 * weights / GiB, acts / GiB, need / GiB, have / GiB);
     logger_printf(log, "step: %" PRId64 " x %" PRId64 " x %" PRId64 " = %" PRId64 " tokens (accumulation x batch x sequence), %.3g TFLOP; %" PRId64 " steps, %.4g tokens\n",
                   o->accum, o->batch_size, o->seq_len, o->tokens_per_step, model_flop_per_token(m, o->seq_len) * (double)o->tokens_per_step / 1e12,
                   o->max_steps, (double)o->max_steps * (double)o->tokens_per_step);
