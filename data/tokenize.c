@@ -54,8 +54,8 @@ typedef struct {
     // options
     const char *vocab, *out, *source;
     bool bytes;
-    uint64_t threads, shard_size, val_tokens, rows;
-    bool has_val_tokens, has_rows;
+    uint64_t threads, shard_size, val_tokens, rows, text_tokens;
+    bool has_val_tokens, has_rows, has_text_tokens;
     Mode mode;
     char **inputs;
     int num_inputs;
@@ -775,6 +775,10 @@ static void tokenize(Program *p) {
         snprintf(line, sizeof line, "the input has %" PRIu64 " rows instead of %" PRIu64 " (--rows): what wrote it failed; nothing is kept", p->documents + p->null_texts, p->rows);
         give_up(p, EXIT_INPUT, line);
     }
+    if (p->has_text_tokens && p->tokens - p->documents != p->text_tokens) {
+        snprintf(line, sizeof line, "the texts have %" PRIu64 " tokens instead of %" PRIu64 " (--tokens): they were changed or damaged; nothing is kept", p->tokens - p->documents, p->text_tokens);
+        give_up(p, EXIT_INPUT, line);
+    }
     if (open_array) fputs("]\n", stdout);
 }
 
@@ -940,6 +944,7 @@ static const char help[] =
     "  --shard-size N     tokens a shard (default 100000000)\n"
     "  --val-tokens N     tokens that are validation, from the first on (default: one shard; 0: none)\n"
     "  --rows N           the input must have exactly N documents, those with a null text included\n"
+    "  --tokens N         the texts must have exactly N tokens, end-of-text tokens not counted\n"
     "  --source FILE      add to the data set of this name, noting FILE in its manifest; nothing is done if it is there\n"
     "  -o DIR/NAME        where to write\n"
     "  -h, --help\n"
@@ -957,10 +962,10 @@ static uint64_t number(const char *flag, const char *s, uint64_t min, uint64_t m
 }
 
 static void parse_flags(Program *p, int argc, char **argv) {
-    enum { VOCAB = 256, BYTES, THREADS, SHARD_SIZE, VAL_TOKENS, ROWS, SOURCE, PRINT_IDS, DECODE, VERIFY };
+    enum { VOCAB = 256, BYTES, THREADS, SHARD_SIZE, VAL_TOKENS, ROWS, TOKENS, SOURCE, PRINT_IDS, DECODE, VERIFY };
     static const struct option flags[] = {
         {"vocab", 1, 0, VOCAB}, {"bytes", 0, 0, BYTES}, {"threads", 1, 0, THREADS}, {"shard-size", 1, 0, SHARD_SIZE}, {"val-tokens", 1, 0, VAL_TOKENS},
-        {"rows", 1, 0, ROWS}, {"source", 1, 0, SOURCE}, {"print-ids", 0, 0, PRINT_IDS}, {"decode", 0, 0, DECODE}, {"verify", 0, 0, VERIFY},
+        {"rows", 1, 0, ROWS}, {"tokens", 1, 0, TOKENS}, {"source", 1, 0, SOURCE}, {"print-ids", 0, 0, PRINT_IDS}, {"decode", 0, 0, DECODE}, {"verify", 0, 0, VERIFY},
         {"help", 0, 0, 'h'}, {0, 0, 0, 0}};
     static const char *stdin_only[] = {"-"};
     cpu_set_t cores;
@@ -977,6 +982,7 @@ static void parse_flags(Program *p, int argc, char **argv) {
         case SHARD_SIZE: p->shard_size = number("shard-size", optarg, 1, INT32_MAX); break;
         case VAL_TOKENS: p->val_tokens = number("val-tokens", optarg, 0, 1000000000000000), p->has_val_tokens = true; break;
         case ROWS: p->rows = number("rows", optarg, 0, 1000000000000000), p->has_rows = true; break;
+        case TOKENS: p->text_tokens = number("tokens", optarg, 0, 1000000000000000), p->has_text_tokens = true; break;
         case SOURCE: p->source = optarg; break;
         case PRINT_IDS: p->mode = MODE_PRINT_IDS; break;
         case DECODE: p->mode = MODE_DECODE; break;
