@@ -42,6 +42,7 @@ help:
 	@echo 'make                 the CPU programs: train_t6, data/tokenize, data/toy_corpus'
 	@echo 'make train_t6        the CPU trainer (the reference)'
 	@echo 'make test_t6         its gradient checks: finite differences and golden vectors; run ./test_t6'
+	@echo 'make test_units      tests of the headers in llmc/'
 	@echo 'make tokenize        text to token shards: data/tokenize'
 	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
 	@echo 'make test            every test there is (scripts/test.sh)'
@@ -67,6 +68,10 @@ $(P)test_t6: test_t6.c Makefile | check-libraries
 	objcopy --keep-global-symbol=check_gradients_f64 $@.f64.o
 	$(CC) $(TRAINER) $< $@.f64.o -o $@ $(TRAINER_LIBS)
 
+$(P)test_units: test/test_units.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(COMMON) $< -o $@ -lcjson -lm
+
 $(P)data/tokenize: data/tokenize.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) $< -o $@ -lzstd -lutf8proc -lcjson -lpthread
@@ -91,6 +96,6 @@ test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 test_t6 data/tokenize data/toy_corpus *.d *.o data/*.d
+	rm -rf build train_t6 test_t6 test_units data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d)

@@ -119,7 +119,7 @@ LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
 }
 
 // Opens the shards that `pattern` names (one path or a glob, in the order of their names). unit: --shuffle 0 leaves out what
-// does not fill a micro-batch of unit = B * world windows at a shard's end, as llm.c does; 1 leaves nothing out.
+// does not fill a micro-batch of unit = B windows at a shard's end, as llm.c does; 1 leaves nothing out.
 LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed, int rank, int world, Error *err) {
     memset(d, 0, sizeof *d);
     d->fd = -1, d->open_shard = -1;
