@@ -72,7 +72,7 @@ fi
 
 find_duckdb() {
     local d
-    for d in "${DUCKDB:-}" "$(type -P duckdb || true)" "$HOME/.duckdb/cli/latest/duckdb" "$here/duckdb/duckdb"; do
+    for d in "${DUCKDB:-}" "$(type -P duckdb || true)" "${HOME:-}/.duckdb/cli/latest/duckdb" "$here/duckdb/duckdb"; do
         [ -n "$d" ] && "$d" -version >/dev/null 2>&1 && { echo "$d"; return; }
     done
     return 1
@@ -114,7 +114,7 @@ if [ -n "$glob" ]; then
 else
     mkdir -p "$parquet"
     if [ ! -s "$parquet/files" ]; then
-        curl -fsSL --connect-timeout 20 --retry 5 "$url/api/datasets/HuggingFaceFW/fineweb-edu/tree/main/sample/${sample}T" -o "$scratch/tree.json" || code=1 \
+        curl -fsL --connect-timeout 20 --retry 5 "$url/api/datasets/HuggingFaceFW/fineweb-edu/tree/main/sample/${sample}T" -o "$scratch/tree.json" || code=1 \
             die "$url does not answer. This needs the network, or parquet files of FineWeb-Edu's sample/${sample}T that came another way: --parquet 'FOLDER/*.parquet'"
         query "list of files" "SELECT lfs.oid || '  ' || parse_filename(path) FROM read_json($(sql_name "$scratch/tree.json")) WHERE path LIKE '%.parquet' ORDER BY path" >"$parquet/SHA256SUMS"
         query "list of files" "SELECT size || ' ' || parse_filename(path) FROM read_json($(sql_name "$scratch/tree.json")) WHERE path LIKE '%.parquet' ORDER BY path" >"$scratch/files"
