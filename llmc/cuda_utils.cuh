@@ -109,4 +109,14 @@ __device__ inline float block_sum(float x, float *shared) {
     return x;
 }
 
+__device__ inline float block_max(float x, float *shared) {     // the same rules
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    x = warp_max(x);
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    x = warp_max(lane < warps ? shared[lane] : -INFINITY);
+    __syncthreads();
+    return x;
+}
+
 #endif
