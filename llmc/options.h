@@ -67,7 +67,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "min-lr", FLAG_REAL, &o->min_lr, NULL, 0, 1e3, "learning rate at the end of the cosine (preset)", 0},
         {'u', "warmup", FLAG_INT, &o->warmup_steps, NULL, 0, many, "steps of linear warm-up; 0: none (preset)", 0},
         {'c', "weight-decay", FLAG_REAL, &o->weight_decay, "0.1", 0, 1e3, "AdamW's decoupled decay, on every weight; 0: none", 0},
-        {0, "clip", FLAG_REAL, &o->clip, "1.0", 0, 1e30, "largest global gradient norm; 0: never clip", 0},
+        {0, "clip", FLAG_REAL, &o->clip, "1.0", 0, 1e9, "largest global gradient norm; 0: never clip", 0},
         {0, "beta1", FLAG_REAL, &o->beta1, "0.9", 0, 0.999999, "AdamW's decay of the first moment", 0},
         {0, "beta2", FLAG_REAL, &o->beta2, "0.95", 0, 0.999999, "AdamW's decay of the second moment", 0},
         {0, "adam-eps", FLAG_REAL, &o->adam_eps, "1e-8", 1e-30, 1, "AdamW's epsilon", 0},

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Every test there is, from a fresh Debian or Ubuntu: installs what is missing, builds with gcc and clang without a warning, with and
+# without OpenBLAS, and runs the tests plain and under the sanitizers. Ends with one line, "N passed, N failed".
+#   scripts/test.sh            at most 15 minutes on two cores
+#   scripts/test.sh --long     more kills, more damage, a minute of fuzzing
+set -uo pipefail
+cd "$(dirname "$0")/.."
+long=""
+[ "${1:-}" = --long ] && long=--long
+passed=0 failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# step NAME COMMAND...: one test of its own, its output shown only when it fails
+step() {
+    local name=$1 start=$SECONDS
+    shift
+    if "$@" >"$log" 2>&1; then
+        passed=$((passed + 1)); echo "ok   $name ($((SECONDS - start)) s)"
+    else
+        failed=$((failed + 1)); echo "FAIL $name"; tail -25 "$log" | sed 's/^/     /'
+    fi
+}
+
+# tests NAME COMMAND...: a program of many tests, whose last line is "N passed, N failed"; one that ends otherwise counts as failed
+tests() {
+    local name=$1 start=$SECONDS last p f rc
+    shift
+    "$@" >"$log" 2>&1
+    rc=$?
+    last=$(tail -1 "$log")
+    if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed ]]; then
+        p=${BASH_REMATCH[1]} f=${BASH_REMATCH[2]}
+        [ "$rc" != 0 ] && [ "$f" = 0 ] && f=1
+        [ "$p" = 0 ] && [ "$f" = 0 ] && f=1
+    else
+        p=0 f=1
+    fi
+    passed=$((passed + p)) failed=$((failed + f))
+    if [ "$f" = 0 ]; then
+        echo "ok   $name: $p tests ($((SECONDS - start)) s)"
+    else
+        echo "FAIL $name: $last"; grep -v '^ok' "$log" | tail -25 | sed 's/^/     /'
+    fi
+}
+
+scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
+
+programs() { echo "$1/train_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
+step "headers compile alone" make -s headers
+step "gcc, no warnings" make -s OUT=build/gcc CC=gcc $(programs build/gcc)
+step "clang, no warnings" make -s OUT=build/clang CC=clang $(programs build/clang)
+step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc build/plain/train_t6 build/plain/test_t6
+step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
+step "shell scripts parse" bash -n scripts/*.sh data/*.sh test/*.sh
+
+for b in gcc clang plain sanitize; do tests "gradients and golden vectors, $b" build/$b/test_t6; done
+fuzz=5; [ -n "$long" ] && fuzz=60
+for b in gcc sanitize; do tests "units, $b" build/$b/test_units --fuzz $fuzz; done
+for b in gcc sanitize; do tests "toy corpus, $b" build/$b/data/toy_corpus --check; done
+tests "training program" env BIN=build/gcc test/test_train.sh $long
+tests "training program, sanitizers" env BIN=build/sanitize test/test_train.sh
+tests "tokenizer and data scripts" env TOKENIZE=build/gcc/data/tokenize test/test_data.sh $long
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
