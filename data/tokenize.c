@@ -18,6 +18,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdbool.h>
+#include <sys/file.h>
 #include <zstd.h>
 
 #include "llmc/shard.h"
@@ -74,6 +75,7 @@ typedef struct {
     int first_new;                      // the first shard that this run writes; those before are as they were
     uint64_t position;                  // in the token stream
     int shard_fd;                       // the shard being written, the last in the manifest; -1 when there is none
+    int lock_fd;                        // the first shard of this run, locked until the end
     ManifestEntry this_source;
     int source_rc;
     Error source_err;
@@ -562,8 +564,12 @@ static void shard_header(int32_t header[SHARD_HEADER_INTS], uint64_t tokens) {
 static int shard_create(Program *p, int shard, Error *err) {
     int32_t header[SHARD_HEADER_INTS];
     char *aside = shard_path(p, shard, ".tmp");
-    int rc = p->shard_fd = open(aside, O_RDWR | O_CREAT | O_TRUNC, 0666);
-    if (rc < 0) fail(err, "%s: cannot create: %s", aside, strerror(errno));
+    int rc = p->shard_fd = open(aside, O_RDWR | O_CREAT, 0666);
+    if (rc >= 0 && p->lock_fd < 0) {
+        if (flock(rc, LOCK_EX | LOCK_NB) != 0) die(EXIT_INPUT, "%s: another run is writing this data set; wait for it, or take another name", aside);
+        p->lock_fd = dup(rc);
+    }
+    if (rc < 0 || ftruncate(rc, 0) != 0) rc = fail(err, "%s: cannot create: %s", aside, strerror(errno));
     else {
         shard_header(header, 0);
         rc = write_exactly(p->shard_fd, header, sizeof header, aside, err);
@@ -972,7 +978,7 @@ static void parse_flags(Program *p, int argc, char **argv) {
     p->vocab = "data/gpt2.tiktoken";
     p->threads = sched_getaffinity(0, sizeof cores, &cores) == 0 ? (uint64_t)CPU_COUNT(&cores) : 1;
     p->shard_size = 100000000;
-    p->shard_fd = -1;
+    p->shard_fd = p->lock_fd = -1;
     for (int c; (c = getopt_long(argc, argv, "o:h", flags, NULL)) != -1;) {
         switch (c) {
         case 'o': p->out = optarg; break;

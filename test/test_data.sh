@@ -1,0 +1,467 @@
+#!/bin/bash
+# Tests of the data path: data/tokenize, data/fineweb_edu.sh, llmc/tokenizer.h.
+#
+#     test/test_data.sh [--long] [TEST...]
+#
+# Environment: TOKENIZE (the program to test, default data/tokenize; one built with sanitizers will do), CC, CFLAGS (for
+# test_tokenize.c), DUCKDB. A test prints "ok NAME", "FAIL NAME: why" or "skip NAME: why"; the last line has the sums.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD data=$PWD/test/data vocab=$PWD/test/data/gpt2.tiktoken
+export TOKENIZE=${TOKENIZE:-$root/data/tokenize} SLOW_MACHINE=1
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-halt_on_error=1}
+kills=20 flips=30 documents=5000
+[ "${1:-}" = --long ] && { kills=200 flips=300 documents=200000; shift; }
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+seed=${SEED:-$(date +%s)}
+RANDOM=$seed
+echo "# $TOKENIZE, SEED=$seed"
+
+passed=0 failed=0
+run_test() {
+    local name=$1 why
+    shift
+    if why=$("test_$name" 2>&1); then
+        if [[ $why == skip:* ]]; then echo "skip $name:${why#skip:}"; else echo "ok $name${why:+ ($why)}"; passed=$((passed + 1)); fi
+    else
+        echo "FAIL $name: $(tr '\n' ' ' <<<"$why")"
+        failed=$((failed + 1))
+    fi
+    rm -rf "${tmp:?}"/*
+}
+
+tok() { "$TOKENIZE" --vocab "$vocab" "$@"; }
+quiet() { "$@" 2>"$tmp/stderr" || { cat "$tmp/stderr"; return 1; }; }
+tokens_of() { for f in "$@"; do tail -c +1025 "$f"; done; }     # of shards, without their headers
+say() { echo "$*"; return 1; }
+
+# rejects CODE PATTERN COMMAND...: it must exit with CODE and say one line that has PATTERN.
+rejects() {
+    local code=$1 pattern=$2 got
+    shift 2
+    "$@" >"$tmp/stdout" 2>"$tmp/stderr"
+    got=$?
+    grep -q -e Sanitizer -e 'runtime error' "$tmp/stderr" && { say "$*: $(cat "$tmp/stderr")"; return; }
+    [ $got = "$code" ] || { say "$*: exit code $got instead of $code; it said: $(cat "$tmp/stderr")"; return; }
+    grep -q -e "$pattern" "$tmp/stderr" || { say "$*: no word of \"$pattern\" in: $(cat "$tmp/stderr")"; return; }
+    [ "$(wc -l <"$tmp/stderr")" = 1 ] || { say "$*: more than one line: $(cat "$tmp/stderr")"; return; }
+}
+
+# No shard with a final name but whole ones: as many bytes as its header says.
+all_whole() {   # FOLDER
+    local f
+    for f in "$1"/*.bin; do
+        [ -e "$f" ] || continue
+        [ "$(od -An -j8 -N4 -td4 "$f" | tr -d ' ')" = $((($(stat -c %s "$f") - 1024) / 2)) ] || { say "$f is not whole"; return; }
+    done
+}
+nothing_left() {    # FOLDER
+    [ ! -d "$1" ] || [ -z "$(ls "$1")" ] || say "left behind: $(ls "$1")"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+test_encoder() {
+    ${CC:-cc} -O2 ${CFLAGS:-} test/test_tokenize.c -o "$tmp/test_tokenize" -lutf8proc && "$tmp/test_tokenize" "$vocab" $documents "$seed"
+}
+
+test_cases() {
+    quiet tok --print-ids "$data/cases.jsonl" >"$tmp/ids" || return
+    sed 's/.*"ids":\(\[[0-9,]*\]\)}$/\1/' "$data/cases.jsonl" | cmp - "$tmp/ids" || return
+    echo "$(wc -l <"$tmp/ids") cases"
+}
+
+test_sample() {
+    quiet tok -o "$tmp/a/s" "$data/sample.jsonl.zst" || return
+    tokens_of "$tmp/a/s_val_000000.bin" | cmp - "$data/sample.u16" || return
+    grep -q '"documents": 200,' "$tmp/a/s_manifest.json" && grep -q '"tokens": 393524, "bytes": 1648206,' "$tmp/a/s_manifest.json" || say "$(cat "$tmp/a/s_manifest.json")"
+}
+
+# The same bytes whatever the threads and the way in; all tokens in order whatever the shard size.
+test_threads() {
+    local n
+    zstd -qdc "$data/sample.jsonl.zst" >"$tmp/s.jsonl"
+    for n in 1 2 3 8; do quiet tok --threads $n --shard-size 50000 --val-tokens 70000 -o "$tmp/$n/s" "$data/sample.jsonl.zst" "$tmp/s.jsonl" || return; done
+    for n in 2 3 8; do diff -r "$tmp/1" "$tmp/$n" || return; done
+    cat "$data/sample.jsonl.zst" "$data/sample.jsonl.zst" | quiet tok --shard-size 50000 --val-tokens 70000 -o "$tmp/in/s" || return
+    diff -r "$tmp/1" "$tmp/in" || return
+    tokens_of "$tmp"/1/s_val_000000.bin "$tmp"/1/s_val_000001.bin "$tmp"/1/s_train_* | cmp - <(cat "$data/sample.u16" "$data/sample.u16") || return
+    [ "$(stat -c %s "$tmp/1/s_val_000001.bin")" = $((1024 + 2 * 20000)) ] || say "validation is not 70000 tokens"
+    quiet "$TOKENIZE" --verify "$tmp/1/s" | tail -n 1 | grep -q '^ok .*400 documents' || say "--verify did not agree"
+}
+
+test_plain_text() {
+    local form
+    zstd -qdc "$data/sample.jsonl.zst" >"$tmp/a.txt"
+    head -c 100000 /dev/urandom >"$tmp/b.bin"
+    : >"$tmp/c.txt"
+    for form in --vocab=$vocab --bytes; do
+        rm -rf "$tmp/o"
+        quiet "$TOKENIZE" $form --shard-size 100000 --val-tokens 1 -o "$tmp/o/s" "$tmp/a.txt" "$tmp/b.bin" "$tmp/c.txt" || return
+        quiet "$TOKENIZE" $form --decode "$tmp"/o/s_val_* "$tmp"/o/s_train_* | cmp - <(for f in a.txt b.bin c.txt; do printf '<|endoftext|>'; cat "$tmp/$f"; done) || return
+        quiet "$TOKENIZE" --verify "$tmp/o/s" >/dev/null || return
+    done
+    # Blocks of a text are cut where it does not show.
+    for i in 1 2 3; do cat "$tmp/a.txt"; done >"$tmp/d.txt"
+    quiet tok --print-ids "$tmp/d.txt" | tr -d '[]' | tr ',' '\n' >"$tmp/ids" || return
+    python3 -c 'import json, sys; print(json.dumps({"text": open(sys.argv[1], newline="").read()}))' "$tmp/d.txt" >"$tmp/d.jsonl" 2>/dev/null || return 0
+    quiet tok --print-ids "$tmp/d.jsonl" | tr -d '[]' | tr ',' '\n' | cmp - "$tmp/ids"
+}
+
+test_json() {
+    cat >"$tmp/a.jsonl" <<'END'
+{"text": "\u0041\ud83d\ude00\"\\\/\b\f\n\r\t\u00E9\u0000z"}
+
+  { "n" : [1, -2.5e+3, {"text": "inner"}, [], {}], "te\u0078t" : "key" , "t": true, "u": null }  
+{"text":null,"id":1}
+{"text":""}
+{"text":"\ud800x\udc00\ud800\ud800\udc00"}
+END
+    printf '{"text":"a\xff\xc3"}\r\n{"text":"last"}' >>"$tmp/a.jsonl"
+    quiet tok -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    quiet tok --decode "$tmp/o/s_val_000000.bin" >"$tmp/back"
+    local e='<|endoftext|>'
+    printf "${e}A\xf0\x9f\x98\x80\"\\\\/\b\f\n\r\t\xc3\xa9\0z${e}key${e}${e}\xef\xbf\xbdx\xef\xbf\xbd\xef\xbf\xbd\xf0\x90\x80\x80${e}a\xff\xc3${e}last" | cmp - "$tmp/back" || return
+    grep -q '"null_texts": 1,' "$tmp/o/s_manifest.json" && grep -q '"invalid_utf8_texts": 2,' "$tmp/o/s_manifest.json" && grep -q '"documents": 6,' "$tmp/o/s_manifest.json" || { say "wrong counts: $(cat "$tmp/o/s_manifest.json")"; return; }
+    [ "$(printf '{"text":"a"}\n{"text":null}\n{"text":""}\n{"text":"b c"}' | tok --print-ids | tr '\n' ' ')" = '[64] null [] [65,269] ' ] || say "--print-ids is wrong"
+}
+
+test_bad_json() {
+    local line n=0
+    while IFS= read -r line; do
+        printf '{"text":"good"}\n%b\n{"text":"good"}\n' "$line" >"$tmp/bad.jsonl"
+        rejects 2 'bad.jsonl: line 2, byte' tok -o "$tmp/o/s" "$tmp/bad.jsonl" || return
+        nothing_left "$tmp/o" || return
+        n=$((n + 1))
+    done <<'END'
+{"text":"cut
+{"text":"cut"
+{"text":"cut\\
+{"text":"cut\\u12
+{"text":"a"} {"text":"b"}
+{"text":"a"}}
+{"text":5}
+{"text":["a"]}
+{"texts":"a"}
+{}
+[]
+"text"
+{"text":"a" "id":1}
+{"text":"a","id":}
+{"text":"a","id":01}
+{"text":"a","id":1.}
+{"text":"a","id":nul}
+{"text":"a","id":[1,]}
+{"text":"a","id":{"b"}}
+{"text":"a","text":"b"}
+{"text":"a\\q"}
+{"text":"a\\u12g4"}
+{"text":"tab\there"}
+{"text":"nul\0here"}
+{text:"a"}
+{"text":"a",}
+END
+    { printf '{"text":"a","deep":'; head -c 100000 /dev/zero | tr '\0' '['; } >"$tmp/bad.jsonl"
+    rejects 2 'nested too deep' tok -o "$tmp/o/s" "$tmp/bad.jsonl" || return
+    # each place where a good file can be cut, and each bit of it: an error or another text, never a crash
+    printf '{"id": 1.5, "text": "a\\u00e9\\ud83d\\ude00\\n", "x": [true, {"y": null}]}' >"$tmp/good.jsonl"
+    local size=$(stat -c %s "$tmp/good.jsonl") i b
+    for ((i = 1; i < size; i++)); do
+        head -c $i "$tmp/good.jsonl" >"$tmp/cut.jsonl"
+        rejects 2 'line 1, byte' tok -o "$tmp/o/s" "$tmp/cut.jsonl" || return
+    done
+    for ((i = 0; i < size; i += 3)); do
+        flip "$tmp/good.jsonl" "$tmp/flip.jsonl" $i $((i % 8))
+        tok --print-ids "$tmp/flip.jsonl" >/dev/null 2>"$tmp/stderr"
+        b=$?
+        [ $b = 0 ] || [ $b = 2 ] || { say "bit $i: exit code $b: $(cat "$tmp/stderr")"; return; }
+    done
+    echo "$n lines"
+}
+
+flip() {    # FROM TO BYTE BIT: a copy with one bit changed
+    cp "$1" "$2"
+    chmod u+w "$2"
+    printf "\\x$(printf %02x $((0x$(od -An -j"$3" -N1 -tx1 "$1" | tr -d ' ') ^ (1 << $4))))" | dd of="$2" bs=1 seek="$3" conv=notrunc status=none
+}
+
+test_bad_input() {
+    local z=$data/sample.jsonl.zst size i
+    size=$(stat -c %s "$z")
+    rejects 2 'nowhere.jsonl: cannot open' tok -o "$tmp/o/s" "$tmp/nowhere.jsonl" || return
+    rejects 2 'cannot read: Is a directory' tok -o "$tmp/o/s" "$tmp" || return
+    : >"$tmp/empty.jsonl.zst"
+    rejects 2 'does not start like zstd' tok -o "$tmp/o/s" "$tmp/empty.jsonl.zst" || return
+    printf 'PAR1....' >"$tmp/x.parquet"
+    rejects 2 'a parquet file' tok -o "$tmp/o/s" "$tmp/x.parquet" || return
+    for i in 5 100 $((size / 2)) $((size - 1)); do
+        head -c "$i" "$z" >"$tmp/cut.jsonl.zst"
+        rejects 2 'cut.jsonl.zst: ' tok -o "$tmp/o/s" "$tmp/cut.jsonl.zst" || return
+    done
+    for ((i = 0; i < flips; i++)); do
+        flip "$z" "$tmp/flip.jsonl.zst" $(((RANDOM * 32768 + RANDOM) % (size - 4) + 4)) $((RANDOM % 8))
+        if tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then     # some bits of a zstd header say nothing
+            tokens_of "$tmp/o/s_val_000000.bin" | cmp -s - "$data/sample.u16" || { say "a flipped bit changed the tokens unseen"; return; }
+            rm -rf "$tmp/o"
+        else
+            rejects 2 'flip.jsonl.zst: ' tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" || return
+        fi
+    done
+    nothing_left "$tmp/o" || return
+    head -c 800000 "$vocab" >"$tmp/v"
+    rejects 2 "not GPT-2's vocabulary" "$TOKENIZE" --vocab "$tmp/v" -o "$tmp/o/s" "$z" || return
+    flip "$vocab" "$tmp/v" 400000 1
+    rejects 2 "not GPT-2's vocabulary" "$TOKENIZE" --vocab "$tmp/v" -o "$tmp/o/s" "$z" || return
+    rejects 2 'rows instead of 201' tok --rows 201 -o "$tmp/o/s" "$z" || return
+    rejects 2 'tokens instead of 393325' tok --tokens 393325 -o "$tmp/o/s" "$z" || return
+    quiet tok --rows 200 --tokens 393324 -o "$tmp/p/s" "$z" || return
+    rejects 2 'there is a data set of this name' tok -o "$tmp/p/s" "$z" || return
+    nothing_left "$tmp/o"
+}
+
+test_bad_flags() {
+    local f v
+    for f in threads shard-size val-tokens rows tokens; do
+        for v in -1 junk 1.5 '' 99999999999999999999999; do rejects 2 "\-\-$f" tok --$f "$v" -o "$tmp/o/s" "$data/cases.jsonl" || return; done
+    done
+    for f in threads shard-size; do rejects 2 "\-\-$f 0" tok --$f 0 -o "$tmp/o/s" "$data/cases.jsonl" || return; done
+    rejects 2 'o DIR/NAME is missing' tok "$data/cases.jsonl" || return
+    rejects 2 'the name behind the folder' tok -o "$tmp/o/" "$data/cases.jsonl" || return
+    rejects 2 'no shard given' tok --decode || return
+    rejects 2 'unrecognized option' tok --nonsense || return
+    "$TOKENIZE" --help | grep -q 'usage: ' || say "--help does not help"
+}
+
+test_bad_shards() {
+    quiet tok --shard-size 200000 --val-tokens 100000 -o "$tmp/o/s" "$data/sample.jsonl.zst" || return
+    local s=$tmp/o/s_train_000001.bin
+    cp -r "$tmp/o" "$tmp/good"
+    flip "$tmp/good/s_train_000001.bin" "$s" 5000 0
+    "$TOKENIZE" --verify "$tmp/o/s" >"$tmp/out" && { say "--verify misses a flipped bit"; return; }
+    grep -q '^BAD .*s_train_000001.bin' "$tmp/out" || { say "--verify says: $(cat "$tmp/out")"; return; }
+    head -c 9999 "$tmp/good/s_train_000001.bin" >"$s"
+    "$TOKENIZE" --verify "$tmp/o/s" >"$tmp/out" && { say "--verify misses a cut shard"; return; }
+    rejects 2 'its header says' tok --decode "$s" || return
+    rejects 2 'not a token shard' tok --decode "$vocab" || return
+    rejects 2 'the vocabulary has 257' "$TOKENIZE" --bytes --decode "$tmp/good/s_val_000000.bin" || return
+    rm "$s"
+    "$TOKENIZE" --verify "$tmp/o/s" >/dev/null && { say "--verify misses a missing shard"; return; }
+    head -c 300 "$tmp/good/s_manifest.json" >"$tmp/o/s_manifest.json"
+    rejects 2 'not a manifest' "$TOKENIZE" --verify "$tmp/o/s" || return
+    quiet "$TOKENIZE" --verify "$tmp/good/s" >/dev/null
+}
+
+# Files added one by one give the shards that they give together; one that is in already is not added again.
+test_append() {
+    local i
+    zstd -qdc "$data/sample.jsonl.zst" >"$tmp/s.jsonl"
+    split -d -n l/7 --additional-suffix=.jsonl "$tmp/s.jsonl" "$tmp/part"
+    quiet tok --shard-size 60000 --val-tokens 70000 -o "$tmp/all/s" "$tmp"/part*.jsonl || return
+    for i in "$tmp"/part*.jsonl "$tmp/part03.jsonl"; do quiet tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return; done
+    for i in "$tmp"/all/*.bin; do cmp "$i" "$tmp/one/${i##*/}" || return; done
+    quiet "$TOKENIZE" --verify "$tmp/one/s" >/dev/null || return
+    rejects 2 'begun with --shard-size 60000' tok --source "$data/cases.jsonl" -o "$tmp/one/s" "$data/cases.jsonl" || return
+    echo >>"$tmp/part00.jsonl"
+    rejects 2 'another' tok --shard-size 60000 --val-tokens 70000 --source "$tmp/part00.jsonl" -o "$tmp/one/s" "$tmp/part00.jsonl" || return
+    flip "$tmp/all/s_train_000007.bin" "$tmp/one/s_train_000007.bin" 2000 0
+    rejects 2 'not what its manifest says' tok --shard-size 60000 --val-tokens 70000 --source "$data/cases.jsonl" -o "$tmp/one/s" "$data/cases.jsonl" || return
+    all_whole "$tmp/one"
+}
+
+test_full_disk() {
+    [ -e /dev/full ] && { tok --print-ids "$data/cases.jsonl" 2>"$tmp/stderr" >/dev/full && { say "--print-ids to a full disk exits with 0"; return; }; }
+    mkdir "$tmp/disk"
+    if mount -t tmpfs -o size=400k none "$tmp/disk" 2>/dev/null; then
+        rejects 1 'No space left' tok --shard-size 100000 -o "$tmp/disk/s" "$data/sample.jsonl.zst"
+        local rc=$?
+        [ $rc = 0 ] && { nothing_left "$tmp/disk"; rc=$?; }
+        umount "$tmp/disk"
+        [ $rc = 0 ] || return
+    else
+        (trap '' XFSZ; ulimit -f 300; rejects 1 'File too large' tok -o "$tmp/disk/s" "$data/sample.jsonl.zst") || return
+        nothing_left "$tmp/disk"
+    fi
+}
+
+# However large the input: 64 times the sample must take as much memory as 16 times.
+test_memory() {
+    local i a b
+    [ -x /usr/bin/time ] || { echo "skip: no /usr/bin/time"; return; }
+    case $(nm -D "$TOKENIZE" 2>/dev/null) in *__asan*) echo "skip: sanitizers use memory of their own"; return ;; esac
+    peak() { for ((i = 0; i < $1; i++)); do cat "$data/sample.jsonl.zst"; done | /usr/bin/time -f %M "$TOKENIZE" --vocab "$vocab" --threads 2 -o "$tmp/$1/s" 2>&1 | tail -n 1; }
+    a=$(peak 16) b=$(peak 64)
+    [ "$b" -lt $((a + 8000)) ] || { say "$a kB, then $b kB"; return; }
+    echo "$b kB with 2 threads"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parquet
+
+have_duckdb() {
+    [ -n "${DUCKDB:-}" ] && return
+    for DUCKDB in "$(type -P duckdb)" "${HOME:-}/.duckdb/cli/latest/duckdb" "$root/data/duckdb/duckdb"; do
+        [ -n "$DUCKDB" ] && "$DUCKDB" -version >/dev/null 2>&1 && { export DUCKDB; return; }
+    done
+    return 1
+}
+need_duckdb() { have_duckdb || { echo "skip: DuckDB is not installed and cannot be"; return 1; }; }
+sql() { "$DUCKDB" -init /dev/null -c "$1" >/dev/null; }
+# The sample as five parquet files
+make_parquet() {    # FOLDER
+    local i
+    zstd -qdc "$data/sample.jsonl.zst" >"$tmp/sample.jsonl"
+    mkdir -p "$1"
+    for i in 0 1 2 3 4; do
+        sql "COPY (SELECT * FROM read_json('$tmp/sample.jsonl', maximum_object_size = 100000000) LIMIT 40 OFFSET $((40 * i))) TO '$1/p$i.parquet' (FORMAT parquet, ROW_GROUP_SIZE 2048)" || return
+    done
+}
+edu() { data/fineweb_edu.sh --vocab "$vocab" --shard-size 60000 --val-tokens 30000 "$@"; }
+
+test_parquet() {
+    need_duckdb || return 0
+    make_parquet "$tmp/p" || return
+    quiet edu --parquet "$tmp/p/*.parquet" --out "$tmp/o" || return
+    tokens_of "$tmp"/o/*_val_* "$tmp"/o/*_train_* | cmp - "$data/sample.u16" || return
+    quiet "$TOKENIZE" --verify "$tmp/o/fineweb_edu" >/dev/null || return
+    cp -r "$tmp/o" "$tmp/before"
+    quiet edu --parquet "$tmp/p/*.parquet" --out "$tmp/o" --delete-parquet || return
+    diff -r "$tmp/before" "$tmp/o" || return
+    [ -z "$(ls "$tmp/p")" ] || say "not deleted: $(ls "$tmp/p")"
+}
+
+test_bad_parquet() {
+    need_duckdb || return 0
+    make_parquet "$tmp/p" || return
+    local f=$tmp/p/p1.parquet size i seen=0 same=0
+    size=$(stat -c %s "$f")
+    bad() {     # FILE PATTERN: it is refused, the file before it is in the shards, and they are good
+        edu --parquet "$1" --out "$tmp/o" >"$tmp/stdout" 2>"$tmp/stderr"
+        [ $? = 2 ] && grep -q -e "$2" "$tmp/stderr" || { say "$1: $(cat "$tmp/stderr")"; return; }
+        all_whole "$tmp/o"
+    }
+    mkdir "$tmp/q"
+    head -c $((size / 2)) "$f" >"$tmp/q/cut.parquet"
+    bad "$tmp/q/cut.parquet" 'cut.parquet: DuckDB: ' || return
+    : >"$tmp/q/empty.parquet"
+    bad "$tmp/q/empty.parquet" 'empty.parquet: DuckDB: ' || return
+    sql "COPY (SELECT id, url FROM '$f') TO '$tmp/q/column.parquet' (FORMAT parquet)"
+    bad "$tmp/q/column.parquet" 'column.parquet: DuckDB: .*text' || return
+    sql "COPY (SELECT 5 AS text) TO '$tmp/q/number.parquet' (FORMAT parquet)"
+    bad "$tmp/q/number.parquet" 'neither a string nor null' || return
+    # a good one, then bits of it
+    quiet edu --parquet "$tmp/p/p0.parquet" --out "$tmp/o" || return
+    cp -r "$tmp/o" "$tmp/before"
+    quiet edu --parquet "$f" --out "$tmp/o" || return
+    cp -r "$tmp/o" "$tmp/after"
+    mkdir "$tmp/sums" "$tmp/no_sums"
+    (cd "$tmp/p" && sha256sum p1.parquet) >"$tmp/sums/SHA256SUMS"
+    for ((i = 0; i < flips; i++)); do
+        flip "$f" "$tmp/no_sums/p1.parquet" $(((RANDOM * 32768 + RANDOM) % size)) $((RANDOM % 8))
+        cp "$tmp/no_sums/p1.parquet" "$tmp/sums/"
+        rm -rf "$tmp/o" && cp -r "$tmp/before" "$tmp/o"
+        bad "$tmp/sums/p1.parquet" 'its SHA-256 is not' || return
+        diff -r "$tmp/before" "$tmp/o" || return
+        # Without a checksum what changes the number of tokens, the structure or the compression is seen.
+        if edu --parquet "$tmp/no_sums/p1.parquet" --out "$tmp/o" 2>"$tmp/stderr"; then
+            same=$((same + 1))
+        else
+            seen=$((seen + 1))
+            diff -r "$tmp/before" "$tmp/o" || return
+        fi
+    done
+    # null and invalid text
+    rm -rf "$tmp/o"
+    sql "COPY (SELECT * FROM (VALUES ('a'), (NULL), ('b')) t(text)) TO '$tmp/q/null.parquet' (FORMAT parquet)"
+    edu --parquet "$tmp/q/null.parquet" --out "$tmp/o" 2>"$tmp/stderr"
+    grep -q 'skipped 1 rows whose text is null' "$tmp/stderr" || { say "a null text is not counted"; return; }
+    grep -q '"documents": 2,' "$tmp/o/fineweb_edu_manifest.json" || { say "a null text is not skipped"; return; }
+    echo "of $flips flipped bits all are seen with a checksum, $seen without"
+}
+
+# Killed at random moments, and started again until all is done: the shards of a run that was left alone.
+test_kill() {
+    need_duckdb || return 0
+    make_parquet "$tmp/p" || return
+    quiet edu --parquet "$tmp/p/*.parquet" --out "$tmp/ref" || return
+    local start=$(date +%s%N) i whole=0 pid
+    quiet edu --parquet "$tmp/p/*.parquet" --out "$tmp/time" || return
+    local ms=$((($(date +%s%N) - start) / 1000000))
+    for ((i = 0; i < kills; i++)); do
+        # every third kill takes the script alone, and what it started runs on
+        set -m
+        edu --parquet "$tmp/p/*.parquet" --out "$tmp/o" 2>/dev/null &
+        pid=$!
+        set +m
+        sleep "$(printf '%d.%03d' $((RANDOM % ms / 1000)) $((RANDOM % ms % 1000)))"
+        if ((i % 3 == 2)); then kill -9 $pid 2>/dev/null; else kill -9 -- -$pid 2>/dev/null; fi
+        wait $pid 2>/dev/null
+        all_whole "$tmp/o" || return
+        if ((i % 4 == 3)); then
+            quiet edu --parquet "$tmp/p/*.parquet" --out "$tmp/o" || return
+            diff -r "$tmp/ref" "$tmp/o" || return
+            rm -rf "$tmp/o"
+            whole=$((whole + 1))
+        fi
+    done
+    echo "$kills kills, $whole data sets"
+}
+
+# A plain run of tokenize, killed: nothing under a final name, and the next run is not disturbed by what is left.
+test_kill_plain() {
+    local i pid
+    for ((i = 0; i < 20; i++)); do cat "$data/sample.jsonl.zst"; done >"$tmp/s.jsonl.zst"
+    quiet tok --shard-size 500000 -o "$tmp/ref/s" "$tmp/s.jsonl.zst" || return
+    for ((i = 0; i < 10; i++)); do
+        "$TOKENIZE" --vocab "$vocab" --shard-size 500000 -o "$tmp/o/s" "$tmp/s.jsonl.zst" 2>/dev/null &
+        pid=$!
+        sleep "0.$((RANDOM % 4))$((RANDOM % 10))"
+        kill -9 $pid 2>/dev/null
+        wait $pid 2>/dev/null
+        all_whole "$tmp/o" || return
+        [ -e "$tmp/o/s_manifest.json" ] || quiet tok --shard-size 500000 -o "$tmp/o/s" "$tmp/s.jsonl.zst" || return
+        diff -r "$tmp/ref" "$tmp/o" || return
+        rm -rf "$tmp/o"
+    done
+}
+
+# Two runs with one name: the second is refused, the first is not disturbed.
+test_two_runs() {
+    mkfifo "$tmp/in"
+    "$TOKENIZE" --vocab "$vocab" --shard-size 50000 -o "$tmp/o/s" <"$tmp/in" 2>"$tmp/first" &
+    exec 8>"$tmp/in"
+    zstd -qdc "$data/sample.jsonl.zst" >&8
+    sleep 0.5
+    rejects 2 'another run' tok -o "$tmp/o/s" "$data/cases.jsonl"
+    local rc=$?
+    exec 8>&-
+    wait $! || { say "the first: $(cat "$tmp/first")"; return; }
+    [ $rc = 0 ] && quiet "$TOKENIZE" --verify "$tmp/o/s" >/dev/null
+}
+
+# Downloads from a server of our own, which stops in the middle of each file the first times it is asked.
+test_download() {
+    need_duckdb || return 0
+    type -P python3 >/dev/null || { echo "skip: the server of this test needs python3"; return; }
+    make_parquet "$tmp/p" || return
+    local i port
+    python3 test/hub.py "$tmp/p" >"$tmp/port" 2>"$tmp/server" &
+    local server=$!
+    for ((i = 0; i < 50; i++)); do [ -s "$tmp/port" ] && break; sleep 0.1; done
+    port=$(cat "$tmp/port")
+    for ((i = 0; i < 20; i++)); do HF_ENDPOINT=http://127.0.0.1:$port no_proxy=127.0.0.1 edu 10B --jobs 2 --delete-parquet --out "$tmp/o" >"$tmp/out" 2>&1 && break; done
+    kill $server
+    wait $server 2>/dev/null
+    [ $i -lt 20 ] || { say "$(tail -n 3 "$tmp/out")"; return; }
+    tokens_of "$tmp"/o/*_val_* "$tmp"/o/*_train_* | cmp - "$data/sample.u16" || return
+    [ -z "$(find "$tmp/o/parquet" -name '*.parquet*')" ] || { say "not deleted: $(ls "$tmp/o/parquet")"; return; }
+    echo "complete at try $((i + 1))"
+}
+
+tests=("$@")
+[ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards append full_disk memory parquet bad_parquet
+    kill kill_plain two_runs download)
+have_duckdb || { DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" >/dev/null 2>&1; have_duckdb; }
+for t in "${tests[@]}"; do run_test "$t"; done
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
