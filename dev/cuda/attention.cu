@@ -1,0 +1,310 @@
+// Causal attention: checks and times llmc/attention.cuh.
+//
+//   build/attention                            check all versions over a sweep of shapes
+//   build/attention VERSION B NH T HS [NKV]    check one shape (the first and the last head), then time it
+// Versions:
+//   1  mma.sync and cp.async: what runs on sm_80 and up
+//   2  the best the code was compiled for: wgmma and the copy engine on sm_90a, else the same as 1
+// Build: nvcc -std=c++17 -O3 -Illmc -gencode=arch=compute_90a,code=sm_90a -Xcompiler -O3,-march=native,-ffast-math,-fno-finite-math-only,-fopenmp dev/cuda/attention.cu -o build/attention
+//
+// Numbers and dead ends: dev/results/attention.md
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "attention.cuh"
+
+#define CEILING_TFLOPS 790.0        // bf16 matrix product (8192^3, random data), measured on one H200
+#define TOLERANCE 1e-2              // ||ours - reference|| / ||reference||; bf16 rounding of p, ds and the results gives about 3e-3
+
+typedef std::vector<bf16> Host;
+typedef std::vector<float> Floats;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tensors on both sides. q, k, v stand in one buffer (B, T, NH + 2 NKV, HS) where `fused`, else one after the other.
+
+struct Problem {
+    AttentionShape s;
+    Host qkv, dout;
+    bf16 *d_qkv, *d_dout, *d_out, *d_dqkv;      // on the device; the outputs have GUARD bytes behind them
+    float *d_lse, *d_scratch;
+    size_t q_size, k_size, lse_size;            // elements
+    int64_t k_at, v_at;                         // where k and v start in qkv
+};
+constexpr size_t GUARD = 4096;
+
+template <class T>
+T *device_alloc(size_t bytes) {
+    void *p;
+    CUDA_CHECK(cudaMalloc(&p, bytes + GUARD));
+    CUDA_CHECK(cudaMemset(p, 0xff, bytes + GUARD));     // NaN, as bf16 and as float
+    return (T *)p;
+}
+
+Problem make_problem(int B, int NH, int T, int HS, int NKV, bool fused, float loudness, unsigned seed) {
+    Problem p;
+    p.q_size = (size_t)B * T * NH * HS, p.k_size = (size_t)B * T * NKV * HS, p.lse_size = (size_t)B * NH * T;
+    int64_t all = (NH + 2 * NKV) * HS;
+    p.s = {B, T, NH, NKV, HS, fused ? all : NH * HS, fused ? all : NKV * HS, fused ? all : NKV * HS};
+    p.k_at = fused ? NH * HS : p.q_size, p.v_at = fused ? (NH + NKV) * HS : p.q_size + p.k_size;
+    p.qkv.resize(p.q_size + 2 * p.k_size), p.dout.resize(p.q_size);
+    #pragma omp parallel
+    {
+        #pragma omp for
+        for (int64_t chunk = 0; chunk < 64; chunk++) {
+            std::mt19937 random(seed * 1000003 + chunk);
+            std::normal_distribution<float> normal;
+            for (size_t i = p.qkv.size() * chunk / 64; i < p.qkv.size() * (chunk + 1) / 64; i++) p.qkv[i] = __float2bfloat16(normal(random) * loudness);
+            for (size_t i = p.q_size * chunk / 64; i < p.q_size * (chunk + 1) / 64; i++) p.dout[i] = __float2bfloat16(normal(random));
+        }
+    }
+    p.d_qkv = device_alloc<bf16>(p.qkv.size() * 2), p.d_dqkv = device_alloc<bf16>(p.qkv.size() * 2);
+    p.d_dout = device_alloc<bf16>(p.q_size * 2), p.d_out = device_alloc<bf16>(p.q_size * 2);
+    p.d_lse = device_alloc<float>(p.lse_size * 4), p.d_scratch = device_alloc<float>(attention_backward_scratch_bytes(p.s));
+    CUDA_CHECK(cudaMemcpy(p.d_qkv, p.qkv.data(), p.qkv.size() * 2, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpy(p.d_dout, p.dout.data(), p.q_size * 2, cudaMemcpyHostToDevice));
+    return p;
+}
+
+void free_problem(Problem &p) {
+    for (void *x : {(void *)p.d_qkv, (void *)p.d_dout, (void *)p.d_out, (void *)p.d_dqkv, (void *)p.d_lse, (void *)p.d_scratch}) CUDA_CHECK(cudaFree(x));
+}
+
+void run_forward(int version, Problem &p) {
+    auto f = version == 1 ? attention_forward<ATTENTION_MMA_SYNC> : attention_forward<ATTENTION_BEST>;
+    f(p.d_out, p.d_lse, p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at, p.s, 0);
+}
+
+void run_backward(int version, Problem &p) {
+    auto f = version == 1 ? attention_backward<ATTENTION_MMA_SYNC> : attention_backward<ATTENTION_BEST>;
+    f(p.d_dqkv, p.d_dqkv + p.k_at, p.d_dqkv + p.v_at, p.d_dout, p.d_out, p.d_lse, p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at, p.d_scratch, p.s, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// CPU reference, one key/value head and the query heads that share it. The backward pass is a function of out, as it is given.
+
+struct HeadReference { Floats out, lse, dq, dk, dv; };      // (sharing, T, HS), (sharing, T), (sharing, T, HS), (T, HS), (T, HS)
+
+float dot(const float *a, const float *b, int n) {
+    float x = 0;
+    for (int i = 0; i < n; i++) x += a[i] * b[i];
+    return x;
+}
+
+void add_scaled(float *to, float a, const float *x, int n) { for (int i = 0; i < n; i++) to[i] += a * x[i]; }
+
+// Rows of one head as floats.
+Floats head_of(const bf16 *x, const AttentionShape &s, int64_t stride, int b, int head) {
+    Floats y((size_t)s.T * s.HS);
+    for (int t = 0; t < s.T; t++) for (int i = 0; i < s.HS; i++) y[(size_t)t * s.HS + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HS + i]);
+    return y;
+}
+
+HeadReference reference(const Problem &p, const Host &given_out, int b, int kv_head) {
+    const AttentionShape &s = p.s;
+    int T = s.T, HS = s.HS, sharing = s.NH / s.NKV;
+    size_t size = (size_t)T * HS;
+    HeadReference r = {Floats(sharing * size), Floats((size_t)sharing * T), Floats(sharing * size), Floats(size), Floats(size)};
+    Floats k = head_of(p.qkv.data() + p.k_at, s, s.k_stride, b, kv_head), v = head_of(p.qkv.data() + p.v_at, s, s.v_stride, b, kv_head);
+    float unit = 1 / sqrtf((float)HS);
+    for (int g = 0; g < sharing; g++) {
+        int head = kv_head * sharing + g;
+        Floats q = head_of(p.qkv.data(), s, s.q_stride, b, head), dout = head_of(p.dout.data(), s, (int64_t)s.NH * HS, b, head);
+        Floats given = head_of(given_out.data(), s, (int64_t)s.NH * HS, b, head), delta(T);
+        float *out = &r.out[g * size], *lse = &r.lse[(size_t)g * T], *dq = &r.dq[g * size];
+        #pragma omp parallel for schedule(dynamic, 8)
+        for (int i = 0; i < T; i++) {
+            Floats score(i + 1);
+            float top = -INFINITY;
+            for (int j = 0; j <= i; j++) top = fmaxf(top, score[j] = dot(&q[(size_t)i * HS], &k[(size_t)j * HS], HS) * unit);
+            double sum = 0;
+            for (int j = 0; j <= i; j++) sum += expf(score[j] - top);
+            lse[i] = top + (float)log(sum);
+            delta[i] = dot(&dout[(size_t)i * HS], &given[(size_t)i * HS], HS);
+            for (int j = 0; j <= i; j++) {
+                float prob = expf(score[j] - lse[i]);
+                add_scaled(out + (size_t)i * HS, prob, &v[(size_t)j * HS], HS);
+                float ds = prob * (dot(&dout[(size_t)i * HS], &v[(size_t)j * HS], HS) - delta[i]);
+                add_scaled(dq + (size_t)i * HS, ds * unit, &k[(size_t)j * HS], HS);
+            }
+        }
+        #pragma omp parallel for schedule(dynamic, 8)
+        for (int j = 0; j < T; j++)
+            for (int i = j; i < T; i++) {
+                float prob = expf(dot(&q[(size_t)i * HS], &k[(size_t)j * HS], HS) * unit - lse[i]);
+                float ds = prob * (dot(&dout[(size_t)i * HS], &v[(size_t)j * HS], HS) - delta[i]);
+                add_scaled(&r.dv[(size_t)j * HS], prob, &dout[(size_t)i * HS], HS);
+                add_scaled(&r.dk[(size_t)j * HS], ds * unit, &q[(size_t)i * HS], HS);
+            }
+    }
+    return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Check
+
+struct Difference {     // of one tensor, over all that was compared
+    const char *name;
+    double error = 0, norm = 0, worst = 0;
+    long nans = 0, count = 0;
+    void add(double ours, double wanted) {
+        if (!std::isfinite(ours)) nans++;
+        else error += (ours - wanted) * (ours - wanted), worst = std::max(worst, fabs(ours - wanted));
+        norm += wanted * wanted, count++;
+    }
+    // Where the result cancels to nothing (dq and dk at T = 1), a size of 1e-3 an element stands for it: what is left is rounding.
+    double relative() const { return sqrt(error / std::max(norm, 1e-6 * count)); }
+    bool good() const { return nans == 0 && relative() < TOLERANCE; }
+};
+
+// Downloads bytes, checks that the guard behind them is untouched, and that a second run wrote the same.
+template <class T>
+std::vector<T> download(const T *d, size_t n, bool &guarded) {
+    std::vector<T> x(n + GUARD / sizeof(T));
+    CUDA_CHECK(cudaMemcpy(x.data(), d, x.size() * sizeof(T), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < GUARD; i++) guarded &= ((const unsigned char *)(x.data() + n))[i] == 0xff;
+    x.resize(n);
+    return x;
+}
+
+bool check(int version, Problem &p, bool all_heads) {
+    const AttentionShape &s = p.s;
+    bool guarded = true, same = true;
+    Host out, dqkv;
+    Floats lse;
+    for (int run = 0; run < 2; run++) {         // twice, each into poison
+        CUDA_CHECK(cudaMemset(p.d_out, 0xff, p.q_size * 2));
+        CUDA_CHECK(cudaMemset(p.d_lse, 0xff, p.lse_size * 4));
+        CUDA_CHECK(cudaMemset(p.d_dqkv, 0xff, p.qkv.size() * 2));
+        CUDA_CHECK(cudaMemset(p.d_scratch, 0xff, attention_backward_scratch_bytes(s)));
+        run_forward(version, p);
+        run_backward(version, p);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        Host out2 = download(p.d_out, p.q_size, guarded), dqkv2 = download(p.d_dqkv, p.qkv.size(), guarded);
+        Floats lse2 = download(p.d_lse, p.lse_size, guarded);
+        if (run == 1)
+            same = !memcmp(out.data(), out2.data(), out.size() * 2) && !memcmp(dqkv.data(), dqkv2.data(), dqkv.size() * 2) &&
+                   !memcmp(lse.data(), lse2.data(), lse.size() * 4);
+        out.swap(out2), dqkv.swap(dqkv2), lse.swap(lse2);
+    }
+    download(p.d_scratch, attention_backward_scratch_bytes(s) / 4, guarded);
+
+    Difference d[5] = {{"out"}, {"lse"}, {"dq"}, {"dk"}, {"dv"}};
+    long unwritten = 0;
+    for (bf16 x : out) unwritten += std::isnan(__bfloat162float(x));
+    for (bf16 x : dqkv) unwritten += std::isnan(__bfloat162float(x));
+    for (float x : lse) unwritten += std::isnan(x);
+    int sharing = s.NH / s.NKV;
+    size_t size = (size_t)s.T * s.HS;
+    for (int b = 0; b < s.B; b++)
+        for (int kv = 0; kv < s.NKV; kv++) {
+            if (!all_heads && !(b == 0 && kv == 0) && !(b == s.B - 1 && kv == s.NKV - 1)) continue;
+            HeadReference r = reference(p, out, b, kv);
+            auto compare = [&](Difference &diff, const Floats &ours, const float *wanted) {
+                for (size_t i = 0; i < ours.size(); i++) diff.add(ours[i], wanted[i]);
+            };
+            for (int g = 0; g < sharing; g++) {
+                int head = kv * sharing + g;
+                compare(d[0], head_of(out.data(), s, (int64_t)s.NH * s.HS, b, head), &r.out[g * size]);
+                for (int t = 0; t < s.T; t++) d[1].add(lse[((size_t)b * s.NH + head) * s.T + t], r.lse[(size_t)g * s.T + t]);
+                compare(d[2], head_of(dqkv.data(), s, s.q_stride, b, head), &r.dq[g * size]);
+            }
+            compare(d[3], head_of(dqkv.data() + p.k_at, s, s.k_stride, b, kv), r.dk.data());
+            compare(d[4], head_of(dqkv.data() + p.v_at, s, s.v_stride, b, kv), r.dv.data());
+        }
+    bool good = guarded && same && unwritten == 0;
+    for (const Difference &x : d) good &= x.good();
+    printf("%s version %d B=%d NH=%d NKV=%d T=%d HS=%d:", good ? "ok  " : "BAD ", version, s.B, s.NH, s.NKV, s.T, s.HS);
+    for (const Difference &x : d) printf(" %s %.1e", x.name, x.relative());
+    if (!good)
+        for (const Difference &x : d) printf(" | %s worst %.2e nan %ld", x.name, x.worst, x.nans);
+    if (unwritten) printf(" | %ld NaN", unwritten);
+    if (!guarded) printf(" | wrote past the end");
+    if (!same) printf(" | second run differs");
+    printf("\n");
+    fflush(stdout);
+    return good;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Time
+
+template <class F>
+double median_ms(int sets, F run) {
+    cudaEvent_t start, end;
+    CUDA_CHECK(cudaEventCreate(&start));
+    CUDA_CHECK(cudaEventCreate(&end));
+    std::vector<float> ms;
+    for (int i = 0; i < 33; i++) {
+        CUDA_CHECK(cudaEventRecord(start));
+        run(i % sets);
+        CUDA_CHECK(cudaEventRecord(end));
+        CUDA_CHECK(cudaEventSynchronize(end));
+        float t;
+        CUDA_CHECK(cudaEventElapsedTime(&t, start, end));
+        if (i >= 3) ms.push_back(t);
+    }
+    std::sort(ms.begin(), ms.end());
+    CUDA_CHECK(cudaEventDestroy(start));
+    CUDA_CHECK(cudaEventDestroy(end));
+    return ms[ms.size() / 2];
+}
+
+void time_shape(int version, Problem &first, int l2_bytes) {
+    const AttentionShape &s = first.s;
+    double bytes = first.qkv.size() * 2.0 + first.q_size * 2.0;
+    int sets = std::max(1, (int)ceil(3.0 * l2_bytes / bytes));      // what a run finds in the cache should not be its own
+    std::vector<Problem> p(1, first);
+    for (int i = 1; i < sets; i++) p.push_back(make_problem(s.B, s.NH, s.T, s.HS, s.NKV, false, 1, i));
+    double forward = median_ms(sets, [&](int i) { run_forward(version, p[i]); });
+    double backward = median_ms(sets, [&](int i) { run_backward(version, p[i]); });
+    double flops = 2.0 * s.B * s.NH * s.T * s.T * s.HS;             // two products of half a square, two operations a step
+    double fw = flops / forward / 1e9, bw = 2.5 * flops / backward / 1e9;
+    printf("version %d B%d NH%d NKV%d T%d HS%d: forward %.3f ms %.0f TFLOP/s (%.0f%%), backward %.3f ms %.0f TFLOP/s (%.0f%% of %.0f)\n",
+           version, s.B, s.NH, s.NKV, s.T, s.HS, forward, fw, 100 * fw / CEILING_TFLOPS, backward, bw, 100 * bw / CEILING_TFLOPS, CEILING_TFLOPS);
+    fflush(stdout);
+    for (int i = 1; i < sets; i++) free_problem(p[i]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+int main(int argc, char **argv) {
+    set_program_name(argv[0]);
+    int device, l2_bytes;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device));
+    bool good = true;
+
+    if (argc == 1) {
+        const int lengths[] = {1, 2, 63, 64, 65, 127, 128, 129, 200, 1000, 1024};
+        const int heads[][2] = {{1, 1}, {5, 5}, {4, 2}, {6, 1}, {47, 47}};      // NH, NKV
+        for (int version = 1; version <= 2; version++)
+            for (int HS = 64, n = 0; HS <= 128; HS += 64)
+                for (int T : lengths)
+                    for (auto &h : heads) {
+                        if (h[0] == 47 && T > 129) continue;                    // the CPU's time
+                        Problem p = make_problem(2, h[0], T, HS, h[1], n % 2, n % 3 == 2 ? 2 : 1, n);
+                        n++;
+                        good &= check(version, p, true);
+                        free_problem(p);
+                    }
+        printf(good ? "all good\n" : "MISMATCH\n");
+        return !good;
+    }
+
+    int x[6] = {0, 0, 0, 0, 0, 0};
+    if (argc < 6 || argc > 7) die(EXIT_INPUT, "usage: %s [VERSION B NH T HS [NKV]]", argv[0]);
+    for (int i = 1; i < argc; i++) {
+        char *end;
+        long value = strtol(argv[i], &end, 10);
+        if (*end || value < 1 || value > INT32_MAX) die(EXIT_INPUT, "%s is no number from 1 on; usage: %s [VERSION B NH T HS [NKV]]", argv[i], argv[0]);
+        x[i - 1] = (int)value;
+    }
+    if (x[0] > 2) die(EXIT_INPUT, "there is no version %d; versions are 1 and 2", x[0]);
+    Problem p = make_problem(x[1], x[2], x[3], x[4], argc == 7 ? x[5] : x[2], false, 1, 1);
+    good = check(x[0], p, false);
+    if (good) time_shape(x[0], p, l2_bytes);
+    free_problem(p);
+    return !good;
+}

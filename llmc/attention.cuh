@@ -1,0 +1,764 @@
+// Causal attention, forward and backward, on the tensor cores, without ever holding a T x T matrix:
+//
+//     out_i = sum_{j <= i} p_ij v_j,   p_ij = exp(q_i k_j / sqrt(HS) - lse_i),   lse_i = log sum_{j <= i} exp(q_i k_j / sqrt(HS))
+//
+// and, given dout, with delta_i = dout_i out_i = sum_j p_ij (dout_i v_j):
+//
+//     dv_j = sum_i p_ij dout_i     ds_ij = p_ij (dout_i v_j - delta_i)     dq_i = sum_j ds_ij k_j / sqrt(HS)     dk_j = sum_i ds_ij q_i / sqrt(HS)
+//
+// B sequences of T tokens (any number), NH query heads, NKV key/value heads (a divisor of NH: query head i reads key/value
+// head i / (NH / NKV)), HS = 64 or 128. All bf16, token-major (B, T, heads, HS); softmax, sums and lse in fp32. No atomics:
+// the same inputs give the same bits.
+//
+// Everything is cut in blocks of 64 tokens. A group of 4 warps owns one block of 64 rows, keeps what it sums in registers
+// and walks over the other side's blocks, which its thread block holds in a ring in shared memory:
+//     forward    owns queries,  walks keys     s = q k^T;  out += p v                            (online softmax)
+//     dq         owns queries,  walks keys     s = q k^T;  dp = dout v^T;  dq += ds k            (also finds delta)
+//     dk, dv     owns keys,     walks queries  s^T = k q^T; dp^T = v dout^T; dv += p^T dout; dk += ds^T q
+// so p and ds pass from one product to the next in registers alone. That the backward computes s and dp twice (7 products in
+// place of 5) is the price of having no sums across thread blocks: no fp32 dq, no atomics, no order to keep.
+// Sources: Dao, FlashAttention-2 (arXiv 2307.08691); Shah et al., FlashAttention-3 (arXiv 2407.08608).
+//
+// Two sets of primitives stand under the same kernels: sm_90a code uses wgmma and the copy engine, all other code (from
+// sm_80) mma.sync and cp.async. dev/cuda/attention.cu checks and times both; dev/results/attention.md has the numbers.
+#ifndef LLMC_ATTENTION_CUH
+#define LLMC_ATTENTION_CUH
+
+#include <cuda.h>
+#include <math.h>
+
+#include "cuda_utils.cuh"
+#include "ptx.cuh"
+
+// Which primitives: the best that the code was compiled for, or mma.sync everywhere (for the lab).
+enum AttentionBackend { ATTENTION_BEST, ATTENTION_MMA_SYNC };
+
+typedef struct {
+    int B, T, NH, NKV, HS;
+    int64_t q_stride, k_stride, v_stride;   // elements from one token to the next, of q and dq, of k and dk, of v and dv;
+                                            // out and dout are dense: NH * HS
+} AttentionShape;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tiles in shared memory: 64 rows of 64 elements, 128 bytes each, whose 16-byte chunks are permuted so that reading a column
+// of chunks meets all banks: chunk c of row r stands at c ^ (r % 8). This is the 128-byte swizzle of wgmma and the copy
+// engine. 64 rows of HS elements are HS / 64 such tiles, one after the other.
+
+constexpr int ROWS = 64;                                    // tokens in a block
+constexpr int TILE_BYTES = ROWS * 128;
+__host__ __device__ constexpr int block_bytes(int HS) { return HS / 64 * TILE_BYTES; }
+constexpr int STATS_BYTES = 2 * ROWS * sizeof(float);       // of 64 queries: lse * log2(e), then delta
+
+__device__ inline uint32_t tile_offset(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+
+// A tensor to read blocks from.
+struct AttentionInput {
+    CUtensorMap map;        // for the copy engine: boxes of 64 tokens x 64 elements of one head
+    const bf16 *data;       // (B, T, heads, HS)
+    int64_t stride;         // elements from one token to the next
+    int T;
+};
+
+typedef float Product[8][4];    // a thread's part of 64 x 64: [i][0..1] of row lane / 4, [i][2..3] of row lane / 4 + 8, both of
+                                // the warp's 16 rows, columns 8 i + 2 (lane % 4) and the next. mma.sync and wgmma agree on it.
+typedef uint32_t Factor[4][4];  // the same as bf16, as the left factor of a product: [k] holds columns 16 k ... 16 k + 15
+
+__device__ inline void to_factor(Factor &p, const Product &s) {
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) p[k][i] = ptx_pack_bf16(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Primitives for sm_80 and later. THREADS in a thread block.
+
+struct MmaSync {
+    static constexpr int STAGES = 3;    // of the ring: one being read, one whose products may not be done, one being filled
+
+    // 64 tokens from t0 of a head, zeros past the end. All threads call.
+    template <int HS, int THREADS>
+    static __device__ void load_block(uint32_t to, const AttentionInput &x, int b, int head, int t0, uint32_t /*barrier*/) {
+        for (int i = threadIdx.x; i < ROWS * HS / 8; i += THREADS) {
+            int row = i / (HS / 8), chunk = i % (HS / 8);
+            bool valid = t0 + row < x.T;
+            const bf16 *from = x.data + ((int64_t)b * x.T + (valid ? t0 + row : 0)) * x.stride + head * HS + chunk * 8;
+            ptx_cp_async_16(to + chunk / 8 * TILE_BYTES + tile_offset(row, chunk % 8), from, valid);
+        }
+    }
+
+    template <int THREADS>
+    static __device__ void load_stats(uint32_t to, const float *from, uint32_t /*barrier*/) {
+        for (int i = threadIdx.x; i < STATS_BYTES / 16; i += THREADS) ptx_cp_async_16(to + 16 * i, from + 4 * i, true);
+    }
+
+    // c = a b^T, for (64, HS) blocks in shared memory.
+    template <int HS>
+    static __device__ void product_nt(Product &c, uint32_t a, uint32_t b) {
+        int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) c[i][e] = 0;
+        for (int k = 0; k < HS / 16; k++) {
+            uint32_t tile = k / 4 * TILE_BYTES, x[4], y[4];
+            ptx_ldmatrix(x, a + tile + tile_offset(16 * warp + lane % 16, k % 4 * 2 + lane / 16));
+            for (int i = 0; i < 8; i += 2) {
+                ptx_ldmatrix(y, b + tile + tile_offset(8 * i + lane / 16 * 8 + lane % 8, k % 4 * 2 + lane / 8 % 2));
+                ptx_mma(c[i], x, y[0], y[1]);
+                ptx_mma(c[i + 1], x, y[2], y[3]);
+            }
+        }
+    }
+
+    // c (64, HS) += a (64, 64) b (64, HS).
+    template <int HS>
+    static __device__ void product_nn(Product (&c)[HS / 64], const Factor &a, uint32_t b) {
+        int lane = threadIdx.x % 32;
+        for (int k = 0; k < 4; k++)
+            for (int tile = 0; tile < HS / 64; tile++)
+                for (int i = 0; i < 8; i += 2) {
+                    uint32_t y[4];
+                    ptx_ldmatrix_trans(y, b + tile * TILE_BYTES + tile_offset(16 * k + lane % 16, i + lane / 16));
+                    ptx_mma(c[tile][i], a[k], y[0], y[1]);
+                    ptx_mma(c[tile][i + 1], a[k], y[2], y[3]);
+                }
+    }
+
+    static __device__ void commit() {}                              // these products are done when they return
+    template <int pending> static __device__ void wait() {}
+    static __device__ void settle(Product &) {}
+
+    // The ring. wait(n): block n is there; blocks up to n - 2 are no longer read. All threads call it for every n in order.
+    template <int THREADS>
+    struct Ring {
+        int total;
+        __device__ Ring(uint32_t /*barriers*/, int total) : total(total) {}
+
+        template <class LoadOwn, class Load>
+        __device__ void start(int /*own_bytes*/, LoadOwn load_own, int /*bytes*/, Load load) {
+            load_own(0);
+            load(0, 0, 0);
+        }
+        template <class Load>
+        __device__ void wait(int n, int /*bytes*/, Load load) {
+            ptx_cp_async_wait_all();
+            __syncthreads();
+            if (n + 1 < total) load(n + 1, (n + 1) % STAGES, 0);
+        }
+        __device__ void wait_own() {}                               // came with block 0
+        __device__ void release(int) {}
+    };
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Primitives for sm_90a
+#if PTX_SM90A
+
+struct Wgmma {
+    static constexpr int STAGES = 5;
+
+    // One thread calls.
+    template <int HS, int THREADS>
+    static __device__ void load_block(uint32_t to, const AttentionInput &x, int b, int head, int t0, uint32_t barrier) {
+        for (int tile = 0; tile < HS / 64; tile++) ptx_tensor_load(to + tile * TILE_BYTES, &x.map, tile * 64, head, t0, b, barrier);
+    }
+
+    template <int THREADS>
+    static __device__ void load_stats(uint32_t to, const float *from, uint32_t barrier) { ptx_bulk_load(to, from, STATS_BYTES, barrier); }
+
+    template <int HS>
+    static __device__ void product_nt(Product &c, uint32_t a, uint32_t b) {
+        ptx_wgmma_fence();
+        for (int k = 0; k < HS / 16; k++) {
+            uint32_t at = k / 4 * TILE_BYTES + k % 4 * 32;
+            ptx_wgmma_smem(c, ptx_wgmma_descriptor(a + at), ptx_wgmma_descriptor(b + at), k > 0);
+        }
+    }
+
+    template <int HS>
+    static __device__ void product_nn(Product (&c)[HS / 64], const Factor &a, uint32_t b) {
+        ptx_wgmma_fence();
+        for (int k = 0; k < 4; k++)
+            for (int tile = 0; tile < HS / 64; tile++)
+                ptx_wgmma_registers(c[tile], a[k], ptx_wgmma_descriptor(b + tile * TILE_BYTES + k * 16 * 128));
+    }
+
+    static __device__ void commit() { ptx_wgmma_commit(); }
+    template <int pending> static __device__ void wait() { ptx_wgmma_wait<pending>(); }
+
+    // The compiler must not read c before the wait() above this.
+    static __device__ void settle(Product &c) {
+        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) asm volatile("" : "+f"(c[i][e]) :: "memory");
+    }
+
+    // Thread 0 asks the copy engine for blocks, AHEAD of the one it needs itself; it waits for every warp to have released
+    // the place. STAGES - AHEAD = 3: the other groups may be one block behind and still have the block before in products.
+    template <int THREADS>
+    struct Ring {
+        static constexpr int AHEAD = STAGES - 3;
+        uint32_t barriers;          // full[STAGES], free[STAGES], own
+        int total;
+        __device__ Ring(uint32_t barriers, int total) : barriers(barriers), total(total) {}
+        __device__ uint32_t full(int n) { return barriers + 8 * (n % STAGES); }
+        __device__ uint32_t free(int n) { return barriers + 8 * (STAGES + n % STAGES); }
+        __device__ uint32_t own() { return barriers + 8 * 2 * STAGES; }
+
+        template <class LoadOwn, class Load>
+        __device__ void start(int own_bytes, LoadOwn load_own, int bytes, Load load) {
+            if (threadIdx.x == 0) {
+                for (int n = 0; n < STAGES; n++) {
+                    ptx_barrier_init(full(n), 1);
+                    ptx_barrier_init(free(n), THREADS / 32);
+                }
+                ptx_barrier_init(own(), 1);
+                ptx_barrier_init_fence();
+                ptx_barrier_arrive_expect(own(), own_bytes);
+                load_own(own());
+                for (int n = 0; n < STAGES && n < total; n++) fill(n, bytes, load);
+            }
+            __syncthreads();        // the barriers are there for all
+        }
+        template <class Load>
+        __device__ void fill(int n, int bytes, Load load) {
+            ptx_barrier_arrive_expect(full(n), bytes);
+            load(n, n % STAGES, full(n));
+        }
+        template <class Load>
+        __device__ void wait(int n, int bytes, Load load) {
+            int next = n + AHEAD;
+            if (threadIdx.x == 0 && next >= STAGES && next < total) {
+                ptx_barrier_wait(free(next), (next / STAGES - 1) & 1);
+                fill(next, bytes, load);
+            }
+            __syncwarp();
+            ptx_barrier_wait(full(n), n / STAGES & 1);
+        }
+        __device__ void wait_own() { ptx_barrier_wait(own(), 0); }
+        __device__ void release(int n) { if (threadIdx.x % 32 == 0) ptx_barrier_arrive(free(n)); }
+    };
+};
+
+template <AttentionBackend backend> struct Machine_ { typedef Wgmma type; };
+#else
+template <AttentionBackend backend> struct Machine_ { typedef MmaSync type; };
+#endif
+template <> struct Machine_<ATTENTION_MMA_SYNC> { typedef MmaSync type; };
+
+// Shared memory, as the launcher counts it: own blocks, then the ring's, then the stats, then the barriers.
+constexpr size_t attention_smem_bytes(int HS, int own_blocks, int stages, bool stats) {
+    return (size_t)(own_blocks + 2 * stages) * block_bytes(HS) + (stats ? stages * STATS_BYTES : 0) + (2 * stages + 1) * 8;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Helpers of the kernels
+
+constexpr float LOG2_E = 1.44269504f;
+
+// Writes the warp's 16 of 64 rows as bf16, 16 bytes a thread, through a block of shared memory that is no longer needed.
+// out points to row 0 of the block, `rows` of which exist; scale is for rows lane / 4 and lane / 4 + 8.
+template <int HS>
+__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, unsigned char *block, Product (&x)[HS / 64], float scale0, float scale1) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = 16 * warp + lane / 4;
+    for (int tile = 0; tile < HS / 64; tile++)
+        for (int i = 0; i < 8; i++) {
+            unsigned char *at = block + tile * TILE_BYTES + lane % 4 * 4;
+            *(uint32_t *)(at + tile_offset(row, i)) = ptx_pack_bf16(x[tile][i][0] * scale0, x[tile][i][1] * scale0);
+            *(uint32_t *)(at + tile_offset(row + 8, i)) = ptx_pack_bf16(x[tile][i][2] * scale1, x[tile][i][3] * scale1);
+        }
+    __syncwarp();
+    for (int i = lane; i < 16 * HS / 8; i += 32) {
+        int r = 16 * warp + i / (HS / 8), chunk = i % (HS / 8);
+        if (r < rows) *(int4 *)(out + r * stride + chunk * 8) = *(int4 *)(block + chunk / 8 * TILE_BYTES + tile_offset(r, chunk % 8));
+    }
+}
+
+// The compiler then knows that it is one number for the whole warp, as the warpgroup's instructions require.
+__device__ inline int group_of_4_warps() { return __shfl_sync(0xffffffff, threadIdx.x / 128, 0); }
+
+// Where a thread block stands: tile of `tiles`, head of `heads`, sequence b. The tiles of one head are neighbours in time, so
+// that its keys are read from memory once.
+struct AttentionPlace {
+    int tile, head, b;
+    __device__ AttentionPlace(int tiles, int heads) : tile(blockIdx.x % tiles), head(blockIdx.x / tiles % heads), b(blockIdx.x / tiles / heads) {}
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Forward
+
+template <int HS> struct ForwardShape { static constexpr int GROUPS = HS == 64 ? 2 : 3, BLOCKS_PER_SM = HS == 64 ? 2 : 1; };
+
+struct AttentionForwardArgs {
+    AttentionInput q, k, v;
+    bf16 *out;              // (B, T, NH, HS)
+    float *lse;             // (B, NH, T)
+    int T, NH, NKV;
+};
+
+template <AttentionBackend backend, int HS>
+__global__ void __launch_bounds__(128 * ForwardShape<HS>::GROUPS, ForwardShape<HS>::BLOCKS_PER_SM)
+attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
+    typedef typename Machine_<backend>::type M;
+    constexpr int GROUPS = ForwardShape<HS>::GROUPS, THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    extern __shared__ __align__(1024) unsigned char smem[];
+    uint32_t q_smem = smem_address(smem), k_smem = q_smem + GROUPS * BLOCK, v_smem = k_smem + M::STAGES * BLOCK;
+
+    int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS);
+    AttentionPlace at(tiles, a.NH);
+    int tile = tiles - 1 - at.tile;                         // the longest first
+    int own = tile * GROUPS + group;                        // this group's block of queries
+    int total = min(token_blocks, (tile + 1) * GROUPS);     // blocks of keys that this thread block reads
+    int mine = own < token_blocks ? own + 1 : 1;            // and that this group needs (past the end: it runs along for one)
+    int kv_head = at.head / (a.NH / a.NKV);
+
+    auto load_own = [&](uint32_t barrier) {
+        for (int g = 0; g < GROUPS; g++)
+            M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, (tile * GROUPS + g) * ROWS, barrier);
+    };
+    auto load = [&](int n, int stage, uint32_t barrier) {
+        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, kv_head, n * ROWS, barrier);
+        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, a.v, at.b, kv_head, n * ROWS, barrier);
+    };
+    typename M::template Ring<THREADS> ring(v_smem + M::STAGES * BLOCK, total);
+    ring.start(GROUPS * BLOCK, load_own, 2 * BLOCK, load);
+
+    // Scores times `scale` are in units of log 2, for exp2. top is the row's reference for exponents: its maximum, up to
+    // `slack` ago; p = 2^8 at most is harmless, and rows seldom have to be rescaled after their first blocks.
+    const float scale = LOG2_E / sqrtf((float)HS), slack = 8.0f / scale;
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
+    Product s, out[HS / 64] = {};
+    Factor p;
+    for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
+
+    // s becomes p, in fp32. True where what was summed so far, with the former top, has to be rescaled.
+    auto softmax = [&](int j) {
+        if (j == own)                                       // the diagonal: future keys do not count
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                if (8 * i + lane % 4 * 2 + e % 2 > row + e / 2 * 8) s[i][e] = -INFINITY;
+        float highest[2] = {-INFINITY, -INFINITY};
+        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) highest[e / 2] = fmaxf(highest[e / 2], s[i][e]);
+        for (int r = 0; r < 2; r++) highest[r] = warp_max<4>(highest[r]);
+        bool grows = __any_sync(0xffffffff, highest[0] > top[0] + slack || highest[1] > top[1] + slack);
+        if (grows)
+            for (int r = 0; r < 2; r++) {
+                float higher = fmaxf(top[r], highest[r]);
+                rescale[r] = ptx_exp2((top[r] - higher) * scale);
+                sum[r] *= rescale[r];
+                top[r] = higher;
+            }
+        float shift[2] = {top[0] * scale, top[1] * scale};
+        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) {
+            s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -shift[e / 2]));
+            sum[e / 2] += s[i][e];
+        }
+        return grows;
+    };
+
+    uint32_t q_own = q_smem + group * BLOCK;
+    ring.wait_own();
+    ring.wait(0, 2 * BLOCK, load);
+    M::template product_nt<HS>(s, q_own, k_smem);
+    M::commit();
+    M::template wait<0>();
+    M::settle(s);
+    softmax(0);
+    to_factor(p, s);
+    for (int j = 1; j < mine; j++) {
+        ring.wait(j, 2 * BLOCK, load);
+        M::template product_nt<HS>(s, q_own, k_smem + j % M::STAGES * BLOCK);
+        M::commit();
+        M::template product_nn<HS>(out, p, v_smem + (j - 1) % M::STAGES * BLOCK);
+        M::commit();
+        M::template wait<1>();                              // s is there; the product with v runs on
+        M::settle(s);
+        bool grows = softmax(j);
+        M::template wait<0>();
+        for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
+        ring.release(j - 1);
+        if (grows)
+            for (int t = 0; t < HS / 64; t++)
+                for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) out[t][i][e] *= rescale[e / 2];
+        to_factor(p, s);
+    }
+    M::template product_nn<HS>(out, p, v_smem + (mine - 1) % M::STAGES * BLOCK);
+    M::commit();
+    M::template wait<0>();
+    for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
+    ring.release(mine - 1);
+    for (int j = mine; j < total; j++) {                    // blocks that only later groups need
+        ring.wait(j, 2 * BLOCK, load);
+        ring.release(j);
+    }
+    if (own >= token_blocks) return;
+
+    for (int r = 0; r < 2; r++) {
+        sum[r] = warp_sum<4>(sum[r]);
+        int t = own * ROWS + row + 8 * r;
+        if (lane % 4 == 0 && t < a.T) a.lse[((int64_t)at.b * a.NH + at.head) * a.T + t] = top[r] / sqrtf((float)HS) + logf(sum[r]);
+    }
+    ptx_named_barrier(1 + group, 128);                      // the group has read its queries; their place is free
+    int64_t stride = (int64_t)a.NH * HS;
+    store_rows<HS>(a.out + ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS, stride, a.T - own * ROWS,
+                   smem + group * BLOCK, out, 1 / sum[0], 1 / sum[1]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Backward: dq, and on the way the stats of each query for the kernel after it
+
+template <int HS> struct DqShape { static constexpr int GROUPS = 2, BLOCKS_PER_SM = HS == 64 ? 2 : 1; };
+
+struct AttentionDqArgs {
+    AttentionInput q, k, v, dout;
+    const bf16 *out;        // (B, T, NH, HS)
+    const float *lse;       // (B, NH, T)
+    float *stats;           // (B, NH, blocks of 64 tokens, 2, 64): lse * log2(e) and delta; +inf and 0 past the end
+    bf16 *dq;               // (B, T, NH, HS)
+    int64_t dq_stride;
+    int T, NH, NKV;
+};
+
+// delta of rows `row` and `row` + 8 of a block of which `rows` exist; out and dout point to its row 0. The warp's 16 rows are
+// read 16 bytes a lane.
+template <int HS>
+__device__ inline void find_delta(float (&delta)[2], const bf16 *out, const bf16 *dout, int64_t stride, int rows) {
+    constexpr int LANES = HS / 8, AT_ONCE = 32 / LANES;     // lanes for a row, rows at once
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    for (int first = 0; first < 16; first += AT_ONCE) {
+        int r = 16 * warp + first + lane / LANES;
+        float x = 0;
+        if (r < rows) {
+            Packed16<bf16> o = load16(out + r * stride + lane % LANES * 8), g = load16(dout + r * stride + lane % LANES * 8);
+            for (int i = 0; i < 8; i++) x += (float)o[i] * (float)g[i];
+        }
+        x = warp_sum<LANES>(x);
+        for (int r = 0; r < 2; r++) {
+            int wanted = lane / 4 + 8 * r;
+            float y = __shfl_sync(0xffffffff, x, wanted % AT_ONCE * LANES);
+            if (wanted / AT_ONCE == first / AT_ONCE) delta[r] = y;
+        }
+    }
+}
+
+template <AttentionBackend backend, int HS>
+__global__ void __launch_bounds__(128 * DqShape<HS>::GROUPS, DqShape<HS>::BLOCKS_PER_SM)
+attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
+    typedef typename Machine_<backend>::type M;
+    constexpr int GROUPS = DqShape<HS>::GROUPS, THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    extern __shared__ __align__(1024) unsigned char smem[];
+    uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * BLOCK;
+    uint32_t k_smem = dout_smem + GROUPS * BLOCK, v_smem = k_smem + M::STAGES * BLOCK;
+
+    int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS);
+    AttentionPlace at(tiles, a.NH);
+    int tile = tiles - 1 - at.tile;                         // as in the forward kernel
+    int own = tile * GROUPS + group;
+    int total = min(token_blocks, (tile + 1) * GROUPS);
+    int mine = own < token_blocks ? own + 1 : 1;
+    int kv_head = at.head / (a.NH / a.NKV);
+
+    auto load_own = [&](uint32_t barrier) {
+        for (int g = 0; g < GROUPS; g++) {
+            M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, (tile * GROUPS + g) * ROWS, barrier);
+            M::template load_block<HS, THREADS>(dout_smem + g * BLOCK, a.dout, at.b, at.head, (tile * GROUPS + g) * ROWS, barrier);
+        }
+    };
+    auto load = [&](int n, int stage, uint32_t barrier) {
+        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, kv_head, n * ROWS, barrier);
+        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, a.v, at.b, kv_head, n * ROWS, barrier);
+    };
+    typename M::template Ring<THREADS> ring(v_smem + M::STAGES * BLOCK, total);
+    ring.start(2 * GROUPS * BLOCK, load_own, 2 * BLOCK, load);
+
+    const float scale = LOG2_E / sqrtf((float)HS);
+    float lse[2] = {INFINITY, INFINITY}, delta[2] = {0, 0};     // past the end: p = 0
+    if (own < token_blocks) {
+        int64_t head_index = (int64_t)at.b * a.NH + at.head, stride = (int64_t)a.NH * HS;
+        int64_t first = ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS;
+        find_delta<HS>(delta, a.out + first, a.dout.data + first, stride, a.T - own * ROWS);
+        for (int r = 0; r < 2; r++) {
+            int t = own * ROWS + row + 8 * r;
+            if (t < a.T) lse[r] = a.lse[head_index * a.T + t] * LOG2_E;
+            float *stats = a.stats + (head_index * token_blocks + own) * 2 * ROWS + row + 8 * r;
+            if (lane % 4 == 0) stats[0] = lse[r], stats[ROWS] = delta[r];
+        }
+    }
+
+    Product s, dp, dq[HS / 64] = {};
+    Factor ds;
+    for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
+
+    uint32_t q_own = q_smem + group * BLOCK, dout_own = dout_smem + group * BLOCK;
+    auto find_ds = [&](int j) {                             // from s, and dp that is asked for here, as registers are few
+        M::template product_nt<HS>(dp, dout_own, v_smem + j % M::STAGES * BLOCK);
+        M::commit();
+        if (j == own)
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                if (8 * i + lane % 4 * 2 + e % 2 > row + e / 2 * 8) s[i][e] = -INFINITY;
+        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -lse[e / 2]));
+        M::template wait<0>();
+        M::settle(dp);
+        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - delta[e / 2]);
+        to_factor(ds, dp);
+    };
+
+    ring.wait_own();
+    ring.wait(0, 2 * BLOCK, load);
+    M::template product_nt<HS>(s, q_own, k_smem);
+    M::commit();
+    M::template wait<0>();
+    M::settle(s);
+    find_ds(0);
+    for (int j = 1; j < mine; j++) {
+        ring.wait(j, 2 * BLOCK, load);
+        M::template product_nn<HS>(dq, ds, k_smem + (j - 1) % M::STAGES * BLOCK);
+        M::template product_nt<HS>(s, q_own, k_smem + j % M::STAGES * BLOCK);
+        M::commit();
+        M::template wait<0>();
+        M::settle(s);
+        for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
+        ring.release(j - 1);
+        find_ds(j);
+    }
+    M::template product_nn<HS>(dq, ds, k_smem + (mine - 1) % M::STAGES * BLOCK);
+    M::commit();
+    M::template wait<0>();
+    for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
+    ring.release(mine - 1);
+    for (int j = mine; j < total; j++) {
+        ring.wait(j, 2 * BLOCK, load);
+        ring.release(j);
+    }
+    if (own >= token_blocks) return;
+
+    ptx_named_barrier(1 + group, 128);
+    float unit = 1 / sqrtf((float)HS);
+    store_rows<HS>(a.dq + ((int64_t)at.b * a.T + own * ROWS) * a.dq_stride + at.head * HS, a.dq_stride, a.T - own * ROWS,
+                   smem + group * BLOCK, dq, unit, unit);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Backward: dk and dv. Keys are the rows here and queries the columns: all products are the transposed ones.
+
+template <int HS> struct DkdvShape { static constexpr int GROUPS = HS == 64 ? 3 : 2, BLOCKS_PER_SM = 1; };
+
+struct AttentionDkdvArgs {
+    AttentionInput q, k, v, dout;
+    const float *stats;     // (B, NH, blocks of 64 tokens, 2, 64), from the kernel above
+    bf16 *dk, *dv;          // (B, T, NKV, HS)
+    int64_t dk_stride, dv_stride;
+    int T, NH, NKV;
+};
+
+template <AttentionBackend backend, int HS>
+__global__ void __launch_bounds__(128 * DkdvShape<HS>::GROUPS, DkdvShape<HS>::BLOCKS_PER_SM)
+attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
+    typedef typename Machine_<backend>::type M;
+    constexpr int GROUPS = DkdvShape<HS>::GROUPS, THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    extern __shared__ __align__(1024) unsigned char smem[];
+    uint32_t k_smem = smem_address(smem), v_smem = k_smem + GROUPS * BLOCK;
+    uint32_t q_smem = v_smem + GROUPS * BLOCK, dout_smem = q_smem + M::STAGES * BLOCK, stats_smem = dout_smem + M::STAGES * BLOCK;
+
+    int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS);
+    AttentionPlace at(tiles, a.NKV);                        // tile 0 is the longest
+    int first = at.tile * GROUPS, own = first + group;      // blocks of keys
+    int sharing = a.NH / a.NKV, per_head = token_blocks - first;    // heads that read these keys; blocks of queries of each
+
+    auto load_own = [&](uint32_t barrier) {
+        for (int g = 0; g < GROUPS; g++) {
+            M::template load_block<HS, THREADS>(k_smem + g * BLOCK, a.k, at.b, at.head, (first + g) * ROWS, barrier);
+            M::template load_block<HS, THREADS>(v_smem + g * BLOCK, a.v, at.b, at.head, (first + g) * ROWS, barrier);
+        }
+    };
+    auto load = [&](int n, int stage, uint32_t barrier) {   // of each head, the last queries first: later groups end sooner
+        int head = at.head * sharing + n / per_head, block = token_blocks - 1 - n % per_head;
+        M::template load_block<HS, THREADS>(q_smem + stage * BLOCK, a.q, at.b, head, block * ROWS, barrier);
+        M::template load_block<HS, THREADS>(dout_smem + stage * BLOCK, a.dout, at.b, head, block * ROWS, barrier);
+        const float *stats = a.stats + (((int64_t)at.b * a.NH + head) * token_blocks + block) * 2 * ROWS;
+        M::template load_stats<THREADS>(stats_smem + stage * STATS_BYTES, stats, barrier);
+    };
+    constexpr int BYTES = 2 * BLOCK + STATS_BYTES;
+    typename M::template Ring<THREADS> ring(stats_smem + M::STAGES * STATS_BYTES, sharing * per_head);
+    ring.start(2 * GROUPS * BLOCK, load_own, BYTES, load);
+
+    const float scale = LOG2_E / sqrtf((float)HS);
+    Product s, dp, dk[HS / 64] = {}, dv[HS / 64] = {};
+    Factor p, ds;
+    for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
+
+    uint32_t k_own = k_smem + group * BLOCK, v_own = v_smem + group * BLOCK;
+    auto stats_of = [&](int n) { return (const float *)(smem + (stats_smem - k_smem) + n % M::STAGES * STATS_BYTES) + lane % 4 * 2; };
+    auto find_p = [&](int n, int block) {                   // s becomes p, in fp32
+        if (block == own)
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                if (8 * i + lane % 4 * 2 + e % 2 < row + e / 2 * 8) s[i][e] = -INFINITY;
+        for (int i = 0; i < 8; i++) {
+            float2 lse = *(const float2 *)(stats_of(n) + 8 * i);
+            for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -(e % 2 ? lse.y : lse.x)));
+        }
+    };
+    auto find_ds = [&](int n) {                             // from p and dp; then both are ready as factors
+        M::template product_nt<HS>(dp, v_own, dout_smem + n % M::STAGES * BLOCK);
+        M::commit();
+        M::template wait<0>();
+        M::settle(dp);
+        for (int i = 0; i < 8; i++) {
+            float2 delta = *(const float2 *)(stats_of(n) + ROWS + 8 * i);
+            for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - (e % 2 ? delta.y : delta.x));
+        }
+        to_factor(ds, dp);
+        to_factor(p, s);
+    };
+
+    int mine = own < token_blocks ? token_blocks - own : 1;     // blocks that this group needs of each head's per_head
+    ring.wait_own();
+    for (int start = 0; start < sharing * per_head; start += per_head) {
+        ring.wait(start, BYTES, load);
+        M::template product_nt<HS>(s, k_own, q_smem + start % M::STAGES * BLOCK);
+        M::commit();
+        M::template wait<0>();
+        M::settle(s);
+        find_p(start, token_blocks - 1);
+        find_ds(start);
+        for (int n = start + 1; n < start + mine; n++) {
+            ring.wait(n, BYTES, load);
+            M::template product_nt<HS>(s, k_own, q_smem + n % M::STAGES * BLOCK);
+            M::commit();
+            M::template product_nn<HS>(dv, p, dout_smem + (n - 1) % M::STAGES * BLOCK);
+            M::template product_nn<HS>(dk, ds, q_smem + (n - 1) % M::STAGES * BLOCK);
+            M::commit();
+            M::template wait<1>();
+            M::settle(s);
+            find_p(n, token_blocks - 1 - (n - start));
+            M::template wait<0>();
+            for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
+            ring.release(n - 1);
+            find_ds(n);
+        }
+        M::template product_nn<HS>(dv, p, dout_smem + (start + mine - 1) % M::STAGES * BLOCK);
+        M::template product_nn<HS>(dk, ds, q_smem + (start + mine - 1) % M::STAGES * BLOCK);
+        M::commit();
+        M::template wait<0>();
+        for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
+        ring.release(start + mine - 1);
+        for (int n = start + mine; n < start + per_head; n++) {
+            ring.wait(n, BYTES, load);
+            ring.release(n);
+        }
+    }
+    if (own >= token_blocks) return;
+
+    ptx_named_barrier(1 + group, 128);                      // the group has read its keys and values
+    float unit = 1 / sqrtf((float)HS);
+    int64_t token = (int64_t)at.b * a.T + own * ROWS;
+    store_rows<HS>(a.dk + token * a.dk_stride + at.head * HS, a.dk_stride, a.T - own * ROWS, smem + group * BLOCK, dk, unit, unit);
+    store_rows<HS>(a.dv + token * a.dv_stride + at.head * HS, a.dv_stride, a.T - own * ROWS, smem + (GROUPS + group) * BLOCK, dv, 1, 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Launchers
+
+// The copy engine's description of x (B, T, heads, HS), in boxes of one tile.
+inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s, int heads, int64_t stride) {
+    typedef CUresult (*Encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
+                               const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                               CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+    static const Encode encode = [] {       // through the runtime, so that programs need no link to the driver's library
+        void *f = NULL;
+        cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
+        CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found));
+#else
+        CUDA_CHECK(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found));
+#endif
+        if (!f || found != cudaDriverEntryPointSuccess) die(EXIT_SYSTEM, "the CUDA driver has no cuTensorMapEncodeTiled; install a driver for CUDA 12 or later");
+        return (Encode)f;
+    }();
+    CUtensorMap map;
+    cuuint64_t sizes[4] = {(cuuint64_t)s.HS, (cuuint64_t)heads, (cuuint64_t)s.T, (cuuint64_t)s.B};
+    cuuint64_t strides[3] = {(cuuint64_t)s.HS * 2, (cuuint64_t)stride * 2, (cuuint64_t)s.T * stride * 2};   // bytes, of the last three
+    cuuint32_t box[4] = {64, 1, ROWS, 1}, steps[4] = {1, 1, 1, 1};
+    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)x, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                         CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (rc != CUDA_SUCCESS)
+        die(EXIT_SYSTEM, "attention: no tensor map for B=%d T=%d heads=%d HS=%d stride=%lld at %p (CUresult %d)", s.B, s.T, heads, s.HS,
+            (long long)stride, (const void *)x, (int)rc);
+    return map;
+}
+
+inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, int heads, int64_t stride, bool hopper) {
+    if (stride < (int64_t)heads * s.HS || stride % 8 != 0 || (uintptr_t)x % 16 != 0)
+        die(EXIT_SYSTEM, "attention: tokens at %p, %lld elements apart, %d heads of %d: need 16-byte steps and no overlap", (const void *)x,
+            (long long)stride, heads, s.HS);
+    AttentionInput in = {};
+    if (hopper) in.map = attention_tensor_map_(x, s, heads, stride);
+    in.data = x, in.stride = stride, in.T = s.T;
+    return in;
+}
+
+inline void attention_check_shape_(const AttentionShape &s) {
+    if (s.B < 1 || s.T < 1 || s.NKV < 1 || s.NH < 1 || s.NH % s.NKV != 0 || (s.HS != 64 && s.HS != 128) ||
+        (int64_t)s.B * s.NH * ceil_div(s.T, ROWS) > INT32_MAX)
+        die(EXIT_SYSTEM, "attention: B=%d T=%d heads=%d key/value heads=%d head size=%d: need heads a multiple of key/value heads, "
+            "head size 64 or 128, and at most 2^31 blocks of %d tokens", s.B, s.T, s.NH, s.NKV, s.HS, ROWS);
+}
+
+// Does this device run sm_90a code? If the program holds none for it, shared memory is merely counted too large.
+inline bool attention_is_hopper_(AttentionBackend backend) {
+    int device, major, minor;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    return backend == ATTENTION_BEST && major == 9 && minor == 0;
+}
+
+template <AttentionBackend backend, int HS>
+void attention_forward_(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s, cudaStream_t stream) {
+    constexpr int GROUPS = ForwardShape<HS>::GROUPS;
+    bool hopper = attention_is_hopper_(backend);
+    AttentionForwardArgs a = {attention_input_(q, s, s.NH, s.q_stride, hopper), attention_input_(k, s, s.NKV, s.k_stride, hopper),
+                              attention_input_(v, s, s.NKV, s.v_stride, hopper), out, lse, s.T, s.NH, s.NKV};
+    unsigned grid = s.B * s.NH * ceil_div(ceil_div(s.T, ROWS), GROUPS);
+    launch(attention_forward_kernel<backend, HS>, {grid, 128 * GROUPS, attention_smem_bytes(HS, GROUPS, hopper ? 5 : 3, false), stream}, a);
+}
+
+// out (B, T, NH, HS), lse (B, NH, T) from q (B, T, NH, HS), k and v (B, T, NKV, HS).
+template <AttentionBackend backend = ATTENTION_BEST>
+void attention_forward(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s, cudaStream_t stream) {
+    attention_check_shape_(s);
+    if (s.HS == 64) attention_forward_<backend, 64>(out, lse, q, k, v, s, stream);
+    else attention_forward_<backend, 128>(out, lse, q, k, v, s, stream);
+}
+
+// What attention_backward needs as scratch: two floats a query.
+inline size_t attention_backward_scratch_bytes(const AttentionShape &s) {
+    return (size_t)s.B * s.NH * ceil_div(s.T, ROWS) * STATS_BYTES;
+}
+
+template <AttentionBackend backend, int HS>
+void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *q, const bf16 *k,
+                         const bf16 *v, float *scratch, const AttentionShape &s, cudaStream_t stream) {
+    bool hopper = attention_is_hopper_(backend);
+    int token_blocks = ceil_div(s.T, ROWS), stages = hopper ? 5 : 3;
+    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, hopper), k_in = attention_input_(k, s, s.NKV, s.k_stride, hopper);
+    AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, hopper);
+    AttentionInput dout_in = attention_input_(dout, s, s.NH, (int64_t)s.NH * HS, hopper);
+
+    constexpr int DQ_GROUPS = DqShape<HS>::GROUPS, DKDV_GROUPS = DkdvShape<HS>::GROUPS;
+    AttentionDqArgs a = {q_in, k_in, v_in, dout_in, out, lse, scratch, dq, s.q_stride, s.T, s.NH, s.NKV};
+    unsigned grid = s.B * s.NH * ceil_div(token_blocks, DQ_GROUPS);
+    launch(attention_dq_kernel<backend, HS>, {grid, 128 * DQ_GROUPS, attention_smem_bytes(HS, 2 * DQ_GROUPS, stages, false), stream}, a);
+
+    AttentionDkdvArgs c = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride, s.T, s.NH, s.NKV};
+    grid = s.B * s.NKV * ceil_div(token_blocks, DKDV_GROUPS);
+    launch(attention_dkdv_kernel<backend, HS>, {grid, 128 * DKDV_GROUPS, attention_smem_bytes(HS, 2 * DKDV_GROUPS, stages, true), stream}, c);
+}
+
+// dq (B, T, NH, HS), dk and dv (B, T, NKV, HS), overwritten, from dout (B, T, NH, HS) and what the forward pass read and made.
+// scratch is 16-byte aligned.
+template <AttentionBackend backend = ATTENTION_BEST>
+void attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *q, const bf16 *k,
+                        const bf16 *v, float *scratch, const AttentionShape &s, cudaStream_t stream) {
+    attention_check_shape_(s);
+    if (s.HS == 64) attention_backward_<backend, 64>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
+    else attention_backward_<backend, 128>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
+}
+
+#endif

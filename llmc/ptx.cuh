@@ -1,0 +1,163 @@
+// The PTX instructions that CUDA C++ has no name for, each wrapped once. Addresses in shared memory are 32-bit (smem_address).
+// Manual: https://docs.nvidia.com/cuda/parallel-thread-execution/ ; each wrapper names its section there.
+#ifndef LLMC_PTX_CUH
+#define LLMC_PTX_CUH
+
+#include <stdint.h>
+
+// Is this the device code for a chip with wgmma (sm_90a)? Plain sm_90 code lacks it.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define PTX_SM90A 1
+#else
+#define PTX_SM90A 0
+#endif
+
+__device__ inline uint32_t smem_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Arithmetic
+
+// 2^x, two units in the last place off at most; 2^-inf = 0.  #floating-point-instructions-ex2
+__device__ inline float ptx_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Two floats rounded to bf16 in one register, `low` in the low half.  #data-movement-and-conversion-instructions-cvt
+__device__ inline uint32_t ptx_pack_bf16(float low, float high) {
+    uint32_t y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sm_80: asynchronous 16-byte copies and warp matrix products
+
+// Copies 16 bytes, or writes 16 zero bytes where !valid (the source is then not read).
+// #data-movement-and-conversion-instructions-cp-async
+__device__ inline void ptx_cp_async_16(uint32_t to, const void *from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+
+// #data-movement-and-conversion-instructions-cp-async-wait-all
+__device__ inline void ptx_cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Four 8x8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8, and receives of matrix i, in x[i],
+// elements 2 (l % 4) and the next of row l / 4 (of column l / 4 with _trans).
+// #warp-level-matrix-load-instruction-ldmatrix
+__device__ inline void ptx_ldmatrix(uint32_t (&x)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(from) : "memory");
+}
+__device__ inline void ptx_ldmatrix_trans(uint32_t (&x)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(from) : "memory");
+}
+
+// c (16 x 8) += a (16 x 16) b (16 x 8).  #warp-level-matrix-fragment-mma-16816-float
+__device__ inline void ptx_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sm_90: barriers in shared memory that count threads and bytes, and the copy engine that reports to them
+
+// #parallel-synchronization-and-communication-instructions-mbarrier-init
+__device__ inline void ptx_barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Makes the inits above visible to the copy engine. A __syncthreads() must follow for the other threads.
+// #parallel-synchronization-and-communication-instructions-membar-fence
+__device__ inline void ptx_barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// #parallel-synchronization-and-communication-instructions-mbarrier-arrive
+__device__ inline void ptx_barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
+}
+
+// Arrives, and makes the phase wait for so many bytes of copies too.
+__device__ inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits until the phase of this parity is complete (phases count 0, 1, 2 ...; a fresh barrier is in phase 0).
+// #parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
+__device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" :: "r"(barrier), "r"(parity) : "memory");
+}
+
+// One box of a 4-dimensional tensor to shared memory, zeros where it reaches outside; c0 is the contiguous coordinate.
+// #data-movement-and-conversion-instructions-cp-async-bulk-tensor
+__device__ inline void ptx_tensor_load(uint32_t to, const void *tensor_map, int c0, int c1, int c2, int c3, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+                 :: "r"(to), "l"(tensor_map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier) : "memory");
+}
+
+// Contiguous bytes to shared memory; addresses and size are multiples of 16.
+// #data-movement-and-conversion-instructions-cp-async-bulk
+__device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// A barrier among `threads` threads of the block; id 1 to 15 (0 is __syncthreads).
+// #parallel-synchronization-and-communication-instructions-bar
+__device__ inline void ptx_named_barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sm_90a: matrix products by a warpgroup (4 warps), asynchronous
+#if PTX_SM90A
+
+// Registers written before are ready for the products that follow.  #asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
+__device__ inline void ptx_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Closes a group of products.  #asynchronous-warpgroup-level-matrix-instructions-wgmma-commit-group
+__device__ inline void ptx_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most `pending` of the latest groups are unfinished.
+// #asynchronous-warpgroup-level-matrix-instructions-wgmma-wait-group
+template <int pending>
+__device__ inline void ptx_wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory"); }
+
+// How the products read a tile of 128-byte rows in the 128-byte swizzle (groups of 8 rows are 1024 bytes, aligned so):
+// bits 0-13 address / 16, 16-29 leading offset / 16 (not used by these layouts), 32-45 offset between groups of 8 rows / 16,
+// 62-63 the swizzle, 1 = 128 bytes.  #asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
+__device__ inline uint64_t ptx_wgmma_descriptor(uint32_t address) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+#define PTX_ACC_32 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define PTX_ACC_4(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define PTX_ACC_OPERANDS(c) \
+    PTX_ACC_4(c, 0), PTX_ACC_4(c, 1), PTX_ACC_4(c, 2), PTX_ACC_4(c, 3), PTX_ACC_4(c, 4), PTX_ACC_4(c, 5), PTX_ACC_4(c, 6), PTX_ACC_4(c, 7)
+
+// c (64 x 64) = a (64 x 16) b^T (64 x 16) + (add ? c : 0); rows of a and b run along the summed index.
+// #asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
+__device__ inline void ptx_wgmma_smem(float (&c)[8][4], uint64_t a, uint64_t b, int add) {
+    asm volatile("{\n"
+                 ".reg .pred add;\n"
+                 "setp.ne.b32 add, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_ACC_32 ", %32, %33, add, 1, 1, 0, 0;\n"
+                 "}" : PTX_ACC_OPERANDS(c) : "l"(a), "l"(b), "r"(add));
+}
+
+// c (64 x 64) += a (64 x 16, in registers) b (16 x 64); rows of b run along the columns of c.
+__device__ inline void ptx_wgmma_registers(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_ACC_32 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : PTX_ACC_OPERANDS(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+#endif
+#endif
