@@ -2,24 +2,19 @@
 //
 // This program is the reference: fp32, one plain function per operation, forward beside backward. The GPU trainer is checked
 // against it, and it is checked against finite differences and golden vectors (test_t6.c). It reads from top to bottom:
-//   matrix product | operations, forward and backward | memory | the model | AdamW | text | the training program
+//   matrix product | operations, forward and backward | memory | the model | AdamW | what the training program needs
 //
 // Shapes, everywhere: B sequences of T tokens, N = B*T. C width, L layers, NH heads of HS numbers, D = NH*HS, F MLP width,
 // V vocabulary. P: width of a token's row of factors, which make q, k and v (Heads in llmc/model.h). Dp, Fp, Pp, Vp are these
 // as stored, padded with zeros. Gradients of x are called dx. Backward functions add to gradients of weights and of the
 // residual stream (+=), and overwrite the others (=).
 #include <omp.h>
-#include <sys/statvfs.h>
 #include <tgmath.h>
 #ifdef USE_OPENBLAS
 #include <cblas.h>
 #endif
 
-#include "llmc/checkpoint.h"
-#include "llmc/dataloader.h"
-#include "llmc/logger.h"
-#include "llmc/options.h"
-#include "llmc/tokenizer.h"
+#include "llmc/trainer.h"
 
 #ifndef REAL
 #define REAL float      // test_t6.c compiles this file with double too, so that finite differences are sharp
@@ -357,11 +352,10 @@ typedef struct {
     real *dq, *dk, *dv;     // (N, D)
     real *dfac, *dy;        // (N, Pp), (N, Dp)
     real *du, *ds;          // (N, 2 Fp), (N, Fp)
-    int32_t *inputs, *targets;  // (N)
 } Activations;
 
 typedef struct { void **pointer; size_t elements, bytes; } Buffer;
-enum { NUM_BUFFERS = 29 };
+enum { NUM_BUFFERS = 27 };
 
 // The table behind Activations: where each pointer is and how much it needs.
 static void activation_table(Activations *a, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
@@ -376,18 +370,18 @@ static void activation_table(Activations *a, const Model *m, int64_t B, int64_t 
         {(void **)&a->q, N * D, R}, {(void **)&a->k, N * D, R}, {(void **)&a->v, N * D, R}, {(void **)&a->s, N * Fp, R},
         {(void **)&a->scratch, scratch, R}, {(void **)&a->logits, logits, R}, {(void **)&a->rope, (size_t)(T * c->head_dim), R},
         {(void **)&a->dx, N * C, R}, {(void **)&a->dn, N * C, R}, {(void **)&a->dq, N * D, R}, {(void **)&a->dk, N * D, R}, {(void **)&a->dv, N * D, R},
-        {(void **)&a->dfac, N * Pp, R}, {(void **)&a->dy, N * Dp, R}, {(void **)&a->du, N * 2 * Fp, R}, {(void **)&a->ds, N * Fp, R},
-        {(void **)&a->inputs, N, sizeof(int32_t)}, {(void **)&a->targets, N, sizeof(int32_t)}};
+        {(void **)&a->dfac, N * Pp, R}, {(void **)&a->dy, N * Dp, R}, {(void **)&a->du, N * 2 * Fp, R}, {(void **)&a->ds, N * Fp, R}};
     memcpy(out, table, sizeof table);
 }
 
-typedef struct {
+struct T6 {
     Model model;
     int64_t B, T;               // the largest batch there is room for
     real *params, *grads;       // (num_stored), laid out by model.tensors
     real *adam_m, *adam_v;      // (num_stored)
     Activations acts;
-} T6;
+    double loss;                // sum of the step's losses so far
+};
 
 // Bytes that t6_alloc will take for activations.
 double activation_bytes(const Model *m, int64_t B, int64_t T) {
@@ -418,15 +412,6 @@ void t6_free(T6 *t) {
     for (int i = 0; i < NUM_BUFFERS; i++) free(*table[i].pointer);
     free(t->params), free(t->grads), free(t->adam_m), free(t->adam_v);
     model_free(&t->model);
-}
-
-void t6_init_weights(T6 *t, uint64_t seed) {
-    for (int i = 0; i < t->model.num_tensors; i++) {
-        const Tensor *w = &t->model.tensors[i];
-        #pragma omp parallel for
-        for (int64_t r = 0; r < w->rows; r++)
-            for (int64_t c = 0; c < w->cols; c++) t->params[w->offset + (size_t)(r * w->ld + c)] = (real)model_initial_value(&t->model, seed, i, r, c);
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -571,10 +556,17 @@ double clip_factor(double norm, double max_norm) {
 void t6_zero_gradients(T6 *t) { memset(t->grads, 0, t->model.num_stored * sizeof *t->grads); }
 
 // =====================================================================================================================
-// The training program. test_t6.c includes the model above without it.
+// What the training program (llmc/trainer.h) needs. test_t6.c includes the model above without it.
 #ifndef T6_MODEL_ONLY
 
-enum { MAX_BAD_STEPS = 10 };    // in a row, before a run whose gradients are not finite stops
+int trainer_pad(void) { return 1; }
+
+void trainer_start(TrainOptions *o) {
+    if (o->threads > 0) omp_set_num_threads((int)o->threads);
+#ifdef USE_OPENBLAS
+    openblas_set_num_threads(1);    // matmul shares the work out itself
+#endif
+}
 
 static double available_memory_bytes(void) {
     double kib = 0;
@@ -586,207 +578,57 @@ static double available_memory_bytes(void) {
     return kib > 0 ? kib * 1024 : INFINITY;
 }
 
-// Says what the run will take, and stops where the machine does not have it.
-static void print_plan(const TrainOptions *o, const Model *m, Logger *log) {
+void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
     double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len);
     double need = 4 * weights + acts, have = available_memory_bytes(), GiB = 0x1p30;
-    const Config *c = &m->config;
-    logger_printf(log, "model: %s %s, %.1fM parameters: L %" PRId64 ", C %" PRId64 ", %" PRId64 " heads of %" PRId64 ", MLP %" PRId64 ", vocabulary %" PRId64 "\n",
-                  o->model, attn_name(c->attn), (double)m->num_parameters / 1e6, c->n_layer, c->n_embd, c->n_head, c->head_dim, m->F, c->vocab_size);
-    if (c->attn == ATTN_TPA || c->attn == ATTN_TPA_KVONLY)
-        logger_printf(log, "ranks: q %d, k %d, v %d; a token's cache is %" PRId64 " numbers a layer, MHA's would be %" PRId64 "\n",
-                      m->q.kind == HEADS_FACTORED ? m->q.R : 0, m->k.R, m->v.R, (m->k.R + m->v.R) * (c->n_head + c->head_dim), 2 * m->D);
     logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f = %.2f GiB of %.2f available\n",
                   weights / GiB, weights / GiB, 2 * weights / GiB, acts / GiB, need / GiB, have / GiB);
-    logger_printf(log, "step: %" PRId64 " x %" PRId64 " x %" PRId64 " = %" PRId64 " tokens (accumulation x batch x sequence), %.3g TFLOP; %" PRId64 " steps, %.4g tokens\n",
-                  o->accum, o->batch_size, o->seq_len, o->tokens_per_step, model_flop_per_token(m, o->seq_len) * (double)o->tokens_per_step / 1e12,
-                  o->max_steps, (double)o->max_steps * (double)o->tokens_per_step);
     if (need > have)
         die(EXIT_INPUT, "this run needs %.1f GiB of memory and %.1f are available: lower --batch-size (-b) or --seq-len (-t), or take a smaller --model (-e)",
             need / GiB, have / GiB);
 }
 
-// Mean loss over the first val_batches micro-batches of the validation data (0: all); each window counts once.
-static double validate(T6 *t, DataLoader *val, const TrainOptions *o) {
-    Error err;
-    double total = 0;
-    uint64_t windows = val->windows, wanted = (uint64_t)(o->val_batches * o->batch_size);
-    if (wanted > 0 && wanted < windows) windows = wanted;
-    val->epoch = val->position = 0;
-    for (uint64_t done = 0; done < windows; ) {
-        int64_t B = windows - done < (uint64_t)o->batch_size ? (int64_t)(windows - done) : o->batch_size;
-        if (loader_next(val, B, t->acts.inputs, t->acts.targets, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-        t6_forward(t, t->acts.inputs, B, o->seq_len);
-        total += t6_loss(t, t->acts.targets, B * o->seq_len, 0);
-        done += (uint64_t)B;
-    }
-    return total / ((double)windows * (double)o->seq_len);
+T6 *trainer_open(const TrainOptions *o) {
+    T6 *t = xmalloc(sizeof *t);
+    t6_alloc(t, &o->config, o->batch_size, o->seq_len, trainer_pad());
+    return t;
 }
 
-// Prints text that the model makes up from end-of-text on. Every token runs the whole sequence again: this is the plain way.
-static void sample(T6 *t, const Tokenizer *tokenizer, int eot, const TrainOptions *o, int64_t step, Logger *log) {
-    int V = (int)t->model.config.vocab_size;
-    int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len - 1;
-    int32_t *ids = xmalloc((size_t)(n + 1) * sizeof *ids);
-    float *logits = xmalloc((size_t)V * sizeof *logits);
-    uint64_t stream = rng_stream((uint64_t)o->seed ^ 0x73616d706c65, (uint64_t)step);
-    ids[0] = eot;
-    logger_printf(log, "--- sample\n");
-    for (int64_t i = 0; i < n; i++) {
-        t6_forward(t, ids, 1, i + 1);
-        t6_logits(t, i, logits);
-        ids[i + 1] = sample_token(logits, V, &o->sampler, rng_uniform(stream, (uint64_t)i));
-        if (ids[i + 1] == eot) break;
-        size_t bytes;
-        const char *text = tokenizer->vocab_size && ids[i + 1] < tokenizer->vocab_size ? tokenizer_decode(tokenizer, ids[i + 1], &bytes) : NULL;
-        if (text) logger_printf(log, "%.*s", (int)bytes, text);
-        else logger_printf(log, " %d", ids[i + 1]);
-    }
-    logger_printf(log, "\n---\n");
-    free(logits);
-    free(ids);
+void trainer_close(T6 *t) {
+    t6_free(t);
+    free(t);
 }
 
-// Checks that a resumed run reads on in the same data, or begins them anew when asked to.
-static int resume_data(DataLoader *train, const TrainState *state, const TrainState *now, const TrainOptions *o, Error *err) {
-    if (o->reset_data) return 0;
-    const struct { const char *what, *flag; int64_t then, now; } same[] = {
-        {"seed", "--seed", state->seed, now->seed}, {"shuffling", "--shuffle", state->shuffle, now->shuffle},
-        {"sequence length", "--seq-len", state->seq_len, now->seq_len}, {"set of training shards", "--train-data", state->shards, now->shards}};
-    for (int i = 0; i < 4; i++)
-        if (same[i].then != same[i].now)
-            return fail(err, "%s: the checkpoint's %s is another (%s); its place in the data means nothing here: give it back, or add --reset-data 1",
-                        o->out, same[i].what, same[i].flag);
-    if (state->position >= (int64_t)train->windows)
-        return fail(err, "%s: the checkpoint's place in the data is beyond the shards' end; add --reset-data 1 to begin them anew", o->out);
-    train->epoch = (uint64_t)state->epoch, train->position = (uint64_t)state->position;
-    return 0;
+const Model *trainer_model(T6 *t) { return &t->model; }
+
+// The model's own memory is host memory: there is nothing to copy either way.
+HostWeights trainer_host_weights(T6 *t, int read) { (void)read; return (HostWeights){t->params, t->adam_m, t->adam_v}; }
+void trainer_take_weights(T6 *t, int moments) { (void)t, (void)moments; }
+
+double trainer_loss(T6 *t, const int32_t *inputs, const int32_t *targets, int64_t B) {
+    t6_forward(t, inputs, B, t->T);
+    return t6_loss(t, targets, B * t->T, 0);
+}
+
+void trainer_micro_step(T6 *t, const int32_t *inputs, const int32_t *targets, double dloss, int64_t k) {
+    if (k == 0) t6_zero_gradients(t), t->loss = 0;
+    t6_forward(t, inputs, t->B, t->T);
+    t->loss += t6_loss(t, targets, t->B * t->T, dloss);
+    t6_backward(t, inputs, t->B, t->T);
+}
+
+void trainer_update(T6 *t, const TrainOptions *o, double lr, int64_t step, double *loss, double *norm) {
+    *loss = t->loss, *norm = t6_gradient_norm(t);
+    AdamW adamw = {lr, o->beta1, o->beta2, o->adam_eps, o->weight_decay};
+    if (isfinite(*norm)) t6_adamw(t, &adamw, step, clip_factor(*norm, o->clip));
+}
+
+void trainer_logits(T6 *t, float *logits, const int32_t *ids, int64_t n) {
+    t6_forward(t, ids, 1, n);
+    t6_logits(t, n - 1, logits);
 }
 
 int main(int argc, char **argv) {
-    Error err;
-    TrainOptions o;
-    set_program_name(argv[0]);
-    if (train_options(&o, argc, argv, "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on the toy corpus.",
-                      checkpoint_load_config, &err) != 0)
-        die(EXIT_INPUT, "%s", err.text);
-    if (o.threads > 0) omp_set_num_threads((int)o.threads);
-#ifdef USE_OPENBLAS
-    openblas_set_num_threads(1);    // matmul shares the work out itself
-#endif
-
-    // Data
-    DataLoader train, val;
-    LoaderOrder order = o.shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
-    if (loader_open(&train, o.train_data, o.seq_len, order, (uint64_t)o.batch_size, (uint64_t)o.seed, 0, 1, &err) != 0) die(EXIT_INPUT, "--train-data: %s", err.text);
-    if (o.val_every && loader_open(&val, o.val_data, o.seq_len, ORDER_SEQUENTIAL, 1, 0, 0, 1, &err) != 0) die(EXIT_INPUT, "--val-data: %s", err.text);
-    if (o.val_every && strcmp(train.vocab, val.vocab)) die(EXIT_INPUT, "--val-data: its tokens are %s, those of --train-data %s", val.vocab, train.vocab);
-    if (train.windows < (uint64_t)o.batch_size)
-        die(EXIT_INPUT, "--train-data: %llu tokens, fewer than one batch of %lld x %lld; lower --batch-size (-b) or --seq-len (-t), or bring more data",
-            (unsigned long long)train.tokens, (long long)o.batch_size, (long long)o.seq_len);
-    Tokenizer tokenizer = {0};
-    if (!strcmp(train.vocab, "bytes")) tokenizer_init_bytes(&tokenizer);
-    else if (o.sample_every && tokenizer_init_gpt2(&tokenizer, o.vocab, &err) != 0)
-        fprintf(stderr, "note: samples will be printed as token ids: %s\n", err.text);
-
-    // Model
-    if (o.config.vocab_size == 0) o.config.vocab_size = train.vocab_size;
-    if (config_check(&o.config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    if (o.config.vocab_size < train.vocab_size)
-        die(EXIT_INPUT, "--vocab-size: the model's %" PRId64 " is below the %d of the data", o.config.vocab_size, train.vocab_size);
-
-    // Output: an earlier run's checkpoints are gone on from, or refused, never overwritten
-    int num_steps;
-    int64_t *steps = checkpoint_steps(o.out, &num_steps), last = num_steps ? steps[num_steps - 1] : -1;
-    free(steps);
-    if (last >= 0 && !o.resume && !o.plan)
-        die(EXIT_INPUT, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to go on, or name another folder", o.out, last);
-    Logger log = {0};
-    if (!o.plan && (make_dirs(o.out, &err) != 0 || logger_open(&log, o.out, last, &err) != 0)) die(EXIT_INPUT, "--out: %s", err.text);
-    Model planned;
-    model_init(&planned, &o.config, 1);
-    logger_printf(&log, "data: %d shards, %.4g training tokens (%s), %.4g epochs; order %s\n", train.num_shards, (double)train.tokens, train.vocab,
-                  (double)o.max_steps * (double)o.tokens_per_step / ((double)train.windows * (double)o.seq_len), o.shuffle ? "shuffled" : "as the shards stand");
-    print_plan(&o, &planned, &log);
-    struct statvfs disk;
-    double free_bytes = !o.plan && statvfs(o.out, &disk) == 0 ? (double)disk.f_bavail * (double)disk.f_frsize : 0;
-    if (!o.plan) logger_printf(&log, "disk: a checkpoint is %.3g GB, %.4g GB are free in %s\n", checkpoint_bytes(&planned) / 1e9, free_bytes / 1e9, o.out);
-    model_free(&planned);
-    if (o.plan) return 0;
-
-    T6 t;
-    TrainState now = {0, 0, 0, o.seed, o.shuffle, o.seq_len, (int64_t)(loader_fingerprint(&train) >> 1), 0}, state = now;
-    t6_alloc(&t, &o.config, o.batch_size, o.seq_len, 1);
-    if (last >= 0) {
-        char *folder = xasprintf("%s/step_%08" PRId64, o.out, last);
-        Config saved;
-        Error what;
-        if (checkpoint_verify(folder, &err) != 0 || checkpoint_load_config(folder, &saved, &err) != 0) die(EXIT_INPUT, "--resume: %s", err.text);
-        if (config_difference(&saved, &o.config, &what) != 0) die(EXIT_INPUT, "--resume: %s is of another model: %s", folder, what.text);
-        if (checkpoint_load_weights(folder, &t.model, t.params, &err) != 0 ||
-            checkpoint_load_optimizer(folder, &t.model, t.adam_m, t.adam_v, &state, &err) != 0 || resume_data(&train, &state, &now, &o, &err) != 0)
-            die(EXIT_INPUT, "--resume: %s", err.text);
-        now.bad_steps = state.bad_steps;
-        logger_printf(&log, "resumed from %s\n", folder);
-        free(folder);
-    } else if (find_preset(o.model)) t6_init_weights(&t, (uint64_t)o.seed);
-    else if (checkpoint_load_weights(o.model, &t.model, t.params, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
-
-    // Training: save first, then evaluate, then sample, so that nothing that fails later costs weights
-    double flop = model_flop_per_token(&t.model, o.seq_len) * (double)o.tokens_per_step, smooth_seconds = 0;
-    for (int64_t step = state.step; ; ) {
-        int is_last = step >= o.max_steps, is_start = step == state.step;
-        if (!is_start || o.max_steps == 0) {
-            TrainState s = now;
-            s.step = step, s.epoch = (int64_t)train.epoch, s.position = (int64_t)train.position, s.bad_steps = now.bad_steps;
-            if (o.save_every && (is_last || step % o.save_every == 0)) {
-                if (checkpoint_save(o.out, &t.model, t.params, t.adam_m, t.adam_v, &s, &err) != 0 || checkpoint_prune(o.out, o.keep, o.keep_every, &err) != 0)
-                    die(EXIT_SYSTEM, "checkpoint of step %" PRId64 ": %s", step, err.text);
-            }
-            if (o.val_every && (is_last || step % o.val_every == 0)) {
-                double loss = validate(&t, &val, &o), bits = val.bytes_per_token > 0 ? loss / M_LN2 / val.bytes_per_token : NAN;
-                logger_printf(&log, "val %" PRId64 "/%" PRId64 " | loss %.4f", step, o.max_steps, loss);
-                if (val.bytes_per_token > 0) logger_printf(&log, " | %.4f bits/byte", bits);
-                logger_printf(&log, "\n");
-                logger_metrics(&log, "step", (double)step, "val_loss", loss, "val_bits_per_byte", bits, NULL);
-            }
-            if (o.sample_every && (is_last || step % o.sample_every == 0)) sample(&t, &tokenizer, train.eot, &o, step, &log);
-        }
-        if (is_last) break;
-
-        double start = now_seconds(), loss = 0;
-        t6_zero_gradients(&t);
-        for (int64_t k = 0; k < o.accum; k++) {
-            if (loader_next(&train, o.batch_size, t.acts.inputs, t.acts.targets, &err) != 0) die(EXIT_INPUT, "--train-data: %s", err.text);
-            t6_forward(&t, t.acts.inputs, o.batch_size, o.seq_len);
-            loss += t6_loss(&t, t.acts.targets, o.batch_size * o.seq_len, 1.0 / (double)o.tokens_per_step) / (double)o.tokens_per_step;
-            t6_backward(&t, t.acts.inputs, o.batch_size, o.seq_len);
-        }
-        double norm = t6_gradient_norm(&t), lr = schedule_lr(&o.schedule, (long)step);
-        step++;
-        if (isfinite(norm)) {
-            AdamW adamw = {lr, o.beta1, o.beta2, o.adam_eps, o.weight_decay};
-            t6_adamw(&t, &adamw, step, clip_factor(norm, o.clip));
-            now.bad_steps = 0;
-        } else if (++now.bad_steps == MAX_BAD_STEPS)
-            die(EXIT_SYSTEM, "step %" PRId64 ": the gradient has not been finite for %d steps; lower --lr, and go on from a checkpoint", step, MAX_BAD_STEPS);
-
-        double seconds = now_seconds() - start;
-        smooth_seconds = smooth_seconds == 0 ? seconds : 0.9 * smooth_seconds + 0.1 * seconds;
-        char percent[32] = "", left[32];
-        if (o.peak_tflops > 0) snprintf(percent, sizeof percent, " | %.1f%% of peak", flop / seconds / 1e10 / o.peak_tflops);
-        logger_printf(&log, "step %" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f%s | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", step, o.max_steps, loss, norm,
-                      isfinite(norm) ? "" : " SKIPPED", lr, seconds * 1e3, (double)o.tokens_per_step / seconds, percent,
-                      format_duration(left, smooth_seconds * (double)(o.max_steps - step)));
-        logger_metrics(&log, "step", (double)step, "loss", loss, "norm", norm, "lr", lr, "ms", seconds * 1e3, "tokens_per_second",
-                       (double)o.tokens_per_step / seconds, "gflops", flop / seconds / 1e9, NULL);
-    }
-
-    loader_close(&train);
-    if (o.val_every) loader_close(&val);
-    tokenizer_free(&tokenizer);
-    t6_free(&t);
-    logger_close(&log);
-    return 0;
+    return trainer_main(argc, argv, "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on the toy corpus.");
 }
 #endif

@@ -22,7 +22,7 @@ typedef struct {
     int64_t resume, save_every, keep, keep_every, val_every, val_batches, sample_every, sample_tokens;
     SamplerOptions sampler;
     // machine
-    int64_t threads, plan;
+    int64_t threads, recompute, plan;
     double peak_tflops;
     // derived
     Schedule schedule;
@@ -84,6 +84,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "temperature", FLAG_REAL, &o->sampler.temperature, "0.8", 0, 100, "of samples; 0: greedy", 0},
         SECTION("Machine"),
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
+        {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2, "GPU: compute again instead of keeping; 1: the MLP's inside, 2: and factors", 0},
         {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6, "the machine's peak, for the % column; 0: not known", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory and arithmetic, and stop", 0},
     };
