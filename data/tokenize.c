@@ -32,7 +32,7 @@
 
 typedef enum { MODE_SHARDS, MODE_PRINT_IDS, MODE_DECODE, MODE_VERIFY } Mode;
 typedef enum { FORM_JSON_LINES, FORM_TEXT } Form;
-typedef enum { JOB_FREE, JOB_READ, JOB_ENCODED } JobState;
+typedef enum { JOB_FREE, JOB_READ, JOB_TAKEN, JOB_ENCODED } JobState;
 
 // One block on its way from the reader to the writer. Its tokens: end-of-text, then a document's tokens, and so on.
 typedef struct {
@@ -188,12 +188,12 @@ static Job *job_begin(Program *p, uint64_t n, const char *path, Form form) {
     Job *job = &p->jobs[n % p->num_jobs];
     pthread_mutex_lock(&p->lock);
     while (job->state != JOB_FREE) pthread_cond_wait(&p->changed, &p->lock);
-    pthread_mutex_unlock(&p->lock);
     Job clear = {0};
     clear.raw = job->raw, clear.raw_capacity = job->raw_capacity;
     clear.tokens = job->tokens, clear.tokens_capacity = job->tokens_capacity;
     clear.path = path, clear.form = form;
     *job = clear;
+    pthread_mutex_unlock(&p->lock);
     return job;
 }
 
@@ -501,7 +501,7 @@ static void *encoder(void *arg) {
         Job *job;
         while ((job = &p->jobs[p->next_encode % p->num_jobs])->state != JOB_READ) pthread_cond_wait(&p->changed, &p->lock);
         bool ends_input = job->ends_input;
-        if (!ends_input) p->next_encode++;                      // the end stays for all to see
+        if (!ends_input) p->next_encode++, job->state = JOB_TAKEN;      // the end stays for all to see
         pthread_mutex_unlock(&p->lock);
         if (ends_input) break;
         if (job->exit_code == 0) {
