@@ -87,6 +87,11 @@ test_threads() {
     cat "$data/sample.jsonl.zst" "$data/sample.jsonl.zst" | quiet tok --shard-size 50000 --val-tokens 70000 -o "$tmp/in/s" || return
     diff -r "$tmp/1" "$tmp/in" || return
     tokens_of "$tmp"/1/s_val_000000.bin "$tmp"/1/s_val_000001.bin "$tmp"/1/s_train_* | cmp - <(cat "$data/sample.u16" "$data/sample.u16") || return
+    # one block that takes as long as many others
+    { cat "$tmp/s.jsonl"; printf '{"text":"'; head -c 900000 /dev/zero | tr '\0' a; printf '"}\n'; for n in {1..15}; do cat "$tmp/s.jsonl"; done; } >"$tmp/late.jsonl"
+    for n in 1 2 3; do quiet tok --threads $n -o "$tmp/late$n/s" "$tmp/late.jsonl" || return; done
+    tokens_of "$tmp"/late1/s_val_000000.bin | tail -c $((15 * 787048)) | cmp - <(for n in {1..15}; do cat "$data/sample.u16"; done) || return
+    diff -r "$tmp/late1" "$tmp/late2" && diff -r "$tmp/late1" "$tmp/late3" || return
     [ "$(stat -c %s "$tmp/1/s_val_000001.bin")" = $((1024 + 2 * 20000)) ] || say "validation is not 70000 tokens"
     quiet "$TOKENIZE" --verify "$tmp/1/s" | tail -n 1 | grep -q '^ok .*400 documents' || say "--verify did not agree"
 }
