@@ -93,6 +93,7 @@ typedef struct {
     int fd;
     ZSTD_DStream *zstd;                 // NULL: not packed
     size_t frame_rest;                  // 0 at the end of a zstd frame
+    bool output_left;                   // zstd may have more to say about what it has read
     unsigned char *buffer;              // (BLOCK_BYTES) as in the file
     size_t buffered, taken;
     uint64_t bytes_read;
@@ -103,16 +104,16 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && strcmp(s + n - m, end) == 0;
 }
 
-static int input_fill(Input *in, Job *job) {
+// One read() of the file as it is.
+static ssize_t input_raw(Input *in, unsigned char *out, size_t capacity, Job *job) {
     ssize_t n;
-    do n = read(in->fd, in->buffer + in->buffered, BLOCK_BYTES - in->buffered); while (n < 0 && errno == EINTR);
+    do n = read(in->fd, out, capacity); while (n < 0 && errno == EINTR);
     if (n < 0) {
         job->exit_code = errno == EISDIR ? EXIT_INPUT : EXIT_SYSTEM;
         return fail(&job->err, "%s: cannot read: %s", in->path, strerror(errno));
     }
-    in->buffered += (size_t)n;
     in->bytes_read += (uint64_t)n;
-    return n > 0;
+    return n;
 }
 
 static void input_close(Input *in) {
@@ -131,9 +132,11 @@ static int input_open(Input *in, const char *path, Job *job) {
         return fail(&job->err, "%s: cannot open: %s", path, strerror(errno));
     }
     in->buffer = (unsigned char *)xmalloc(BLOCK_BYTES);
-    int more = 1;
-    while (in->buffered < 4 && (more = input_fill(in, job)) > 0) continue;
-    if (more < 0) return -1;
+    ssize_t n;
+    while (in->buffered < 4 && (n = input_raw(in, in->buffer + in->buffered, BLOCK_BYTES - in->buffered, job)) != 0) {
+        if (n < 0) return -1;
+        in->buffered += (size_t)n;
+    }
     bool packed = in->buffered >= 4 && memcmp(in->buffer, "\x28\xB5\x2F\xFD", 4) == 0;
     if (ends_with(path, ".zst") && !packed) {
         job->exit_code = EXIT_INPUT;
@@ -153,22 +156,23 @@ static int input_open(Input *in, const char *path, Job *job) {
 
 // Reads up to `capacity` bytes of the unpacked file. Returns how many, 0 at the end, -1 on an error.
 static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *job) {
+    if (!in->zstd) {
+        size_t n = in->buffered - in->taken < capacity ? in->buffered - in->taken : capacity;
+        if (n == 0) return input_raw(in, out, capacity, job);
+        memcpy(out, in->buffer + in->taken, n);                 // the start, which was looked at
+        in->taken += n;
+        return (ssize_t)n;
+    }
     for (;;) {
-        if (in->taken == in->buffered) {
-            in->taken = in->buffered = 0;
-            int more = input_fill(in, job);
-            if (more < 0) return -1;
-            if (more == 0 && in->zstd && in->frame_rest != 0) {
+        if (in->taken == in->buffered && !in->output_left) {
+            ssize_t n = input_raw(in, in->buffer, BLOCK_BYTES, job);
+            if (n < 0) return -1;
+            if (n == 0 && in->frame_rest == 0) return 0;
+            if (n == 0) {
                 job->exit_code = EXIT_INPUT;
                 return fail(&job->err, "%s: ends within its zstd data; the file was cut", in->path);
             }
-            if (more == 0) return 0;
-        }
-        if (!in->zstd) {
-            size_t n = in->buffered - in->taken < capacity ? in->buffered - in->taken : capacity;
-            memcpy(out, in->buffer + in->taken, n);
-            in->taken += n;
-            return (ssize_t)n;
+            in->taken = 0, in->buffered = (size_t)n;
         }
         ZSTD_inBuffer from = {in->buffer, in->buffered, in->taken};
         ZSTD_outBuffer to = {out, capacity, 0};
@@ -178,6 +182,7 @@ static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *j
             return fail(&job->err, "%s: damaged zstd data (%s) before byte %" PRIu64, in->path, ZSTD_getErrorName(rest), in->bytes_read);
         }
         in->frame_rest = rest;
+        in->output_left = to.pos == to.size;
         in->taken = from.pos;
         if (to.pos > 0) return (ssize_t)to.pos;
     }

@@ -430,6 +430,19 @@ test_kill_plain() {
     done
 }
 
+# Much text from few packed bytes, with and without zstd's checksum, however the ends fall.
+test_zstd() {
+    local n check
+    for n in 1 1048575 1048576 1048577 2097152 5000001; do
+        for check in --check --no-check; do
+            { printf '{"text":"'; head -c $n /dev/zero | tr '\0' ' '; printf '"}\n{"text":"b"}\n'; } | zstd -q $check >"$tmp/a.jsonl.zst"
+            quiet "$TOKENIZE" --bytes -o "$tmp/o/s" "$tmp/a.jsonl.zst" || return
+            grep -q "\"tokens\": $((n + 3)), " "$tmp/o/s_manifest.json" || { say "$n $check: $(cat "$tmp/o/s_manifest.json")"; return; }
+            rm -rf "$tmp/o"
+        done
+    done
+}
+
 # Two runs with one name: the second is refused, the first is not disturbed.
 test_two_runs() {
     mkfifo "$tmp/in"
@@ -465,7 +478,7 @@ test_download() {
 
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards append full_disk memory parquet bad_parquet
-    kill kill_plain two_runs download)
+    kill kill_plain two_runs zstd download)
 have_duckdb || { DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" >/dev/null 2>&1; have_duckdb; }
 for t in "${tests[@]}"; do run_test "$t"; done
 echo "$passed passed, $failed failed"
