@@ -182,7 +182,7 @@ static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *j
             return fail(&job->err, "%s: damaged zstd data (%s) before byte %" PRIu64, in->path, ZSTD_getErrorName(rest), in->bytes_read);
         }
         in->frame_rest = rest;
-        in->output_left = to.pos == to.size;
+        in->output_left = rest != 0 && to.pos == to.size;
         in->taken = from.pos;
         if (to.pos > 0) return (ssize_t)to.pos;
     }
