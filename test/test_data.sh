@@ -443,6 +443,17 @@ test_zstd() {
     done
 }
 
+# The scripts around the texts that need no network: the vocabulary that is there, a text that is not the one.
+test_scripts() {
+    cp "$vocab" "$tmp/v"
+    data/gpt2_vocab.sh "$tmp/v" | grep -q 'is there' || { say "gpt2_vocab.sh does not know a right file"; return; }
+    rejects 2 'not the text' data/tinyshakespeare.sh --bytes --out "$tmp/o" --text "$data/cases.jsonl" || return
+    rejects 2 'not a flag' data/tinyshakespeare.sh --nonsense || return
+    rejects 2 'not a flag' data/fineweb_edu.sh --nonsense || return
+    ! have_duckdb || rejects 2 'no such file' data/fineweb_edu.sh --bytes --out "$tmp/o" --parquet "$tmp/none*" || return
+    https_proxy=http://127.0.0.1:1 PIP_INDEX_URL=http://127.0.0.1:1 rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
+}
+
 # Two runs with one name: the second is refused, the first is not disturbed.
 test_two_runs() {
     mkfifo "$tmp/in"
@@ -478,7 +489,7 @@ test_download() {
 
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards append full_disk memory parquet bad_parquet
-    kill kill_plain two_runs zstd download)
+    kill kill_plain two_runs zstd scripts download)
 have_duckdb || { DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" >/dev/null 2>&1; have_duckdb; }
 for t in "${tests[@]}"; do run_test "$t"; done
 echo "$passed passed, $failed failed"

@@ -1,0 +1,58 @@
+#!/bin/bash
+# Shakespeare's plays, 1.1 MB, the classic small text, to token shards: data/tinyshakespeare.sh --help
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: data/tinyshakespeare.sh [--out DIR] [--text FILE] [tokenize's --bytes --vocab --threads --shard-size --val-tokens]
+
+Makes DIR/tinyshakespeare_val_000000.bin (the first 32768 tokens) and DIR/tinyshakespeare_train_000001.bin.
+
+  --out DIR     default data/tinyshakespeare
+  --text FILE   take this copy of the text, downloading nothing
+END
+}
+
+die() { echo "tinyshakespeare.sh: $*" >&2; exit "${code:-2}"; }
+
+here=$(cd "$(dirname "$0")" && pwd)
+url=https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt
+sha256=86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
+out=$here/tinyshakespeare text= has_vocab=0 pass=(--val-tokens 32768)
+while [ $# -gt 0 ]; do
+    case $1 in
+    -h | --help) usage; exit 0 ;;
+    --bytes) pass+=("$1"); has_vocab=1 ;;
+    --out | --text | --vocab | --threads | --shard-size | --val-tokens)
+        [ $# -ge 2 ] || die "$1: its value is missing"
+        case $1 in
+        --out) out=$2 ;;
+        --text) text=$2 ;;
+        --vocab) pass+=("$1" "$2"); has_vocab=1 ;;
+        *) pass+=("$1" "$2") ;;
+        esac
+        shift ;;
+    *) die "$1: not a flag of this program; see --help" ;;
+    esac
+    shift
+done
+tokenize=${TOKENIZE:-$here/tokenize}
+name=$out/tinyshakespeare
+[ -x "$tokenize" ] || die "$tokenize is not there; build it with: make tokenize"
+if [ -e "${name}_manifest.json" ]; then
+    "$tokenize" --verify "$name" >/dev/null || die "${name}_manifest.json: its shards are damaged; delete $out and start again"
+    echo "tinyshakespeare.sh: $name is there" >&2
+    exit 0
+fi
+mkdir -p "$out" || code=1 die "$out: cannot make this folder"
+if [ $has_vocab = 0 ]; then
+    "$here/gpt2_vocab.sh" >/dev/null
+    pass+=(--vocab "$here/gpt2.tiktoken")
+fi
+if [ -z "$text" ]; then
+    text=$out/tinyshakespeare.txt
+    [ -e "$text" ] || { curl -fsL --connect-timeout 20 --retry 2 "$url" -o "$text.part" && mv "$text.part" "$text"; } \
+        || code=1 die "$url does not answer; get the text (sha256 $sha256) elsewhere and name it: --text FILE"
+fi
+[ "$(sha256sum <"$text")" = "$sha256  -" ] || die "$text: not the text, or damaged (sha256 $sha256 is wanted); delete it or name another: --text FILE"
+"$tokenize" "${pass[@]}" -o "$name" "$text"
