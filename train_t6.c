@@ -628,7 +628,11 @@ void trainer_logits(T6 *t, float *logits, const int32_t *ids, int64_t n) {
     t6_logits(t, n - 1, logits);
 }
 
+const float *trainer_gradients(T6 *t) { return t->grads; }      // for test_t6.cu, which links this without main
+
+#ifndef T6_NO_MAIN
 int main(int argc, char **argv) {
     return trainer_main(argc, argv, "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on the toy corpus.");
 }
+#endif
 #endif

@@ -19,7 +19,7 @@ LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
     size_t bytes, kept = 0;
     char *text = read_small_file(path, (size_t)1 << 31, &bytes, err);
     if (!text) return -1;
-    for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1) {     // a line without its newline was cut: drop it
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {     // a line without its newline was cut: drop it
         *end = 0;
         cJSON *json = cJSON_Parse(line);
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "step");

@@ -32,7 +32,10 @@ typedef struct {
     int candidates, same_bits;  // suggestions, and those of them with the reference's bits
 } MatmulPlan;
 
-enum { MAX_MATMUL_PLANS = 256, MAX_MATMUL_CANDIDATES = 24 };
+enum {
+    MAX_MATMUL_PLANS = 256, MAX_MATMUL_CANDIDATES = 24,
+    MATMUL_WORKSPACE_BYTES = 64 << 20   // 32 MiB is what NVIDIA advises for Hopper; split sums of large outputs want more
+};
 
 typedef struct {
     cublasLtHandle_t handle;
@@ -49,7 +52,7 @@ LLMC_FN void cublas_check_(cublasStatus_t status, const char *statement, const c
 
 inline void matmul_init(Matmul *mm) {
     memset(mm, 0, sizeof *mm);
-    mm->workspace_bytes = (size_t)64 << 20;     // 32 MiB is what NVIDIA advises for Hopper; split sums of large outputs want more
+    mm->workspace_bytes = MATMUL_WORKSPACE_BYTES;
     CUBLAS_CHECK(cublasLtCreate(&mm->handle));
     CUDA_CHECK(cudaMalloc(&mm->workspace, mm->workspace_bytes));
 }
