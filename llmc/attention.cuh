@@ -49,6 +49,10 @@ constexpr int TILE_BYTES = ROWS * 128;
 __host__ __device__ constexpr int block_bytes(int HS) { return HS / 64 * TILE_BYTES; }
 constexpr int STATS_BYTES = 2 * ROWS * sizeof(float);       // of 64 queries: lse * log2(e), then delta
 
+// Stages of the ring: one being read, one whose products may not be done, and one or more being filled.
+__host__ __device__ constexpr int mma_sync_stages(int /*HS*/) { return 3; }
+__host__ __device__ constexpr int wgmma_stages(int HS) { return HS == 64 ? 8 : 5; }
+
 __device__ inline uint32_t tile_offset(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
 
 // A tensor to read blocks from.
@@ -69,10 +73,11 @@ __device__ inline void to_factor(Factor &p, const Product &s) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Primitives for sm_80 and later. THREADS in a thread block.
+// Primitives for sm_80 and later
 
 struct MmaSync {
-    static constexpr int STAGES = 3;    // of the ring: one being read, one whose products may not be done, one being filled
+    static constexpr int EXTRA_THREADS = 0;
+    static __device__ constexpr int stages(int HS) { return mma_sync_stages(HS); }
 
     // 64 tokens from t0 of a head, zeros past the end. All threads call.
     template <int HS, int THREADS>
@@ -124,26 +129,37 @@ struct MmaSync {
     template <int pending> static __device__ void wait() {}
     static __device__ void settle(Product &) {}
 
-    // The ring. wait(n): block n is there; blocks up to n - 2 are no longer read. All threads call it for every n in order.
-    template <int THREADS>
-    struct Ring {
-        int total;
-        __device__ Ring(uint32_t /*barriers*/, int total) : total(total) {}
+    // What comes into shared memory: for each work its own blocks, then a ring of blocks. load_own(group, barrier) and
+    // load(n, stage, barrier) fetch them. All threads call begin() at each work and next() for each of its blocks.
+    template <int STAGES, int GROUPS>
+    struct Pipe {
+        int n, total;
+        __device__ Pipe(uint32_t /*barriers*/, int /*group*/) {}
+        template <class LoadOwn, class Load>
+        __device__ void feed(int /*own_bytes*/, LoadOwn, int /*bytes*/, int /*total*/, Load) {}
 
         template <class LoadOwn, class Load>
-        __device__ void start(int /*own_bytes*/, LoadOwn load_own, int /*bytes*/, Load load) {
-            load_own(0);
+        __device__ void begin(LoadOwn load_own, int blocks, Load load) {
+            n = 0, total = blocks;
+            __syncthreads();            // the work before is done
+            for (int g = 0; g < GROUPS; g++) load_own(g, 0);
             load(0, 0, 0);
         }
+        // The stage of the next block, which is there. The blocks before the latest are no longer read.
         template <class Load>
-        __device__ void wait(int n, int /*bytes*/, Load load) {
+        __device__ int next(Load load) {
+            int stage = n++ % STAGES;
             ptx_cp_async_wait_all();
             __syncthreads();
-            if (n + 1 < total) load(n + 1, (n + 1) % STAGES, 0);
+            if (n < total) load(n, n % STAGES, 0);
+            return stage;
         }
-        __device__ void wait_own() {}                               // came with block 0
-        __device__ void release(int) {}
+        __device__ void release(int /*stage*/) {}
+        __device__ void release_own() {}
     };
+
+    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void feeder_registers() {}
+    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void worker_registers() {}
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -151,7 +167,8 @@ struct MmaSync {
 #if PTX_SM90A
 
 struct Wgmma {
-    static constexpr int STAGES = 5;
+    static constexpr int EXTRA_THREADS = 128;   // a group that asks the copy engine for blocks, and lends its registers to the others
+    static __device__ constexpr int stages(int HS) { return wgmma_stages(HS); }
 
     // One thread calls.
     template <int HS, int THREADS>
@@ -164,74 +181,96 @@ struct Wgmma {
 
     template <int HS>
     static __device__ void product_nt(Product &c, uint32_t a, uint32_t b) {
+        uint64_t a_tile = ptx_wgmma_descriptor(a), b_tile = ptx_wgmma_descriptor(b);
         ptx_wgmma_fence();
         for (int k = 0; k < HS / 16; k++) {
-            uint32_t at = k / 4 * TILE_BYTES + k % 4 * 32;
-            ptx_wgmma_smem(c, ptx_wgmma_descriptor(a + at), ptx_wgmma_descriptor(b + at), k > 0);
+            int at = (k / 4 * TILE_BYTES + k % 4 * 32) / 16;
+            ptx_wgmma_smem(c, a_tile + at, b_tile + at, k > 0);
         }
     }
 
     template <int HS>
     static __device__ void product_nn(Product (&c)[HS / 64], const Factor &a, uint32_t b) {
+        uint64_t b_tile = ptx_wgmma_descriptor(b);
         ptx_wgmma_fence();
         for (int k = 0; k < 4; k++)
             for (int tile = 0; tile < HS / 64; tile++)
-                ptx_wgmma_registers(c[tile], a[k], ptx_wgmma_descriptor(b + tile * TILE_BYTES + k * 16 * 128));
+                ptx_wgmma_registers(c[tile], a[k], b_tile + (tile * TILE_BYTES + k * 16 * 128) / 16);
     }
 
     static __device__ void commit() { ptx_wgmma_commit(); }
     template <int pending> static __device__ void wait() { ptx_wgmma_wait<pending>(); }
 
-    // The compiler must not read c before the wait() above this.
+    // The compiler must not read c before the wait() above this, nor put off to after the wait() below what makes c.
     static __device__ void settle(Product &c) {
         for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) asm volatile("" : "+f"(c[i][e]) :: "memory");
     }
 
-    // Thread 0 asks the copy engine for blocks, AHEAD of the one it needs itself; it waits for every warp to have released
-    // the place. STAGES - AHEAD = 3: the other groups may be one block behind and still have the block before in products.
-    template <int THREADS>
-    struct Ring {
-        static constexpr int AHEAD = STAGES - 3;
-        uint32_t barriers;          // full[STAGES], free[STAGES], own
-        int total;
-        __device__ Ring(uint32_t barriers, int total) : barriers(barriers), total(total) {}
-        __device__ uint32_t full(int n) { return barriers + 8 * (n % STAGES); }
-        __device__ uint32_t free(int n) { return barriers + 8 * (STAGES + n % STAGES); }
-        __device__ uint32_t own() { return barriers + 8 * 2 * STAGES; }
+    template <int STAGES, int GROUPS>
+    struct Pipe {
+        uint32_t barriers;              // full[STAGES], free[STAGES], own_full[GROUPS], own_free[GROUPS]
+        int group, stage = -1;          // of this group, or of what is fed
+        uint32_t parity = 1, own_parity = 1;
+        __device__ uint32_t full(int stage) { return barriers + 8 * stage; }
+        __device__ uint32_t free(int stage) { return barriers + 8 * (STAGES + stage); }
+        __device__ uint32_t own_full(int group) { return barriers + 8 * (2 * STAGES + group); }
+        __device__ uint32_t own_free(int group) { return barriers + 8 * (2 * STAGES + GROUPS + group); }
+
+        __device__ Pipe(uint32_t barriers, int group) : barriers(barriers), group(group) {
+            if (threadIdx.x == 0) {
+                for (int s = 0; s < STAGES; s++) ptx_barrier_init(full(s), 1), ptx_barrier_init(free(s), 4 * GROUPS);
+                for (int g = 0; g < GROUPS; g++) ptx_barrier_init(own_full(g), 1), ptx_barrier_init(own_free(g), 4);
+                ptx_barrier_init_fence();
+            }
+            __syncthreads();
+        }
+        __device__ void advance() {
+            if (++stage == STAGES) stage = 0;
+            if (stage == 0) parity ^= 1;
+        }
+
+        // One thread of the extra group calls, for each work. The first waits pass at once: the phase before phase 0 counts as
+        // complete. Two blocks go ahead of the own ones, which have to wait for the groups to be done with the work before.
+        template <class LoadOwn, class Load>
+        __device__ void feed(int own_bytes, LoadOwn load_own, int bytes, int total, Load load) {
+            for (int n = 0; n < total; n++) {
+                advance();
+                ptx_barrier_wait(free(stage), parity ^ 1);
+                ptx_barrier_arrive_expect(full(stage), bytes);
+                load(n, stage, full(stage));
+                if (n == min(1, total - 1)) {
+                    for (int g = 0; g < GROUPS; g++) {
+                        ptx_barrier_wait(own_free(g), own_parity);
+                        ptx_barrier_arrive_expect(own_full(g), own_bytes);
+                        load_own(g, own_full(g));
+                    }
+                    own_parity ^= 1;
+                }
+            }
+        }
 
         template <class LoadOwn, class Load>
-        __device__ void start(int own_bytes, LoadOwn load_own, int bytes, Load load) {
-            if (threadIdx.x == 0) {
-                for (int n = 0; n < STAGES; n++) {
-                    ptx_barrier_init(full(n), 1);
-                    ptx_barrier_init(free(n), THREADS / 32);
-                }
-                ptx_barrier_init(own(), 1);
-                ptx_barrier_init_fence();
-                ptx_barrier_arrive_expect(own(), own_bytes);
-                load_own(own());
-                for (int n = 0; n < STAGES && n < total; n++) fill(n, bytes, load);
-            }
-            __syncthreads();        // the barriers are there for all
+        __device__ void begin(LoadOwn, int /*total*/, Load) {
+            own_parity ^= 1;
+            ptx_barrier_wait(own_full(group), own_parity);
         }
         template <class Load>
-        __device__ void fill(int n, int bytes, Load load) {
-            ptx_barrier_arrive_expect(full(n), bytes);
-            load(n, n % STAGES, full(n));
+        __device__ int next(Load) {
+            advance();
+            ptx_barrier_wait(full(stage), parity);
+            return stage;
         }
-        template <class Load>
-        __device__ void wait(int n, int bytes, Load load) {
-            int next = n + AHEAD;
-            if (threadIdx.x == 0 && next >= STAGES && next < total) {
-                ptx_barrier_wait(free(next), (next / STAGES - 1) & 1);
-                fill(next, bytes, load);
-            }
-            __syncwarp();
-            ptx_barrier_wait(full(n), n / STAGES & 1);
-        }
-        __device__ void wait_own() { ptx_barrier_wait(own(), 0); }
-        __device__ void release(int n) { if (threadIdx.x % 32 == 0) ptx_barrier_arrive(free(n)); }
+        // This group no longer reads the stage; the work's own blocks. Each warp says so.
+        __device__ void release(int stage) { if (threadIdx.x % 32 == 0) ptx_barrier_arrive(free(stage)); }
+        __device__ void release_own() { if (threadIdx.x % 32 == 0) ptx_barrier_arrive(own_free(group)); }
     };
+
+    // Of 512 registers a lane of four warps, one a processor quarter, each group starts with an equal part, a multiple of 8.
+    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void feeder_registers() { ptx_give_registers<24>(); }
+    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void worker_registers() {
+        constexpr int START = 512 / BLOCKS_PER_SM / (GROUPS + 1) / 8 * 8;
+        ptx_take_registers<((GROUPS + 1) * START - 24) / GROUPS / 8 * 8>();
+    }
 };
 
 template <AttentionBackend backend> struct Machine_ { typedef Wgmma type; };
@@ -240,9 +279,9 @@ template <AttentionBackend backend> struct Machine_ { typedef MmaSync type; };
 #endif
 template <> struct Machine_<ATTENTION_MMA_SYNC> { typedef MmaSync type; };
 
-// Shared memory, as the launcher counts it: own blocks, then the ring's, then the stats, then the barriers.
-constexpr size_t attention_smem_bytes(int HS, int own_blocks, int stages, bool stats) {
-    return (size_t)(own_blocks + 2 * stages) * block_bytes(HS) + (stats ? stages * STATS_BYTES : 0) + (2 * stages + 1) * 8;
+// Shared memory, as the launcher counts it: each group's own blocks, then the ring's, then the stats, then the barriers.
+constexpr size_t attention_smem_bytes(int HS, int groups, int own_blocks, int stages, bool stats) {
+    return (size_t)(groups * own_blocks + 2 * stages) * block_bytes(HS) + (stats ? stages * STATS_BYTES : 0) + 2 * (stages + groups) * 8;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -250,158 +289,181 @@ constexpr size_t attention_smem_bytes(int HS, int own_blocks, int stages, bool s
 
 constexpr float LOG2_E = 1.44269504f;
 
-// Writes the warp's 16 of 64 rows as bf16, 16 bytes a thread, through a block of shared memory that is no longer needed.
-// out points to row 0 of the block, `rows` of which exist; scale is for rows lane / 4 and lane / 4 + 8.
+// Writes the warp's 16 of 64 rows as bf16. out points to row 0 of the block, `rows` of which exist; scale is for rows lane / 4
+// and lane / 4 + 8. The four lanes that share a row swap 4-byte pieces until each has 16 bytes in a row.
 template <int HS>
-__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, unsigned char *block, Product (&x)[HS / 64], float scale0, float scale1) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = 16 * warp + lane / 4;
+__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Product (&x)[HS / 64], float scale0, float scale1) {
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    bool odd = lane & 1, high = lane & 2;
     for (int tile = 0; tile < HS / 64; tile++)
-        for (int i = 0; i < 8; i++) {
-            unsigned char *at = block + tile * TILE_BYTES + lane % 4 * 4;
-            *(uint32_t *)(at + tile_offset(row, i)) = ptx_pack_bf16(x[tile][i][0] * scale0, x[tile][i][1] * scale0);
-            *(uint32_t *)(at + tile_offset(row + 8, i)) = ptx_pack_bf16(x[tile][i][2] * scale1, x[tile][i][3] * scale1);
-        }
-    __syncwarp();
-    for (int i = lane; i < 16 * HS / 8; i += 32) {
-        int r = 16 * warp + i / (HS / 8), chunk = i % (HS / 8);
-        if (r < rows) *(int4 *)(out + r * stride + chunk * 8) = *(int4 *)(block + chunk / 8 * TILE_BYTES + tile_offset(r, chunk % 8));
-    }
+        for (int i = 0; i < 8; i += 4)
+            for (int r = 0; r < 2; r++) {
+                float scale = r ? scale1 : scale0;
+                uint32_t y[4];          // of this lane's columns in chunks i ... i + 3; then of chunk i + lane % 4, all columns
+                for (int k = 0; k < 4; k++) y[k] = ptx_pack_bf16(x[tile][i + k][2 * r] * scale, x[tile][i + k][2 * r + 1] * scale);
+                for (int k = 0; k < 4; k += 2) {
+                    uint32_t other = __shfl_xor_sync(0xffffffff, odd ? y[k] : y[k + 1], 1);
+                    if (odd) y[k] = other; else y[k + 1] = other;
+                }
+                for (int k = 0; k < 2; k++) {
+                    uint32_t other = __shfl_xor_sync(0xffffffff, high ? y[k] : y[k + 2], 2);
+                    if (high) y[k] = other; else y[k + 2] = other;
+                }
+                if (row + 8 * r < rows)
+                    *(uint4 *)(out + (row + 8 * r) * stride + tile * 64 + (i + lane % 4) * 8) = make_uint4(y[0], y[1], y[2], y[3]);
+            }
 }
 
 // The compiler then knows that it is one number for the whole warp, as the warpgroup's instructions require.
 __device__ inline int group_of_4_warps() { return __shfl_sync(0xffffffff, threadIdx.x / 128, 0); }
 
-// Where a thread block stands: tile of `tiles`, head of `heads`, sequence b. The tiles of one head are neighbours in time, so
-// that its keys are read from memory once.
-struct AttentionPlace {
+// The works of a thread block, one in each round: tile of `tiles` (0 the longest), head of `heads`, sequence b. The tiles of
+// one head are done at the same time, so that its keys come from memory once. Every second round runs backwards, and the
+// grid is a multiple of tiles: a thread block that had a long work then has a short one.
+struct AttentionWork {
     int tile, head, b;
-    __device__ AttentionPlace(int tiles, int heads) : tile(blockIdx.x % tiles), head(blockIdx.x / tiles % heads), b(blockIdx.x / tiles / heads) {}
+    __device__ bool find(int round, int tiles, int heads, int B) {
+        unsigned n = round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+        tile = n % tiles, head = n / tiles % heads, b = n / tiles / heads;
+        return b < B;
+    }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-template <int HS> struct ForwardShape { static constexpr int GROUPS = HS == 64 ? 2 : 3, BLOCKS_PER_SM = HS == 64 ? 2 : 1; };
+template <int HS> struct ForwardShape { static constexpr int GROUPS = HS == 64 ? 4 : 3, BLOCKS_PER_SM = 1; };
 
 struct AttentionForwardArgs {
     AttentionInput q, k, v;
     bf16 *out;              // (B, T, NH, HS)
     float *lse;             // (B, NH, T)
-    int T, NH, NKV;
+    int B, T, NH, NKV;
 };
 
 template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(128 * ForwardShape<HS>::GROUPS, ForwardShape<HS>::BLOCKS_PER_SM)
+__global__ void __launch_bounds__(128 * ForwardShape<HS>::GROUPS + Machine_<backend>::type::EXTRA_THREADS, ForwardShape<HS>::BLOCKS_PER_SM)
 attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
     typedef typename Machine_<backend>::type M;
-    constexpr int GROUPS = ForwardShape<HS>::GROUPS, THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    constexpr int GROUPS = ForwardShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
-    uint32_t q_smem = smem_address(smem), k_smem = q_smem + GROUPS * BLOCK, v_smem = k_smem + M::STAGES * BLOCK;
+    uint32_t q_smem = smem_address(smem), k_smem = q_smem + GROUPS * BLOCK, v_smem = k_smem + STAGES * BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS);
-    AttentionPlace at(tiles, a.NH);
-    int tile = tiles - 1 - at.tile;                         // the longest first
-    int own = tile * GROUPS + group;                        // this group's block of queries
-    int total = min(token_blocks, (tile + 1) * GROUPS);     // blocks of keys that this thread block reads
-    int mine = own < token_blocks ? own + 1 : 1;            // and that this group needs (past the end: it runs along for one)
-    int kv_head = at.head / (a.NH / a.NKV);
-
-    auto load_own = [&](uint32_t barrier) {
-        for (int g = 0; g < GROUPS; g++)
-            M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, (tile * GROUPS + g) * ROWS, barrier);
+    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS), sharing = a.NH / a.NKV;
+    AttentionWork at;
+    int first, total, turn;                                 // the first block of queries; blocks of keys that this work reads
+    auto find_work = [&](int round) {
+        if (!at.find(round, tiles, a.NH, a.B)) return false;
+        first = (tiles - 1 - at.tile) * GROUPS, total = min(token_blocks, first + GROUPS), turn = round % GROUPS;
+        return true;
+    };
+    auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // the groups take turns at the longer rows
+    auto load_own = [&](int g, uint32_t barrier) {
+        M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, kv_head, n * ROWS, barrier);
-        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, a.v, at.b, kv_head, n * ROWS, barrier);
+        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, at.head / sharing, n * ROWS, barrier);
+        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, a.v, at.b, at.head / sharing, n * ROWS, barrier);
     };
-    typename M::template Ring<THREADS> ring(v_smem + M::STAGES * BLOCK, total);
-    ring.start(GROUPS * BLOCK, load_own, 2 * BLOCK, load);
+    typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
+    if (group == GROUPS) {
+        M::template feeder_registers<GROUPS, ForwardShape<HS>::BLOCKS_PER_SM>();
+        if (threadIdx.x == THREADS) for (int round = 0; find_work(round); round++) pipe.feed(BLOCK, load_own, 2 * BLOCK, total, load);
+        return;
+    }
+    M::template worker_registers<GROUPS, ForwardShape<HS>::BLOCKS_PER_SM>();
 
     // Scores times `scale` are in units of log 2, for exp2. top is the row's reference for exponents: its maximum, up to
     // `slack` ago; p = 2^8 at most is harmless, and rows seldom have to be rescaled after their first blocks.
     const float scale = LOG2_E / sqrtf((float)HS), slack = 8.0f / scale;
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
-    Product s, out[HS / 64] = {};
-    Factor p;
-    for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
+    const uint32_t q_own = q_smem + group * BLOCK;
+    for (int round = 0; find_work(round); round++) {
+        int own = block_of(group);                            // this group's block of queries
+        int mine = own < token_blocks ? own + 1 : 1;        // blocks of keys that it needs (past the end it runs along for one)
+        float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
+        Product s, out[HS / 64] = {};
+        Factor p;
+        for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
 
-    // s becomes p, in fp32. True where what was summed so far, with the former top, has to be rescaled.
-    auto softmax = [&](int j) {
-        if (j == own)                                       // the diagonal: future keys do not count
-            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
-                if (8 * i + lane % 4 * 2 + e % 2 > row + e / 2 * 8) s[i][e] = -INFINITY;
-        float highest[2] = {-INFINITY, -INFINITY};
-        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) highest[e / 2] = fmaxf(highest[e / 2], s[i][e]);
-        for (int r = 0; r < 2; r++) highest[r] = warp_max<4>(highest[r]);
-        bool grows = __any_sync(0xffffffff, highest[0] > top[0] + slack || highest[1] > top[1] + slack);
-        if (grows)
-            for (int r = 0; r < 2; r++) {
-                float higher = fmaxf(top[r], highest[r]);
-                rescale[r] = ptx_exp2((top[r] - higher) * scale);
-                sum[r] *= rescale[r];
-                top[r] = higher;
+        // s becomes p, in fp32. True where what was summed so far, with the former top, has to be rescaled.
+        auto softmax = [&](int j) {
+            if (j == own)                                   // the diagonal: future keys do not count
+                for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                    if (8 * i + lane % 4 * 2 + e % 2 > row + e / 2 * 8) s[i][e] = -INFINITY;
+            float m[4] = {s[0][0], s[0][1], s[0][2], s[0][3]}, highest[2];
+            for (int i = 1; i < 8; i++) for (int e = 0; e < 4; e++) m[e] = fmaxf(m[e], s[i][e]);
+            for (int r = 0; r < 2; r++) highest[r] = warp_max<4>(fmaxf(m[2 * r], m[2 * r + 1]));
+            bool grows = __any_sync(0xffffffff, highest[0] > top[0] + slack || highest[1] > top[1] + slack);
+            if (grows)
+                for (int r = 0; r < 2; r++) {
+                    float higher = fmaxf(top[r], highest[r]);
+                    rescale[r] = ptx_exp2((top[r] - higher) * scale);
+                    sum[r] *= rescale[r];
+                    top[r] = higher;
+                }
+            float shift[2] = {top[0] * scale, top[1] * scale};
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) {
+                s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -shift[e / 2]));
+                sum[e / 2] += s[i][e];
             }
-        float shift[2] = {top[0] * scale, top[1] * scale};
-        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) {
-            s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -shift[e / 2]));
-            sum[e / 2] += s[i][e];
-        }
-        return grows;
-    };
+            M::settle(s);
+            return grows;
+        };
 
-    uint32_t q_own = q_smem + group * BLOCK;
-    ring.wait_own();
-    ring.wait(0, 2 * BLOCK, load);
-    M::template product_nt<HS>(s, q_own, k_smem);
-    M::commit();
-    M::template wait<0>();
-    M::settle(s);
-    softmax(0);
-    to_factor(p, s);
-    for (int j = 1; j < mine; j++) {
-        ring.wait(j, 2 * BLOCK, load);
-        M::template product_nt<HS>(s, q_own, k_smem + j % M::STAGES * BLOCK);
+        pipe.begin(load_own, total, load);
+        int stage = pipe.next(load);
+        M::template product_nt<HS>(s, q_own, k_smem + stage * BLOCK);
         M::commit();
-        M::template product_nn<HS>(out, p, v_smem + (j - 1) % M::STAGES * BLOCK);
-        M::commit();
-        M::template wait<1>();                              // s is there; the product with v runs on
+        M::template wait<0>();
         M::settle(s);
-        bool grows = softmax(j);
+        softmax(0);
+        to_factor(p, s);
+        for (int j = 1; j < mine; j++) {
+            int before = stage;
+            stage = pipe.next(load);
+            M::template product_nt<HS>(s, q_own, k_smem + stage * BLOCK);
+            M::commit();
+            M::template product_nn<HS>(out, p, v_smem + before * BLOCK);
+            M::commit();
+            M::template wait<1>();                          // s is there; the product with v runs on
+            M::settle(s);
+            bool grows = softmax(j);
+            if (grows) {
+                M::template wait<0>();
+                for (int t = 0; t < HS / 64; t++) {
+                    M::settle(out[t]);
+                    for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) out[t][i][e] *= rescale[e / 2];
+                }
+            }
+            M::template wait<0>();                          // after a branch, or ptxas moves this up before the exponentials
+            for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
+            pipe.release(before);
+            to_factor(p, s);
+        }
+        pipe.release_own();
+        M::template product_nn<HS>(out, p, v_smem + stage * BLOCK);
+        M::commit();
         M::template wait<0>();
         for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
-        ring.release(j - 1);
-        if (grows)
-            for (int t = 0; t < HS / 64; t++)
-                for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) out[t][i][e] *= rescale[e / 2];
-        to_factor(p, s);
-    }
-    M::template product_nn<HS>(out, p, v_smem + (mine - 1) % M::STAGES * BLOCK);
-    M::commit();
-    M::template wait<0>();
-    for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
-    ring.release(mine - 1);
-    for (int j = mine; j < total; j++) {                    // blocks that only later groups need
-        ring.wait(j, 2 * BLOCK, load);
-        ring.release(j);
-    }
-    if (own >= token_blocks) return;
+        pipe.release(stage);
+        for (int j = mine; j < total; j++) pipe.release(pipe.next(load));      // blocks that only later groups need
+        if (own >= token_blocks) continue;
 
-    for (int r = 0; r < 2; r++) {
-        sum[r] = warp_sum<4>(sum[r]);
-        int t = own * ROWS + row + 8 * r;
-        if (lane % 4 == 0 && t < a.T) a.lse[((int64_t)at.b * a.NH + at.head) * a.T + t] = top[r] / sqrtf((float)HS) + logf(sum[r]);
+        for (int r = 0; r < 2; r++) {
+            sum[r] = warp_sum<4>(sum[r]);
+            int t = own * ROWS + row + 8 * r;
+            if (lane % 4 == 0 && t < a.T) a.lse[((int64_t)at.b * a.NH + at.head) * a.T + t] = top[r] / sqrtf((float)HS) + logf(sum[r]);
+        }
+        int64_t stride = (int64_t)a.NH * HS;
+        store_rows<HS>(a.out + ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS, stride, a.T - own * ROWS, out, 1 / sum[0], 1 / sum[1]);
     }
-    ptx_named_barrier(1 + group, 128);                      // the group has read its queries; their place is free
-    int64_t stride = (int64_t)a.NH * HS;
-    store_rows<HS>(a.out + ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS, stride, a.T - own * ROWS,
-                   smem + group * BLOCK, out, 1 / sum[0], 1 / sum[1]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward: dq, and on the way the stats of each query for the kernel after it
 
-template <int HS> struct DqShape { static constexpr int GROUPS = 2, BLOCKS_PER_SM = HS == 64 ? 2 : 1; };
+template <int HS> struct DqShape { static constexpr int GROUPS = HS == 64 ? 3 : 2, BLOCKS_PER_SM = 1; };
 
 struct AttentionDqArgs {
     AttentionInput q, k, v, dout;
@@ -410,7 +472,7 @@ struct AttentionDqArgs {
     float *stats;           // (B, NH, blocks of 64 tokens, 2, 64): lse * log2(e) and delta; +inf and 0 past the end
     bf16 *dq;               // (B, T, NH, HS)
     int64_t dq_stride;
-    int T, NH, NKV;
+    int B, T, NH, NKV;
 };
 
 // delta of rows `row` and `row` + 8 of a block of which `rows` exist; out and dout point to its row 0. The warp's 16 rows are
@@ -436,101 +498,114 @@ __device__ inline void find_delta(float (&delta)[2], const bf16 *out, const bf16
 }
 
 template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(128 * DqShape<HS>::GROUPS, DqShape<HS>::BLOCKS_PER_SM)
+__global__ void __launch_bounds__(128 * DqShape<HS>::GROUPS + Machine_<backend>::type::EXTRA_THREADS, DqShape<HS>::BLOCKS_PER_SM)
 attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     typedef typename Machine_<backend>::type M;
-    constexpr int GROUPS = DqShape<HS>::GROUPS, THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    constexpr int GROUPS = DqShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
     uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * BLOCK;
-    uint32_t k_smem = dout_smem + GROUPS * BLOCK, v_smem = k_smem + M::STAGES * BLOCK;
+    uint32_t k_smem = dout_smem + GROUPS * BLOCK, v_smem = k_smem + STAGES * BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS);
-    AttentionPlace at(tiles, a.NH);
-    int tile = tiles - 1 - at.tile;                         // as in the forward kernel
-    int own = tile * GROUPS + group;
-    int total = min(token_blocks, (tile + 1) * GROUPS);
-    int mine = own < token_blocks ? own + 1 : 1;
-    int kv_head = at.head / (a.NH / a.NKV);
-
-    auto load_own = [&](uint32_t barrier) {
-        for (int g = 0; g < GROUPS; g++) {
-            M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, (tile * GROUPS + g) * ROWS, barrier);
-            M::template load_block<HS, THREADS>(dout_smem + g * BLOCK, a.dout, at.b, at.head, (tile * GROUPS + g) * ROWS, barrier);
-        }
+    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS), sharing = a.NH / a.NKV;
+    AttentionWork at;
+    int first, total, turn;                                 // as in the forward kernel
+    auto find_work = [&](int round) {
+        if (!at.find(round, tiles, a.NH, a.B)) return false;
+        first = (tiles - 1 - at.tile) * GROUPS, total = min(token_blocks, first + GROUPS), turn = round % GROUPS;
+        return true;
+    };
+    auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // the groups take turns at the longer rows
+    auto load_own = [&](int g, uint32_t barrier) {
+        M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, block_of(g) * ROWS, barrier);
+        M::template load_block<HS, THREADS>(dout_smem + g * BLOCK, a.dout, at.b, at.head, block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, kv_head, n * ROWS, barrier);
-        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, a.v, at.b, kv_head, n * ROWS, barrier);
+        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, at.head / sharing, n * ROWS, barrier);
+        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, a.v, at.b, at.head / sharing, n * ROWS, barrier);
     };
-    typename M::template Ring<THREADS> ring(v_smem + M::STAGES * BLOCK, total);
-    ring.start(2 * GROUPS * BLOCK, load_own, 2 * BLOCK, load);
+    typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
+    if (group == GROUPS) {
+        M::template feeder_registers<GROUPS, DqShape<HS>::BLOCKS_PER_SM>();
+        if (threadIdx.x == THREADS) for (int round = 0; find_work(round); round++) pipe.feed(2 * BLOCK, load_own, 2 * BLOCK, total, load);
+        return;
+    }
+    M::template worker_registers<GROUPS, DqShape<HS>::BLOCKS_PER_SM>();
 
     const float scale = LOG2_E / sqrtf((float)HS);
-    float lse[2] = {INFINITY, INFINITY}, delta[2] = {0, 0};     // past the end: p = 0
-    if (own < token_blocks) {
-        int64_t head_index = (int64_t)at.b * a.NH + at.head, stride = (int64_t)a.NH * HS;
-        int64_t first = ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS;
-        find_delta<HS>(delta, a.out + first, a.dout.data + first, stride, a.T - own * ROWS);
-        for (int r = 0; r < 2; r++) {
-            int t = own * ROWS + row + 8 * r;
-            if (t < a.T) lse[r] = a.lse[head_index * a.T + t] * LOG2_E;
-            float *stats = a.stats + (head_index * token_blocks + own) * 2 * ROWS + row + 8 * r;
-            if (lane % 4 == 0) stats[0] = lse[r], stats[ROWS] = delta[r];
+    const uint32_t q_own = q_smem + group * BLOCK, dout_own = dout_smem + group * BLOCK;
+    for (int round = 0; find_work(round); round++) {
+        int own = block_of(group), mine = own < token_blocks ? own + 1 : 1;
+        float lse[2] = {INFINITY, INFINITY}, delta[2] = {0, 0};     // past the end: p = 0
+        if (own < token_blocks) {
+            int64_t head_index = (int64_t)at.b * a.NH + at.head, stride = (int64_t)a.NH * HS;
+            int64_t start = ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS;
+            find_delta<HS>(delta, a.out + start, a.dout.data + start, stride, a.T - own * ROWS);
+            for (int r = 0; r < 2; r++) {
+                int t = own * ROWS + row + 8 * r;
+                if (t < a.T) lse[r] = a.lse[head_index * a.T + t] * LOG2_E;
+                float *stats = a.stats + (head_index * token_blocks + own) * 2 * ROWS + row + 8 * r;
+                if (lane % 4 == 0) stats[0] = lse[r], stats[ROWS] = delta[r];
+            }
         }
-    }
 
-    Product s, dp, dq[HS / 64] = {};
-    Factor ds;
-    for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
-
-    uint32_t q_own = q_smem + group * BLOCK, dout_own = dout_smem + group * BLOCK;
-    auto find_ds = [&](int j) {                             // from s, and dp that is asked for here, as registers are few
-        M::template product_nt<HS>(dp, dout_own, v_smem + j % M::STAGES * BLOCK);
-        M::commit();
-        if (j == own)
-            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
-                if (8 * i + lane % 4 * 2 + e % 2 > row + e / 2 * 8) s[i][e] = -INFINITY;
-        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -lse[e / 2]));
-        M::template wait<0>();
-        M::settle(dp);
-        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - delta[e / 2]);
-        to_factor(ds, dp);
-    };
-
-    ring.wait_own();
-    ring.wait(0, 2 * BLOCK, load);
-    M::template product_nt<HS>(s, q_own, k_smem);
-    M::commit();
-    M::template wait<0>();
-    M::settle(s);
-    find_ds(0);
-    for (int j = 1; j < mine; j++) {
-        ring.wait(j, 2 * BLOCK, load);
-        M::template product_nn<HS>(dq, ds, k_smem + (j - 1) % M::STAGES * BLOCK);
-        M::template product_nt<HS>(s, q_own, k_smem + j % M::STAGES * BLOCK);
-        M::commit();
-        M::template wait<0>();
-        M::settle(s);
+        Product s, dp, dq[HS / 64] = {};
+        Factor ds;
         for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
-        ring.release(j - 1);
-        find_ds(j);
-    }
-    M::template product_nn<HS>(dq, ds, k_smem + (mine - 1) % M::STAGES * BLOCK);
-    M::commit();
-    M::template wait<0>();
-    for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
-    ring.release(mine - 1);
-    for (int j = mine; j < total; j++) {
-        ring.wait(j, 2 * BLOCK, load);
-        ring.release(j);
-    }
-    if (own >= token_blocks) return;
+        auto find_p = [&](int j) {                          // s becomes p, in fp32
+            M::settle(s);
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -lse[e / 2]));
+            if (j == own)                                   // this branch also keeps ptxas from waiting before the exponentials
+                for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                    if (8 * i + lane % 4 * 2 + e % 2 > row + e / 2 * 8) s[i][e] = 0;
+            M::settle(s);
+        };
+        auto find_ds = [&]() {                              // dp becomes ds, in fp32
+            M::settle(dp);
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - delta[e / 2]);
+        };
 
-    ptx_named_barrier(1 + group, 128);
-    float unit = 1 / sqrtf((float)HS);
-    store_rows<HS>(a.dq + ((int64_t)at.b * a.T + own * ROWS) * a.dq_stride + at.head * HS, a.dq_stride, a.T - own * ROWS,
-                   smem + group * BLOCK, dq, unit, unit);
+        pipe.begin(load_own, total, load);
+        int stage = pipe.next(load);
+        M::template product_nt<HS>(s, q_own, k_smem + stage * BLOCK);
+        M::commit();
+        M::template product_nt<HS>(dp, dout_own, v_smem + stage * BLOCK);
+        M::commit();
+        M::template wait<1>();
+        find_p(0);
+        M::template wait<0>();
+        find_ds();
+        to_factor(ds, dp);
+        for (int j = 1; j < mine; j++) {
+            int before = stage;
+            stage = pipe.next(load);
+            M::template product_nt<HS>(s, q_own, k_smem + stage * BLOCK);
+            M::commit();
+            M::template product_nt<HS>(dp, dout_own, v_smem + stage * BLOCK);
+            M::commit();
+            M::template product_nn<HS>(dq, ds, k_smem + before * BLOCK);
+            M::commit();
+            M::template wait<2>();
+            find_p(j);
+            M::template wait<1>();
+            find_ds();
+            M::template wait<0>();
+            for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
+            pipe.release(before);
+            to_factor(ds, dp);
+        }
+        pipe.release_own();
+        M::template product_nn<HS>(dq, ds, k_smem + stage * BLOCK);
+        M::commit();
+        M::template wait<0>();
+        for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
+        pipe.release(stage);
+        for (int j = mine; j < total; j++) pipe.release(pipe.next(load));
+        if (own >= token_blocks) continue;
+
+        const float unit = 1 / sqrtf((float)HS);
+        store_rows<HS>(a.dq + ((int64_t)at.b * a.T + own * ROWS) * a.dq_stride + at.head * HS, a.dq_stride, a.T - own * ROWS, dq, unit, unit);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -543,29 +618,31 @@ struct AttentionDkdvArgs {
     const float *stats;     // (B, NH, blocks of 64 tokens, 2, 64), from the kernel above
     bf16 *dk, *dv;          // (B, T, NKV, HS)
     int64_t dk_stride, dv_stride;
-    int T, NH, NKV;
+    int B, T, NH, NKV;
 };
 
 template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(128 * DkdvShape<HS>::GROUPS, DkdvShape<HS>::BLOCKS_PER_SM)
+__global__ void __launch_bounds__(128 * DkdvShape<HS>::GROUPS + Machine_<backend>::type::EXTRA_THREADS, DkdvShape<HS>::BLOCKS_PER_SM)
 attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
     typedef typename Machine_<backend>::type M;
-    constexpr int GROUPS = DkdvShape<HS>::GROUPS, THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    constexpr int GROUPS = DkdvShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
     uint32_t k_smem = smem_address(smem), v_smem = k_smem + GROUPS * BLOCK;
-    uint32_t q_smem = v_smem + GROUPS * BLOCK, dout_smem = q_smem + M::STAGES * BLOCK, stats_smem = dout_smem + M::STAGES * BLOCK;
+    uint32_t q_smem = v_smem + GROUPS * BLOCK, dout_smem = q_smem + STAGES * BLOCK, stats_smem = dout_smem + STAGES * BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS);
-    AttentionPlace at(tiles, a.NKV);                        // tile 0 is the longest
-    int first = at.tile * GROUPS, own = first + group;      // blocks of keys
-    int sharing = a.NH / a.NKV, per_head = token_blocks - first;    // heads that read these keys; blocks of queries of each
-
-    auto load_own = [&](uint32_t barrier) {
-        for (int g = 0; g < GROUPS; g++) {
-            M::template load_block<HS, THREADS>(k_smem + g * BLOCK, a.k, at.b, at.head, (first + g) * ROWS, barrier);
-            M::template load_block<HS, THREADS>(v_smem + g * BLOCK, a.v, at.b, at.head, (first + g) * ROWS, barrier);
-        }
+    int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS), sharing = a.NH / a.NKV;
+    AttentionWork at;
+    int first, per_head, turn;                              // the first block of keys; blocks of queries of each sharing head
+    auto find_work = [&](int round) {
+        if (!at.find(round, tiles, a.NKV, a.B)) return false;
+        first = at.tile * GROUPS, per_head = token_blocks - first, turn = round % GROUPS;
+        return true;
+    };
+    auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // the groups take turns at the longer rows
+    auto load_own = [&](int g, uint32_t barrier) {
+        M::template load_block<HS, THREADS>(k_smem + g * BLOCK, a.k, at.b, at.head, block_of(g) * ROWS, barrier);
+        M::template load_block<HS, THREADS>(v_smem + g * BLOCK, a.v, at.b, at.head, block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {   // of each head, the last queries first: later groups end sooner
         int head = at.head * sharing + n / per_head, block = token_blocks - 1 - n % per_head;
@@ -574,82 +651,89 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
         const float *stats = a.stats + (((int64_t)at.b * a.NH + head) * token_blocks + block) * 2 * ROWS;
         M::template load_stats<THREADS>(stats_smem + stage * STATS_BYTES, stats, barrier);
     };
-    constexpr int BYTES = 2 * BLOCK + STATS_BYTES;
-    typename M::template Ring<THREADS> ring(stats_smem + M::STAGES * STATS_BYTES, sharing * per_head);
-    ring.start(2 * GROUPS * BLOCK, load_own, BYTES, load);
+    typename M::template Pipe<STAGES, GROUPS> pipe(stats_smem + STAGES * STATS_BYTES, group);
+    if (group == GROUPS) {
+        M::template feeder_registers<GROUPS, DkdvShape<HS>::BLOCKS_PER_SM>();
+        if (threadIdx.x == THREADS)
+            for (int round = 0; find_work(round); round++) pipe.feed(2 * BLOCK, load_own, 2 * BLOCK + STATS_BYTES, sharing * per_head, load);
+        return;
+    }
+    M::template worker_registers<GROUPS, DkdvShape<HS>::BLOCKS_PER_SM>();
 
     const float scale = LOG2_E / sqrtf((float)HS);
-    Product s, dp, dk[HS / 64] = {}, dv[HS / 64] = {};
-    Factor p, ds;
-    for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
+    const uint32_t k_own = k_smem + group * BLOCK, v_own = v_smem + group * BLOCK;
+    const float *stats = (const float *)(smem + (stats_smem - k_smem)) + lane % 4 * 2;      // of this thread's first columns
+    for (int round = 0; find_work(round); round++) {
+        int own = block_of(group);
+        int mine = own < token_blocks ? token_blocks - own : 1;     // blocks that this group needs of each head's per_head
+        Product s, dp, dk[HS / 64] = {}, dv[HS / 64] = {};
+        Factor p, ds;
+        for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
 
-    uint32_t k_own = k_smem + group * BLOCK, v_own = v_smem + group * BLOCK;
-    auto stats_of = [&](int n) { return (const float *)(smem + (stats_smem - k_smem) + n % M::STAGES * STATS_BYTES) + lane % 4 * 2; };
-    auto find_p = [&](int n, int block) {                   // s becomes p, in fp32
-        if (block == own)
-            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
-                if (8 * i + lane % 4 * 2 + e % 2 < row + e / 2 * 8) s[i][e] = -INFINITY;
-        for (int i = 0; i < 8; i++) {
-            float2 lse = *(const float2 *)(stats_of(n) + 8 * i);
-            for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -(e % 2 ? lse.y : lse.x)));
-        }
-    };
-    auto find_ds = [&](int n) {                             // from p and dp; then both are ready as factors
-        M::template product_nt<HS>(dp, v_own, dout_smem + n % M::STAGES * BLOCK);
-        M::commit();
-        M::template wait<0>();
-        M::settle(dp);
-        for (int i = 0; i < 8; i++) {
-            float2 delta = *(const float2 *)(stats_of(n) + ROWS + 8 * i);
-            for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - (e % 2 ? delta.y : delta.x));
-        }
-        to_factor(ds, dp);
-        to_factor(p, s);
-    };
-
-    int mine = own < token_blocks ? token_blocks - own : 1;     // blocks that this group needs of each head's per_head
-    ring.wait_own();
-    for (int start = 0; start < sharing * per_head; start += per_head) {
-        ring.wait(start, BYTES, load);
-        M::template product_nt<HS>(s, k_own, q_smem + start % M::STAGES * BLOCK);
-        M::commit();
-        M::template wait<0>();
-        M::settle(s);
-        find_p(start, token_blocks - 1);
-        find_ds(start);
-        for (int n = start + 1; n < start + mine; n++) {
-            ring.wait(n, BYTES, load);
-            M::template product_nt<HS>(s, k_own, q_smem + n % M::STAGES * BLOCK);
-            M::commit();
-            M::template product_nn<HS>(dv, p, dout_smem + (n - 1) % M::STAGES * BLOCK);
-            M::template product_nn<HS>(dk, ds, q_smem + (n - 1) % M::STAGES * BLOCK);
-            M::commit();
-            M::template wait<1>();
+        auto find_p = [&](int block, int stage) {           // s becomes p, in fp32
+            for (int i = 0; i < 8; i++) {
+                float2 lse = *(const float2 *)(stats + stage * 2 * ROWS + 8 * i);
+                for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -(e % 2 ? lse.y : lse.x)));
+            }
+            if (block == own)                               // this branch also keeps ptxas from waiting before the exponentials
+                for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                    if (8 * i + lane % 4 * 2 + e % 2 < row + e / 2 * 8) s[i][e] = 0;
             M::settle(s);
-            find_p(n, token_blocks - 1 - (n - start));
+        };
+        auto find_ds = [&](int stage) {                     // from p and dp; then both are ready as factors
+            M::template product_nt<HS>(dp, v_own, dout_smem + stage * BLOCK);
+            M::commit();
+            M::template wait<0>();
+            M::settle(dp);
+            for (int i = 0; i < 8; i++) {
+                float2 delta = *(const float2 *)(stats + stage * 2 * ROWS + ROWS + 8 * i);
+                for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - (e % 2 ? delta.y : delta.x));
+            }
+            to_factor(ds, dp);
+            to_factor(p, s);
+        };
+
+        pipe.begin(load_own, sharing * per_head, load);
+        for (int g = 0; g < sharing; g++) {
+            int stage = pipe.next(load);
+            M::template product_nt<HS>(s, k_own, q_smem + stage * BLOCK);
+            M::commit();
+            M::template wait<0>();
+            M::settle(s);
+            find_p(token_blocks - 1, stage);
+            find_ds(stage);
+            for (int n = 1; n < mine; n++) {
+                int before = stage;
+                stage = pipe.next(load);
+                M::template product_nt<HS>(s, k_own, q_smem + stage * BLOCK);
+                M::commit();
+                M::template product_nn<HS>(dv, p, dout_smem + before * BLOCK);
+                M::template product_nn<HS>(dk, ds, q_smem + before * BLOCK);
+                M::commit();
+                M::template wait<1>();
+                M::settle(s);
+                find_p(token_blocks - 1 - n, stage);
+                M::template wait<0>();
+                for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
+                pipe.release(before);
+                find_ds(stage);
+            }
+            if (g == sharing - 1) pipe.release_own();
+            M::template product_nn<HS>(dv, p, dout_smem + stage * BLOCK);
+            M::template product_nn<HS>(dk, ds, q_smem + stage * BLOCK);
+            M::commit();
             M::template wait<0>();
             for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
-            ring.release(n - 1);
-            find_ds(n);
+            pipe.release(stage);
+            for (int n = mine; n < per_head; n++) pipe.release(pipe.next(load));       // blocks that only earlier groups need
         }
-        M::template product_nn<HS>(dv, p, dout_smem + (start + mine - 1) % M::STAGES * BLOCK);
-        M::template product_nn<HS>(dk, ds, q_smem + (start + mine - 1) % M::STAGES * BLOCK);
-        M::commit();
-        M::template wait<0>();
-        for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
-        ring.release(start + mine - 1);
-        for (int n = start + mine; n < start + per_head; n++) {
-            ring.wait(n, BYTES, load);
-            ring.release(n);
-        }
-    }
-    if (own >= token_blocks) return;
+        if (own >= token_blocks) continue;
 
-    ptx_named_barrier(1 + group, 128);                      // the group has read its keys and values
-    float unit = 1 / sqrtf((float)HS);
-    int64_t token = (int64_t)at.b * a.T + own * ROWS;
-    store_rows<HS>(a.dk + token * a.dk_stride + at.head * HS, a.dk_stride, a.T - own * ROWS, smem + group * BLOCK, dk, unit, unit);
-    store_rows<HS>(a.dv + token * a.dv_stride + at.head * HS, a.dv_stride, a.T - own * ROWS, smem + (GROUPS + group) * BLOCK, dv, 1, 1);
+        const float unit = 1 / sqrtf((float)HS);
+        int64_t token = (int64_t)at.b * a.T + own * ROWS;
+        store_rows<HS>(a.dk + token * a.dk_stride + at.head * HS, a.dk_stride, a.T - own * ROWS, dk, unit, unit);
+        store_rows<HS>(a.dv + token * a.dv_stride + at.head * HS, a.dv_stride, a.T - own * ROWS, dv, 1, 1);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -700,23 +784,39 @@ inline void attention_check_shape_(const AttentionShape &s) {
             "head size 64 or 128, and at most 2^31 blocks of %d tokens", s.B, s.T, s.NH, s.NKV, s.HS, ROWS);
 }
 
-// Does this device run sm_90a code? If the program holds none for it, shared memory is merely counted too large.
-inline bool attention_is_hopper_(AttentionBackend backend) {
-    int device, major, minor;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-    return backend == ATTENTION_BEST && major == 9 && minor == 0;
+// How a kernel of `groups` groups is to be launched. Whether the code that this device runs is for sm_90a shows in the
+// threads that it takes: then there is an extra group, and the thread blocks stay for many works.
+struct AttentionPlan {
+    bool hopper;
+    unsigned grid, threads;
+    int stages;
+};
+
+template <class... Params>
+AttentionPlan attention_plan_(void (*kernel)(Params...), const AttentionShape &s, int groups, int blocks_per_sm, int heads) {
+    cudaFuncAttributes attributes;
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, (const void *)kernel));
+    int64_t tiles = ceil_div(ceil_div(s.T, ROWS), groups), works = tiles * heads * s.B;
+    AttentionPlan plan = {attributes.maxThreadsPerBlock > 128 * groups, (unsigned)works, 128u * groups, mma_sync_stages(s.HS)};
+    if (plan.hopper) {
+        int device, processors;
+        CUDA_CHECK(cudaGetDevice(&device));
+        CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+        int64_t at_once = (int64_t)processors * blocks_per_sm;
+        if (works > at_once) plan.grid = at_once > tiles ? at_once - at_once % tiles : at_once;
+        plan.threads += 128, plan.stages = wgmma_stages(s.HS);
+    }
+    return plan;
 }
 
 template <AttentionBackend backend, int HS>
 void attention_forward_(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s, cudaStream_t stream) {
-    constexpr int GROUPS = ForwardShape<HS>::GROUPS;
-    bool hopper = attention_is_hopper_(backend);
-    AttentionForwardArgs a = {attention_input_(q, s, s.NH, s.q_stride, hopper), attention_input_(k, s, s.NKV, s.k_stride, hopper),
-                              attention_input_(v, s, s.NKV, s.v_stride, hopper), out, lse, s.T, s.NH, s.NKV};
-    unsigned grid = s.B * s.NH * ceil_div(ceil_div(s.T, ROWS), GROUPS);
-    launch(attention_forward_kernel<backend, HS>, {grid, 128 * GROUPS, attention_smem_bytes(HS, GROUPS, hopper ? 5 : 3, false), stream}, a);
+    typedef ForwardShape<HS> Shape;
+    auto kernel = attention_forward_kernel<backend, HS>;
+    AttentionPlan plan = attention_plan_(kernel, s, Shape::GROUPS, Shape::BLOCKS_PER_SM, s.NH);
+    AttentionForwardArgs a = {attention_input_(q, s, s.NH, s.q_stride, plan.hopper), attention_input_(k, s, s.NKV, s.k_stride, plan.hopper),
+                              attention_input_(v, s, s.NKV, s.v_stride, plan.hopper), out, lse, s.B, s.T, s.NH, s.NKV};
+    launch(kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Shape::GROUPS, 1, plan.stages, false), stream}, a);
 }
 
 // out (B, T, NH, HS), lse (B, NH, T) from q (B, T, NH, HS), k and v (B, T, NKV, HS).
@@ -735,20 +835,21 @@ inline size_t attention_backward_scratch_bytes(const AttentionShape &s) {
 template <AttentionBackend backend, int HS>
 void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *q, const bf16 *k,
                          const bf16 *v, float *scratch, const AttentionShape &s, cudaStream_t stream) {
-    bool hopper = attention_is_hopper_(backend);
-    int token_blocks = ceil_div(s.T, ROWS), stages = hopper ? 5 : 3;
-    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, hopper), k_in = attention_input_(k, s, s.NKV, s.k_stride, hopper);
-    AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, hopper);
-    AttentionInput dout_in = attention_input_(dout, s, s.NH, (int64_t)s.NH * HS, hopper);
+    typedef DqShape<HS> Dq;
+    typedef DkdvShape<HS> Dkdv;
+    auto dq_kernel = attention_dq_kernel<backend, HS>;
+    auto dkdv_kernel = attention_dkdv_kernel<backend, HS>;
+    AttentionPlan plan = attention_plan_(dq_kernel, s, Dq::GROUPS, Dq::BLOCKS_PER_SM, s.NH);
+    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, plan.hopper), k_in = attention_input_(k, s, s.NKV, s.k_stride, plan.hopper);
+    AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, plan.hopper);
+    AttentionInput dout_in = attention_input_(dout, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
 
-    constexpr int DQ_GROUPS = DqShape<HS>::GROUPS, DKDV_GROUPS = DkdvShape<HS>::GROUPS;
-    AttentionDqArgs a = {q_in, k_in, v_in, dout_in, out, lse, scratch, dq, s.q_stride, s.T, s.NH, s.NKV};
-    unsigned grid = s.B * s.NH * ceil_div(token_blocks, DQ_GROUPS);
-    launch(attention_dq_kernel<backend, HS>, {grid, 128 * DQ_GROUPS, attention_smem_bytes(HS, 2 * DQ_GROUPS, stages, false), stream}, a);
+    AttentionDqArgs a = {q_in, k_in, v_in, dout_in, out, lse, scratch, dq, s.q_stride, s.B, s.T, s.NH, s.NKV};
+    launch(dq_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Dq::GROUPS, 2, plan.stages, false), stream}, a);
 
-    AttentionDkdvArgs c = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride, s.T, s.NH, s.NKV};
-    grid = s.B * s.NKV * ceil_div(token_blocks, DKDV_GROUPS);
-    launch(attention_dkdv_kernel<backend, HS>, {grid, 128 * DKDV_GROUPS, attention_smem_bytes(HS, 2 * DKDV_GROUPS, stages, true), stream}, c);
+    plan = attention_plan_(dkdv_kernel, s, Dkdv::GROUPS, Dkdv::BLOCKS_PER_SM, s.NKV);
+    AttentionDkdvArgs c = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride, s.B, s.T, s.NH, s.NKV};
+    launch(dkdv_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Dkdv::GROUPS, 2, plan.stages, true), stream}, c);
 }
 
 // dq (B, T, NH, HS), dk and dv (B, T, NKV, HS), overwritten, from dout (B, T, NH, HS) and what the forward pass read and made.

@@ -129,6 +129,13 @@ __device__ inline void ptx_wgmma_commit() { asm volatile("wgmma.commit_group.syn
 template <int pending>
 __device__ inline void ptx_wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory"); }
 
+// The warps of a warpgroup give registers back, or wait for some to be free and take them; `registers` each from then on.
+// #miscellaneous-instructions-setmaxnreg
+template <int registers>
+__device__ inline void ptx_give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(registers)); }
+template <int registers>
+__device__ inline void ptx_take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(registers)); }
+
 // How the products read a tile of 128-byte rows in the 128-byte swizzle (groups of 8 rows are 1024 bytes, aligned so):
 // bits 0-13 address / 16, 16-29 leading offset / 16 (not used by these layouts), 32-45 offset between groups of 8 rows / 16,
 // 62-63 the swizzle, 1 = 128 bytes.  #asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
