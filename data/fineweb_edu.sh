@@ -171,7 +171,7 @@ add() {     # FILE: adds it to the shards, all of it or nothing
     expect=(--rows "$rows")
     [ -z "$tokens" ] || expect+=(--tokens "$tokens")
     set +e
-    "$duckdb" -init /dev/null -c "COPY (SELECT text FROM $sql) TO '/dev/stdout' (FORMAT json)" 2>"$scratch/error" \
+    "$duckdb" -init /dev/null -c "SET memory_limit = '4GB'; SET temp_directory = $(sql_name "$scratch"); COPY (SELECT text FROM $sql) TO '/dev/stdout' (FORMAT json)" 2>"$scratch/error" \
         | "$tokenize" "${pass[@]}" "${expect[@]}" --source "$f" -o "$name"
     status=${PIPESTATUS[1]}
     set -e
