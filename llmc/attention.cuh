@@ -51,9 +51,11 @@ constexpr int STATS_BYTES = 2 * ROWS * sizeof(float);       // of 64 queries: ls
 
 // Stages of the ring: one being read, one whose products may not be done, and one or more being filled.
 __host__ __device__ constexpr int mma_sync_stages(int /*HS*/) { return 3; }
-__host__ __device__ constexpr int wgmma_stages(int HS) { return HS == 64 ? 8 : 5; }
+__host__ __device__ constexpr int wgmma_stages(int HS) { return HS == 64 ? 8 : 4; }
 
 __device__ inline uint32_t tile_offset(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+
+__device__ inline uint32_t chunk_offset(int row, int chunk) { return chunk / 8 * TILE_BYTES + tile_offset(row, chunk % 8); }   // in a block
 
 // A tensor to read blocks from.
 struct AttentionInput {
@@ -77,16 +79,17 @@ __device__ inline void to_factor(Factor &p, const Product &s) {
 
 struct MmaSync {
     static constexpr int EXTRA_THREADS = 0;
+    static constexpr bool OUT_IN_SMEM = false;  // dq's own blocks of out: shared memory may be small
     static __device__ constexpr int stages(int HS) { return mma_sync_stages(HS); }
 
-    // 64 tokens from t0 of a head, zeros past the end. All threads call.
+    // 64 tokens from t0 of a head, zeros for those that do not exist. All threads call.
     template <int HS, int THREADS>
     static __device__ void load_block(uint32_t to, const AttentionInput &x, int b, int head, int t0, uint32_t /*barrier*/) {
         for (int i = threadIdx.x; i < ROWS * HS / 8; i += THREADS) {
             int row = i / (HS / 8), chunk = i % (HS / 8);
-            bool valid = t0 + row < x.T;
+            bool valid = t0 + row >= 0 && t0 + row < x.T;
             const bf16 *from = x.data + ((int64_t)b * x.T + (valid ? t0 + row : 0)) * x.stride + head * HS + chunk * 8;
-            ptx_cp_async_16(to + chunk / 8 * TILE_BYTES + tile_offset(row, chunk % 8), from, valid);
+            ptx_cp_async_16(to + chunk_offset(row, chunk), from, valid);
         }
     }
 
@@ -168,6 +171,7 @@ struct MmaSync {
 
 struct Wgmma {
     static constexpr int EXTRA_THREADS = 128;   // a group that asks the copy engine for blocks, and lends its registers to the others
+    static constexpr bool OUT_IN_SMEM = true;
     static __device__ constexpr int stages(int HS) { return wgmma_stages(HS); }
 
     // One thread calls.
@@ -352,10 +356,10 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS), sharing = a.NH / a.NKV;
     AttentionWork at;
-    int first, total, turn;                                 // the first block of queries; blocks of keys that this work reads
+    int first, total, turn;                                 // the first block of queries, which may be before the start; blocks of keys
     auto find_work = [&](int round) {
         if (!at.find(round, tiles, a.NH, a.B)) return false;
-        first = (tiles - 1 - at.tile) * GROUPS, total = min(token_blocks, first + GROUPS), turn = round % GROUPS;
+        first = token_blocks - (at.tile + 1) * GROUPS, total = first + GROUPS, turn = round % GROUPS;
         return true;
     };
     auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // the groups take turns at the longer rows
@@ -380,7 +384,7 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
     const uint32_t q_own = q_smem + group * BLOCK;
     for (int round = 0; find_work(round); round++) {
         int own = block_of(group);                            // this group's block of queries
-        int mine = own < token_blocks ? own + 1 : 1;        // blocks of keys that it needs (past the end it runs along for one)
+        int mine = max(own + 1, 1);                         // blocks of keys that it needs (before the start it runs along for one)
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
         Product s, out[HS / 64] = {};
         Factor p;
@@ -448,7 +452,7 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
         for (int t = 0; t < HS / 64; t++) M::settle(out[t]);
         pipe.release(stage);
         for (int j = mine; j < total; j++) pipe.release(pipe.next(load));      // blocks that only later groups need
-        if (own >= token_blocks) continue;
+        if (own < 0) continue;
 
         for (int r = 0; r < 2; r++) {
             sum[r] = warp_sum<4>(sum[r]);
@@ -466,8 +470,7 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
 template <int HS> struct DqShape { static constexpr int GROUPS = HS == 64 ? 3 : 2, BLOCKS_PER_SM = 1; };
 
 struct AttentionDqArgs {
-    AttentionInput q, k, v, dout;
-    const bf16 *out;        // (B, T, NH, HS)
+    AttentionInput q, k, v, dout, out;
     const float *lse;       // (B, NH, T)
     float *stats;           // (B, NH, blocks of 64 tokens, 2, 64): lse * log2(e) and delta; +inf and 0 past the end
     bf16 *dq;               // (B, T, NH, HS)
@@ -475,25 +478,17 @@ struct AttentionDqArgs {
     int B, T, NH, NKV;
 };
 
-// delta of rows `row` and `row` + 8 of a block of which `rows` exist; out and dout point to its row 0. The warp's 16 rows are
-// read 16 bytes a lane.
-template <int HS>
-__device__ inline void find_delta(float (&delta)[2], const bf16 *out, const bf16 *dout, int64_t stride, int rows) {
-    constexpr int LANES = HS / 8, AT_ONCE = 32 / LANES;     // lanes for a row, rows at once
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    for (int first = 0; first < 16; first += AT_ONCE) {
-        int r = 16 * warp + first + lane / LANES;
+// delta of the thread's rows: the four lanes that share a row share its chunks. out_chunk(row, chunk) are 8 elements of out.
+template <int HS, class Chunk>
+__device__ inline void find_delta(float (&delta)[2], const unsigned char *dout_block, Chunk out_chunk) {
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    for (int r = 0; r < 2; r++) {
         float x = 0;
-        if (r < rows) {
-            Packed16<bf16> o = load16(out + r * stride + lane % LANES * 8), g = load16(dout + r * stride + lane % LANES * 8);
-            for (int i = 0; i < 8; i++) x += (float)o[i] * (float)g[i];
+        for (int chunk = lane % 4; chunk < HS / 8; chunk += 4) {
+            Packed16<bf16> g = load16((const bf16 *)(dout_block + chunk_offset(row + 8 * r, chunk))), o = out_chunk(row + 8 * r, chunk);
+            for (int i = 0; i < 8; i++) x += (float)g[i] * (float)o[i];
         }
-        x = warp_sum<LANES>(x);
-        for (int r = 0; r < 2; r++) {
-            int wanted = lane / 4 + 8 * r;
-            float y = __shfl_sync(0xffffffff, x, wanted % AT_ONCE * LANES);
-            if (wanted / AT_ONCE == first / AT_ONCE) delta[r] = y;
-        }
+        delta[r] = warp_sum<4>(x);
     }
 }
 
@@ -503,8 +498,8 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     typedef typename Machine_<backend>::type M;
     constexpr int GROUPS = DqShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
-    uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * BLOCK;
-    uint32_t k_smem = dout_smem + GROUPS * BLOCK, v_smem = k_smem + STAGES * BLOCK;
+    uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * BLOCK, out_smem = dout_smem + GROUPS * BLOCK;
+    uint32_t k_smem = M::OUT_IN_SMEM ? out_smem + GROUPS * BLOCK : out_smem, v_smem = k_smem + STAGES * BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     int token_blocks = ceil_div(a.T, ROWS), tiles = ceil_div(token_blocks, GROUPS), sharing = a.NH / a.NKV;
@@ -512,13 +507,14 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     int first, total, turn;                                 // as in the forward kernel
     auto find_work = [&](int round) {
         if (!at.find(round, tiles, a.NH, a.B)) return false;
-        first = (tiles - 1 - at.tile) * GROUPS, total = min(token_blocks, first + GROUPS), turn = round % GROUPS;
+        first = token_blocks - (at.tile + 1) * GROUPS, total = first + GROUPS, turn = round % GROUPS;
         return true;
     };
     auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // the groups take turns at the longer rows
     auto load_own = [&](int g, uint32_t barrier) {
         M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, block_of(g) * ROWS, barrier);
         M::template load_block<HS, THREADS>(dout_smem + g * BLOCK, a.dout, at.b, at.head, block_of(g) * ROWS, barrier);
+        if (M::OUT_IN_SMEM) M::template load_block<HS, THREADS>(out_smem + g * BLOCK, a.out, at.b, at.head, block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
         M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, at.head / sharing, n * ROWS, barrier);
@@ -527,7 +523,7 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
     if (group == GROUPS) {
         M::template feeder_registers<GROUPS, DqShape<HS>::BLOCKS_PER_SM>();
-        if (threadIdx.x == THREADS) for (int round = 0; find_work(round); round++) pipe.feed(2 * BLOCK, load_own, 2 * BLOCK, total, load);
+        if (threadIdx.x == THREADS) for (int round = 0; find_work(round); round++) pipe.feed((M::OUT_IN_SMEM ? 3 : 2) * BLOCK, load_own, 2 * BLOCK, total, load);
         return;
     }
     M::template worker_registers<GROUPS, DqShape<HS>::BLOCKS_PER_SM>();
@@ -535,18 +531,12 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     const float scale = LOG2_E / sqrtf((float)HS);
     const uint32_t q_own = q_smem + group * BLOCK, dout_own = dout_smem + group * BLOCK;
     for (int round = 0; find_work(round); round++) {
-        int own = block_of(group), mine = own < token_blocks ? own + 1 : 1;
-        float lse[2] = {INFINITY, INFINITY}, delta[2] = {0, 0};     // past the end: p = 0
-        if (own < token_blocks) {
-            int64_t head_index = (int64_t)at.b * a.NH + at.head, stride = (int64_t)a.NH * HS;
-            int64_t start = ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS;
-            find_delta<HS>(delta, a.out + start, a.dout.data + start, stride, a.T - own * ROWS);
-            for (int r = 0; r < 2; r++) {
-                int t = own * ROWS + row + 8 * r;
-                if (t < a.T) lse[r] = a.lse[head_index * a.T + t] * LOG2_E;
-                float *stats = a.stats + (head_index * token_blocks + own) * 2 * ROWS + row + 8 * r;
-                if (lane % 4 == 0) stats[0] = lse[r], stats[ROWS] = delta[r];
-            }
+        int own = block_of(group), mine = max(own + 1, 1);
+        int64_t head_index = (int64_t)at.b * a.NH + at.head;
+        float lse[2] = {INFINITY, INFINITY}, delta[2];      // past the end: p = 0
+        for (int r = 0; r < 2; r++) {
+            int t = own * ROWS + row + 8 * r;
+            if (t >= 0 && t < a.T) lse[r] = a.lse[head_index * a.T + t] * LOG2_E;
         }
 
         Product s, dp, dq[HS / 64] = {};
@@ -571,6 +561,17 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
         M::commit();
         M::template product_nt<HS>(dp, dout_own, v_smem + stage * BLOCK);
         M::commit();
+        find_delta<HS>(delta, smem + (dout_own - q_smem), [&](int r, int chunk) {
+            if (M::OUT_IN_SMEM) return load16((const bf16 *)(smem + (out_smem - q_smem) + group * BLOCK + chunk_offset(r, chunk)));
+            int t = own * ROWS + r;
+            if (t < 0 || t >= a.T) return Packed16<bf16>{};
+            return load16(a.out.data + ((int64_t)at.b * a.T + t) * a.out.stride + at.head * HS + chunk * 8);
+        });
+        if (own >= 0 && lane % 4 == 0)
+            for (int r = 0; r < 2; r++) {
+                float *stats = a.stats + (head_index * token_blocks + own) * 2 * ROWS + row + 8 * r;
+                stats[0] = lse[r], stats[ROWS] = delta[r];
+            }
         M::template wait<1>();
         find_p(0);
         M::template wait<0>();
@@ -601,7 +602,7 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
         for (int t = 0; t < HS / 64; t++) M::settle(dq[t]);
         pipe.release(stage);
         for (int j = mine; j < total; j++) pipe.release(pipe.next(load));
-        if (own >= token_blocks) continue;
+        if (own < 0) continue;
 
         const float unit = 1 / sqrtf((float)HS);
         store_rows<HS>(a.dq + ((int64_t)at.b * a.T + own * ROWS) * a.dq_stride + at.head * HS, a.dq_stride, a.T - own * ROWS, dq, unit, unit);
@@ -670,11 +671,12 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
         Factor p, ds;
         for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
 
-        auto find_p = [&](int block, int stage) {           // s becomes p, in fp32
-            for (int i = 0; i < 8; i++) {
-                float2 lse = *(const float2 *)(stats + stage * 2 * ROWS + 8 * i);
-                for (int e = 0; e < 4; e++) s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -(e % 2 ? lse.y : lse.x)));
-            }
+        float2 stat[8];                                     // of this thread's columns: lse, then delta; read before waiting
+        auto read_stats = [&](const float *from) { for (int i = 0; i < 8; i++) stat[i] = *(const float2 *)(from + 8 * i); };
+        auto find_p = [&](int block) {                      // s becomes p, in fp32
+            M::settle(s);
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                s[i][e] = ptx_exp2(fmaf(s[i][e], scale, -(e % 2 ? stat[i].y : stat[i].x)));
             if (block == own)                               // this branch also keeps ptxas from waiting before the exponentials
                 for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
                     if (8 * i + lane % 4 * 2 + e % 2 < row + e / 2 * 8) s[i][e] = 0;
@@ -683,12 +685,11 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
         auto find_ds = [&](int stage) {                     // from p and dp; then both are ready as factors
             M::template product_nt<HS>(dp, v_own, dout_smem + stage * BLOCK);
             M::commit();
+            read_stats(stats + stage * 2 * ROWS + ROWS);
             M::template wait<0>();
             M::settle(dp);
-            for (int i = 0; i < 8; i++) {
-                float2 delta = *(const float2 *)(stats + stage * 2 * ROWS + ROWS + 8 * i);
-                for (int e = 0; e < 4; e++) dp[i][e] = s[i][e] * (dp[i][e] - (e % 2 ? delta.y : delta.x));
-            }
+            for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
+                dp[i][e] = s[i][e] * (dp[i][e] - (e % 2 ? stat[i].y : stat[i].x));
             to_factor(ds, dp);
             to_factor(p, s);
         };
@@ -698,9 +699,9 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
             int stage = pipe.next(load);
             M::template product_nt<HS>(s, k_own, q_smem + stage * BLOCK);
             M::commit();
+            read_stats(stats + stage * 2 * ROWS);
             M::template wait<0>();
-            M::settle(s);
-            find_p(token_blocks - 1, stage);
+            find_p(token_blocks - 1);
             find_ds(stage);
             for (int n = 1; n < mine; n++) {
                 int before = stage;
@@ -710,9 +711,9 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
                 M::template product_nn<HS>(dv, p, dout_smem + before * BLOCK);
                 M::template product_nn<HS>(dk, ds, q_smem + before * BLOCK);
                 M::commit();
+                read_stats(stats + stage * 2 * ROWS);
                 M::template wait<1>();
-                M::settle(s);
-                find_p(token_blocks - 1 - n, stage);
+                find_p(token_blocks - 1 - n);
                 M::template wait<0>();
                 for (int t = 0; t < HS / 64; t++) M::settle(dk[t]), M::settle(dv[t]);
                 pipe.release(before);
@@ -844,8 +845,10 @@ void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const b
     AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, plan.hopper);
     AttentionInput dout_in = attention_input_(dout, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
 
-    AttentionDqArgs a = {q_in, k_in, v_in, dout_in, out, lse, scratch, dq, s.q_stride, s.B, s.T, s.NH, s.NKV};
-    launch(dq_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Dq::GROUPS, 2, plan.stages, false), stream}, a);
+    AttentionInput out_in = attention_input_(out, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
+
+    AttentionDqArgs a = {q_in, k_in, v_in, dout_in, out_in, lse, scratch, dq, s.q_stride, s.B, s.T, s.NH, s.NKV};
+    launch(dq_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Dq::GROUPS, plan.hopper ? 3 : 2, plan.stages, false), stream}, a);
 
     plan = attention_plan_(dkdv_kernel, s, Dkdv::GROUPS, Dkdv::BLOCKS_PER_SM, s.NKV);
     AttentionDkdvArgs c = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride, s.B, s.T, s.NH, s.NKV};
