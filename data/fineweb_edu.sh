@@ -84,17 +84,20 @@ install_duckdb() {
     # A wheel is a zip archive; the program lies in it as duckdb_cli/duckdb.
     local page=${PIP_INDEX_URL:-https://pypi.org/simple} wheel
     page=${page%/}/duckdb-cli/
-    wheel=$(curl -fsSL --connect-timeout 10 "$page" 2>/dev/null | grep -o "href=\"[^\"#]*manylinux[^\"#]*_$(uname -m)\.whl" | sed 's/^href="//' | tail -n 1) || return 1
+    wheel=$(curl -fsSL --connect-timeout 10 "$page" 2>/dev/null | grep -o "href=\"[^\"#]*manylinux[^\"#]*_$(uname -m)\.whl" |
+        sed 's/^href="//' | tail -n 1) || return 1
     case $wheel in http*) ;; *) wheel=$page$wheel ;; esac
     curl -fsSL "$wheel" -o "$scratch/duckdb.zip" 2>/dev/null || return 1
-    unzip -qo "$scratch/duckdb.zip" -d "$scratch/wheel" 2>/dev/null || python3 -m zipfile -e "$scratch/duckdb.zip" "$scratch/wheel" || return 1
+    unzip -qo "$scratch/duckdb.zip" -d "$scratch/wheel" 2>/dev/null \
+        || python3 -m zipfile -e "$scratch/duckdb.zip" "$scratch/wheel" 2>/dev/null || return 1
     mkdir -p "$here/duckdb"
     chmod +x "$scratch/wheel/duckdb_cli/duckdb"
     mv "$scratch/wheel/duckdb_cli/duckdb" "$here/duckdb/duckdb"
 }
 
 duckdb=$(find_duckdb) || { install_duckdb || true; duckdb=$(find_duckdb); } \
-    || code=1 die "DuckDB's command-line program is missing and neither install.duckdb.org nor PyPI's duckdb-cli answers; install duckdb, or name it with DUCKDB=..."
+    || code=1 die "DuckDB's command-line program is missing, and neither install.duckdb.org nor PyPI's duckdb-cli (with unzip)" \
+        "answers; install duckdb, or name it with DUCKDB=..."
 
 # Runs one statement; values come as a|b. An error is one line about a file.
 query() {   # FILE SQL
@@ -114,10 +117,12 @@ if [ -n "$glob" ]; then
 else
     mkdir -p "$parquet"
     if [ ! -s "$parquet/files" ]; then
-        curl -fsL --connect-timeout 20 --retry 5 "$url/api/datasets/HuggingFaceFW/fineweb-edu/tree/main/sample/${sample}T" -o "$scratch/tree.json" || code=1 \
-            die "$url does not answer. This needs the network, or parquet files of FineWeb-Edu's sample/${sample}T that came another way: --parquet 'FOLDER/*.parquet'"
-        query "list of files" "SELECT lfs.oid || '  ' || parse_filename(path) FROM read_json($(sql_name "$scratch/tree.json")) WHERE path LIKE '%.parquet' ORDER BY path" >"$parquet/SHA256SUMS"
-        query "list of files" "SELECT size || ' ' || parse_filename(path) FROM read_json($(sql_name "$scratch/tree.json")) WHERE path LIKE '%.parquet' ORDER BY path" >"$scratch/files"
+        tree=$url/api/datasets/HuggingFaceFW/fineweb-edu/tree/main/sample/${sample}T
+        curl -fsL --connect-timeout 20 --retry 5 "$tree" -o "$scratch/tree.json" || code=1 die "$url does not answer. This needs the" \
+            "network, or parquet files of FineWeb-Edu's sample/${sample}T that came another way: --parquet 'FOLDER/*.parquet'"
+        list="FROM read_json($(sql_name "$scratch/tree.json")) WHERE path LIKE '%.parquet' ORDER BY path"
+        query "$tree" "SELECT lfs.oid || '  ' || parse_filename(path) $list" >"$parquet/SHA256SUMS"
+        query "$tree" "SELECT size || ' ' || parse_filename(path) $list" >"$scratch/files"
         [ -s "$scratch/files" ] || code=1 die "$url lists no parquet files for sample/${sample}T"
         mv "$scratch/files" "$parquet/files.part" && mv "$parquet/files.part" "$parquet/files"
     fi
@@ -129,10 +134,13 @@ is_done() {
     local line bytes
     line=$(grep -sF "{\"file\": \"${1##*/}\", \"documents\": " "${name}_manifest.json") || return 1
     bytes=$(sed 's/.*"bytes": \([0-9]*\).*/\1/' <<<"$line")
-    [ ! -e "$1" ] || [ "$(stat -Lc %s "$1")" = "$bytes" ] || die "$1: another file of this name, with $bytes bytes, is in ${name}_manifest.json already"
+    [ ! -e "$1" ] || [ "$(stat -Lc %s "$1")" = "$bytes" ] ||
+        die "$1: another file of this name, with $bytes bytes, is in ${name}_manifest.json already"
 }
 
-sha256_wanted() { awk -v f="${1##*/}" '{ g = $2; sub(/^\*/, "", g); if (g == f) print $1 }' "$(dirname "$1")/SHA256SUMS" 2>/dev/null || true; }
+sha256_wanted() {
+    awk -v f="${1##*/}" '{ g = $2; sub(/^\*/, "", g); if (g == f) print $1 }' "$(dirname "$1")/SHA256SUMS" 2>/dev/null || true
+}
 
 check_sha256() {    # FILE WANTED NAME
     [ "$(sha256sum <"$1" | cut -d ' ' -f 1)" = "$2" ] || { say "$3: damaged: its SHA-256 is not what SHA256SUMS beside it says"; return 1; }
@@ -143,7 +151,8 @@ fetch() {   # FILE BYTES
     local part=$1.part have
     have=$(stat -c %s "$part" 2>/dev/null || echo 0)
     if [ "$have" -lt "$2" ]; then
-        curl -fsSL --connect-timeout 20 --retry 10 --retry-delay 2 -C - -o "$part" "$url/datasets/HuggingFaceFW/fineweb-edu/resolve/main/sample/${sample}T/${1##*/}" \
+        curl -fsSL --connect-timeout 20 --retry 10 --retry-delay 2 -C - -o "$part" \
+            "$url/datasets/HuggingFaceFW/fineweb-edu/resolve/main/sample/${sample}T/${1##*/}" \
             || { say "${1##*/}: the download stopped; start again to go on"; return 1; }
     fi
     have=$(stat -c %s "$part")
@@ -165,20 +174,23 @@ add() {     # FILE: adds it to the shards, all of it or nothing
     if [ -n "$glob" ] && [ -n "$wanted" ]; then check_sha256 "$f" "$wanted" "$f" || exit 2; fi
     rows=$(query "$f" "SELECT count(*) FROM $sql")
     # Parquet as it is usually written has no checksums. Without one beside it, the file's own token counts must do.
-    if [ -z "$wanted" ] && [[ " ${pass[*]} " != *" --bytes "* ]] && [ -n "$(query "$f" "SELECT 1 FROM (DESCRIBE FROM $sql) WHERE column_name = 'token_count'")" ]; then
+    if [ -z "$wanted" ] && [[ " ${pass[*]} " != *" --bytes "* ]] &&
+        [ -n "$(query "$f" "SELECT 1 FROM (DESCRIBE FROM $sql) WHERE column_name = 'token_count'")" ]; then
         tokens=$(query "$f" "SELECT sum(token_count)::BIGINT FROM $sql WHERE text IS NOT NULL")
     fi
     expect=(--rows "$rows")
     [ -z "$tokens" ] || expect+=(--tokens "$tokens")
     set +e
-    "$duckdb" -init /dev/null -c "SET memory_limit = '4GB'; SET temp_directory = $(sql_name "$scratch"); COPY (SELECT text FROM $sql) TO '/dev/stdout' (FORMAT json)" 2>"$scratch/error" \
+    "$duckdb" -init /dev/null -c "SET memory_limit = '4GB'; SET temp_directory = $(sql_name "$scratch");
+        COPY (SELECT text FROM $sql) TO '/dev/stdout' (FORMAT json)" 2>"$scratch/error" \
         | "$tokenize" "${pass[@]}" "${expect[@]}" --source "$f" -o "$name"
     status=${PIPESTATUS[1]}
     set -e
     [ "$status" = 0 ] && return
     [ -s "$scratch/error" ] && say "$f: DuckDB: $(head -n 1 "$scratch/error")"
     code=$status
-    [ -z "$tokens" ] || die "$f: not added. If tokenize saw another number of tokens than the file's token_count column says, the file is damaged; if you know it is not: (cd $(dirname "$f") && sha256sum ${f##*/} >>SHA256SUMS)"
+    [ -z "$tokens" ] || die "$f: not added. If tokenize saw another number of tokens than the file's token_count column says, the" \
+        "file is damaged; if you know it is not: (cd $(dirname "$f") && sha256sum ${f##*/} >>SHA256SUMS)"
     die "$f: not added"
 }
 
@@ -187,7 +199,8 @@ for i in "${!paths[@]}"; do
     f=${paths[i]}
     if [ -z "$glob" ]; then
         for (( ; started < ${#paths[@]} && started < i + jobs; started++)); do
-            is_done "${paths[started]}" || [ -e "${paths[started]}" ] || { fetch "${paths[started]}" "${sizes[started]}" & pids[started]=$!; }
+            is_done "${paths[started]}" || [ -e "${paths[started]}" ] ||
+                { fetch "${paths[started]}" "${sizes[started]}" & pids[started]=$!; }
         done
         [ -z "${pids[i]:-}" ] || wait "${pids[i]}" || code=1 die "not complete; what is there is kept"
     fi

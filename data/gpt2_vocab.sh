@@ -23,7 +23,8 @@ if ! { fetch "$canonical" >"$part" && is_right "$part"; }; then
     fetch "$from" | tar -xzO --wildcards '*/whisper/assets/gpt2.tiktoken' >"$part" 2>/dev/null || true
 fi
 if ! is_right "$part"; then
-    echo "gpt2_vocab.sh: neither $canonical nor PyPI's openai-whisper answers with the right file; get gpt2.tiktoken (sha256 $sha256) elsewhere and put it at $file" >&2
+    echo "gpt2_vocab.sh: neither $canonical nor PyPI's openai-whisper answers with the right file;" \
+        "get gpt2.tiktoken (sha256 $sha256) elsewhere and put it at $file" >&2
     exit 1
 fi
 chmod 644 "$part"

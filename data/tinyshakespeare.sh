@@ -54,5 +54,6 @@ if [ -z "$text" ]; then
     [ -e "$text" ] || { curl -fsL --connect-timeout 20 --retry 2 "$url" -o "$text.part" && mv "$text.part" "$text"; } \
         || code=1 die "$url does not answer; get the text (sha256 $sha256) elsewhere and name it: --text FILE"
 fi
-[ "$(sha256sum <"$text")" = "$sha256  -" ] || die "$text: not the text, or damaged (sha256 $sha256 is wanted); delete it or name another: --text FILE"
+[ "$(sha256sum <"$text")" = "$sha256  -" ] \
+    || die "$text: not the text, or damaged (sha256 $sha256 is wanted); delete it or name another: --text FILE"
 "$tokenize" "${pass[@]}" -o "$name" "$text"

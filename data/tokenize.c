@@ -5,7 +5,7 @@
 // One thread reads blocks of about a megabyte, cut where the encoding allows it; N threads encode; the main thread writes
 // them in the order they were read. So the output does not depend on N, and reading, encoding and writing overlap.
 //
-// Memory: 2 N + 4 blocks of 3 MB, 3 MB a thread, and 5 MB for all. A document of JSON lines must be in memory whole, as
+// Memory: 2 N + 4 blocks of 3 MB, 4 MB a thread, and 5 MB for all. A document of JSON lines must be in memory whole, as
 // must a run of plain text that has no place to cut it: such a giant travels alone, takes up to 27 times its size if it is
 // one single word and 3 times else, and is refused beyond 256 MB.
 //
@@ -238,16 +238,21 @@ static int read_file(Program *p, const char *path, uint64_t *n, uint64_t *input_
         for (size_t target = BLOCK_BYTES + carried; got > 0 && cut == 0; target *= 2) {
             if (target > GIANT_BYTES) {
                 job->exit_code = EXIT_INPUT;
-                got = fail(&job->err, form == FORM_JSON_LINES ? "%s: a line of more than %zu MB; split this document"
-                                                              : "%s: no blank in %zu MB of text; is this text?", in.path, job->raw_bytes >> 20);
+                got = fail(&job->err,
+                    form == FORM_JSON_LINES ? "%s: a line of more than %zu MB; split this document"
+                                            : "%s: no blank in %zu MB of text; is this text?",
+                    in.path, job->raw_bytes >> 20);
                 break;
             }
             if (target > 2 * BLOCK_BYTES) wait_alone(p, *n);    // a giant
             if (job->raw_capacity < target) job->raw = (unsigned char *)xrealloc(job->raw, job->raw_capacity = target);
             if (carried) memcpy(job->raw, carry, job->raw_bytes = carried);
             carried = 0;
-            while (job->raw_bytes < target && (got = input_read(&in, job->raw + job->raw_bytes, target - job->raw_bytes, job)) > 0) job->raw_bytes += (size_t)got;
-            if (got > 0) cut = form == FORM_JSON_LINES ? last_line_end(job->raw, job->raw_bytes) : tokenizer_cut(&p->tokenizer, job->raw, job->raw_bytes);
+            while (job->raw_bytes < target && (got = input_read(&in, job->raw + job->raw_bytes, target - job->raw_bytes, job)) > 0)
+                job->raw_bytes += (size_t)got;
+            if (got > 0)
+                cut = form == FORM_JSON_LINES ? last_line_end(job->raw, job->raw_bytes)
+                                              : tokenizer_cut(&p->tokenizer, job->raw, job->raw_bytes);
         }
         if (got > 0) {
             carried = job->raw_bytes - cut;
@@ -571,7 +576,8 @@ static int shard_create(Program *p, int shard, Error *err) {
     char *aside = shard_path(p, shard, ".tmp");
     int rc = p->shard_fd = open(aside, O_RDWR | O_CREAT, 0666);
     if (rc >= 0 && p->lock_fd < 0) {
-        if (flock(rc, LOCK_EX | LOCK_NB) != 0) die(EXIT_INPUT, "%s: another run is writing this data set; wait for it, or take another name", aside);
+        if (flock(rc, LOCK_EX | LOCK_NB) != 0)
+            die(EXIT_INPUT, "%s: another run is writing this data set; wait for it, or take another name", aside);
         p->lock_fd = dup(rc);
     }
     if (rc < 0 || ftruncate(rc, 0) != 0) rc = fail(err, "%s: cannot create: %s", aside, strerror(errno));
@@ -598,7 +604,8 @@ static int shard_close(Program *p, Error *err) {
     if (close(p->shard_fd) != 0 && rc == 0) rc = fail(err, "%s: cannot close: %s", aside, strerror(errno));
     p->shard_fd = -1;
     if (rc == 0) rc = hash_file(aside, &e->xxh64, &file_bytes, err);
-    if (rc == 0 && file_bytes != SHARD_HEADER_BYTES + 2 * e->tokens) rc = fail(err, "%s: %" PRIu64 " bytes arrived of %" PRIu64, aside, file_bytes, SHARD_HEADER_BYTES + 2 * e->tokens);
+    if (rc == 0 && file_bytes != SHARD_HEADER_BYTES + 2 * e->tokens)
+        rc = fail(err, "%s: %" PRIu64 " bytes arrived of %" PRIu64, aside, file_bytes, SHARD_HEADER_BYTES + 2 * e->tokens);
     free(aside);
     return rc;
 }
@@ -619,7 +626,8 @@ static int write_tokens(Program *p, const uint16_t *tokens, size_t count, uint64
             shard_start = p->position;
         }
         if (p->shard_fd < 0) {
-            manifest_add(&m->shards, &m->num_shards, xasprintf("%s_%s_%06d.bin", p->name, p->position < p->val_tokens ? "val" : "train", m->num_shards));
+            manifest_add(&m->shards, &m->num_shards,
+                xasprintf("%s_%s_%06d.bin", p->name, p->position < p->val_tokens ? "val" : "train", m->num_shards));
             if (shard_create(p, m->num_shards - 1, err) != 0) return -1;
         }
         ManifestEntry *e = &m->shards[m->num_shards - 1];
@@ -687,7 +695,8 @@ static int commit(Program *p, Error *err) {
     free(path);
     // Shards behind the last would be of an older data set of this name.
     for (int i = m->num_shards, gone = 0; rc == 0 && gone == 0; i++) {
-        char *val = xasprintf("%s/%s_val_%06d.bin", p->folder, p->name, i), *train = xasprintf("%s/%s_train_%06d.bin", p->folder, p->name, i);
+        char *val = xasprintf("%s/%s_val_%06d.bin", p->folder, p->name, i),
+             *train = xasprintf("%s/%s_train_%06d.bin", p->folder, p->name, i);
         gone = unlink(val) & unlink(train);
         free(val), free(train);
     }
@@ -707,7 +716,8 @@ static void print_progress(Program *p, uint64_t input_done) {
     for (int i = 0; i < 20; i++) bar[i] = part * 20 > i ? '#' : '.';
     bar[20] = 0;
     format_duration(left, part > 0 ? seconds * (1 - part) / part : -1);
-    fprintf(stderr, "\r[%s] %5.1f%%  %.1fM tokens  %.1f MB/s  %s left   ", bar, 100 * part, 1e-6 * (double)p->tokens, 1e-6 * (double)p->text_bytes / seconds, left);
+    fprintf(stderr, "\r[%s] %5.1f%%  %.1fM tokens  %.1f MB/s  %s left   ", bar, 100 * part, 1e-6 * (double)p->tokens,
+        1e-6 * (double)p->text_bytes / seconds, left);
 }
 
 // One JSON array a document on standard output. *open: 0 outside an array, 1 in an empty one, 2 behind a number.
@@ -754,7 +764,8 @@ static void tokenize(Program *p) {
         if (job->exit_code != 0) {
             const char *name = strcmp(job->path, "-") == 0 ? "standard input" : job->path;
             if (job->error_line == 0) give_up(p, job->exit_code, job->err.text);
-            snprintf(line, sizeof line, "%s: line %" PRIu64 ", %s; damaged, or not JSON lines", name, lines + job->error_line, job->err.text);
+            snprintf(
+                line, sizeof line, "%s: line %" PRIu64 ", %s; damaged, or not JSON lines", name, lines + job->error_line, job->err.text);
             give_up(p, job->exit_code, line);
         }
         lines += job->lines;
@@ -783,11 +794,14 @@ static void tokenize(Program *p) {
 
     if (show_progress && p->last_progress > p->start_time) fputc('\n', stderr);
     if (p->has_rows && p->documents + p->null_texts != p->rows) {
-        snprintf(line, sizeof line, "the input has %" PRIu64 " rows instead of %" PRIu64 " (--rows): what wrote it failed; nothing is kept", p->documents + p->null_texts, p->rows);
+        snprintf(line, sizeof line, "the input has %" PRIu64 " rows instead of %" PRIu64 " (--rows): what wrote it failed; nothing is kept",
+            p->documents + p->null_texts, p->rows);
         give_up(p, EXIT_INPUT, line);
     }
     if (p->has_text_tokens && p->tokens - p->documents != p->text_tokens) {
-        snprintf(line, sizeof line, "the texts have %" PRIu64 " tokens instead of %" PRIu64 " (--tokens): they were changed or damaged; nothing is kept", p->tokens - p->documents, p->text_tokens);
+        snprintf(line, sizeof line,
+            "the texts have %" PRIu64 " tokens instead of %" PRIu64 " (--tokens): they were changed or damaged; nothing is kept",
+            p->tokens - p->documents, p->text_tokens);
         give_up(p, EXIT_INPUT, line);
     }
     if (open_array) fputs("]\n", stdout);
@@ -812,14 +826,15 @@ static bool open_data_set(Program *p) {
     if (exists) {
         if (manifest_read(m, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
         if (m->vocab_size != p->tokenizer.vocab_size || m->shard_size != p->shard_size || m->val_tokens != p->val_tokens) {
-            die(EXIT_INPUT, "%s: begun with --shard-size %" PRIu64 " --val-tokens %" PRIu64 "%s; go on with the same, or take another name", path,
-                m->shard_size, m->val_tokens, m->eot == BYTES_EOT ? " --bytes" : " and GPT-2's vocabulary");
+            die(EXIT_INPUT, "%s: begun with --shard-size %" PRIu64 " --val-tokens %" PRIu64 "%s; go on with the same, or take another name",
+                path, m->shard_size, m->val_tokens, m->eot == BYTES_EOT ? " --bytes" : " and GPT-2's vocabulary");
         }
         for (int i = 0; i < m->num_sources; i++) {
             if (strcmp(m->sources[i].file, p->this_source.file) != 0) continue;
             if (stat(p->source, &st) != 0) die(EXIT_INPUT, "%s: cannot look at it: %s", p->source, strerror(errno));
             if ((uint64_t)st.st_size == m->sources[i].bytes) return free(path), false;
-            die(EXIT_INPUT, "%s: has %lld bytes, but a file of this name with %" PRIu64 " bytes is in %s already; name it otherwise if it is another",
+            die(EXIT_INPUT,
+                "%s: has %lld bytes, but a file of this name with %" PRIu64 " bytes is in %s already; name it otherwise if it is another",
                 p->source, (long long)st.st_size, m->sources[i].bytes, path);
         }
         if (shard_reopen(p, &err) != 0) give_up(p, EXIT_INPUT, err.text);
@@ -850,10 +865,11 @@ static void make_shards(Program *p) {
     }
     if (commit(p, &err) != 0) give_up(p, EXIT_SYSTEM, err.text);
     double seconds = now_seconds() - p->start_time;
-    fprintf(stderr, "%s: %" PRIu64 " documents, %" PRIu64 " bytes, %" PRIu64 " tokens in %d shards, %.1f s, %.1f MB/s\n", *program_name_(), p->documents,
-            p->text_bytes, p->tokens, p->manifest.num_shards, seconds, 1e-6 * (double)p->text_bytes / seconds);
+    fprintf(stderr, "%s: %" PRIu64 " documents, %" PRIu64 " bytes, %" PRIu64 " tokens in %d shards, %.1f s, %.1f MB/s\n", *program_name_(),
+        p->documents, p->text_bytes, p->tokens, p->manifest.num_shards, seconds, 1e-6 * (double)p->text_bytes / seconds);
     if (p->null_texts) fprintf(stderr, "%s: skipped %" PRIu64 " rows whose text is null\n", *program_name_(), p->null_texts);
-    if (p->invalid_texts) fprintf(stderr, "%s: %" PRIu64 " documents with invalid UTF-8, taken bytewise\n", *program_name_(), p->invalid_texts);
+    if (p->invalid_texts)
+        fprintf(stderr, "%s: %" PRIu64 " documents with invalid UTF-8, taken bytewise\n", *program_name_(), p->invalid_texts);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -868,7 +884,8 @@ static int shard_open(const char *path, uint64_t *tokens, Error *err) {
     if (pread_exactly(fd, header, sizeof header, 0, path, err) == 0 && fstat(fd, &st) == 0) {
         *tokens = (uint64_t)header[2];
         if (header[0] != SHARD_MAGIC || header[1] != SHARD_VERSION) fail(err, "%s: not a token shard", path);
-        else if (header[2] < 0 || (uint64_t)st.st_size != SHARD_HEADER_BYTES + 2 * *tokens) fail(err, "%s: %lld bytes, but its header says %d tokens; damaged", path, (long long)st.st_size, header[2]);
+        else if (header[2] < 0 || (uint64_t)st.st_size != SHARD_HEADER_BYTES + 2 * *tokens)
+            fail(err, "%s: %lld bytes, but its header says %d tokens; damaged", path, (long long)st.st_size, header[2]);
         else return fd;
     }
     close(fd);
@@ -887,7 +904,9 @@ static void decode(const Program *p) {
             if (pread_exactly(fd, tokens, 2 * n, SHARD_HEADER_BYTES + 2 * at, p->inputs[i], &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
             for (uint64_t j = 0; j < n; j++) {
                 size_t bytes;
-                if (tokens[j] >= p->tokenizer.vocab_size) die(EXIT_INPUT, "%s: token %" PRIu64 " is %d, and the vocabulary has %d%s", p->inputs[i], at + j, tokens[j], p->tokenizer.vocab_size, p->bytes ? " (--bytes)" : "");
+                if (tokens[j] >= p->tokenizer.vocab_size)
+                    die(EXIT_INPUT, "%s: token %" PRIu64 " is %d, and the vocabulary has %d%s", p->inputs[i], at + j, tokens[j],
+                        p->tokenizer.vocab_size, p->bytes ? " (--bytes)" : "");
                 const char *text = tokenizer_decode(&p->tokenizer, tokens[j], &bytes);
                 fwrite(text, 1, bytes, stdout);
             }
@@ -918,19 +937,23 @@ static int verify(const char *input) {
             rc = pread_exactly(fd, block, 2 * n, SHARD_HEADER_BYTES + 2 * at, shard, &err);
             for (uint64_t j = 0; rc == 0 && j < n; j++) {
                 starts += block[j] == m.eot;
-                if (block[j] >= m.vocab_size) rc = fail(&err, "%s: token %" PRIu64 " is %d, outside the vocabulary", shard, at + j, block[j]);
+                if (block[j] >= m.vocab_size)
+                    rc = fail(&err, "%s: token %" PRIu64 " is %d, outside the vocabulary", shard, at + j, block[j]);
             }
         }
         if (fd >= 0) close(fd);
         if (rc == 0) rc = hash_file(shard, &hash, &bytes, &err);
-        if (rc == 0 && hash != e->xxh64) rc = fail(&err, "%s: checksum %016" PRIx64 ", the manifest says %016" PRIx64 "; damaged", shard, hash, e->xxh64);
+        if (rc == 0 && hash != e->xxh64)
+            rc = fail(&err, "%s: checksum %016" PRIx64 ", the manifest says %016" PRIx64 "; damaged", shard, hash, e->xxh64);
         if (rc == 0) printf("ok  %s  %" PRIu64 " tokens\n", shard, e->tokens);
         else printf("BAD %s\n", err.text), bad++;
         tokens += e->tokens, text_bytes += e->bytes;
         free(shard);
     }
-    if (bad == 0 && starts != m.documents) printf("BAD %s: %" PRIu64 " documents, the shards have %" PRIu64 "\n", path, m.documents, starts), bad++;
-    if (bad == 0) printf("ok  %s  %" PRIu64 " documents, %" PRIu64 " tokens, %" PRIu64 " bytes of text\n", path, m.documents, tokens, text_bytes);
+    if (bad == 0 && starts != m.documents)
+        printf("BAD %s: %" PRIu64 " documents, the shards have %" PRIu64 "\n", path, m.documents, starts), bad++;
+    if (bad == 0)
+        printf("ok  %s  %" PRIu64 " documents, %" PRIu64 " tokens, %" PRIu64 " bytes of text\n", path, m.documents, tokens, text_bytes);
     manifest_free(&m);
     free(block);
     free(path);
@@ -974,10 +997,10 @@ static uint64_t number(const char *flag, const char *s, uint64_t min, uint64_t m
 
 static void parse_flags(Program *p, int argc, char **argv) {
     enum { VOCAB = 256, BYTES, THREADS, SHARD_SIZE, VAL_TOKENS, ROWS, TOKENS, SOURCE, PRINT_IDS, DECODE, VERIFY };
-    static const struct option flags[] = {
-        {"vocab", 1, 0, VOCAB}, {"bytes", 0, 0, BYTES}, {"threads", 1, 0, THREADS}, {"shard-size", 1, 0, SHARD_SIZE}, {"val-tokens", 1, 0, VAL_TOKENS},
-        {"rows", 1, 0, ROWS}, {"tokens", 1, 0, TOKENS}, {"source", 1, 0, SOURCE}, {"print-ids", 0, 0, PRINT_IDS}, {"decode", 0, 0, DECODE}, {"verify", 0, 0, VERIFY},
-        {"help", 0, 0, 'h'}, {0, 0, 0, 0}};
+    static const struct option flags[]
+        = {{"vocab", 1, 0, VOCAB}, {"bytes", 0, 0, BYTES}, {"threads", 1, 0, THREADS}, {"shard-size", 1, 0, SHARD_SIZE},
+            {"val-tokens", 1, 0, VAL_TOKENS}, {"rows", 1, 0, ROWS}, {"tokens", 1, 0, TOKENS}, {"source", 1, 0, SOURCE},
+            {"print-ids", 0, 0, PRINT_IDS}, {"decode", 0, 0, DECODE}, {"verify", 0, 0, VERIFY}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}};
     static const char *stdin_only[] = {"-"};
     cpu_set_t cores;
     p->vocab = "data/gpt2.tiktoken";
@@ -1004,7 +1027,8 @@ static void parse_flags(Program *p, int argc, char **argv) {
     }
     if (!p->has_val_tokens) p->val_tokens = p->shard_size;
     p->inputs = argv + optind, p->num_inputs = argc - optind;
-    if (p->num_inputs == 0 && p->mode >= MODE_DECODE) die(EXIT_INPUT, "no %s given; tokenize --help", p->mode == MODE_DECODE ? "shard" : "data set");
+    if (p->num_inputs == 0 && p->mode >= MODE_DECODE)
+        die(EXIT_INPUT, "no %s given; tokenize --help", p->mode == MODE_DECODE ? "shard" : "data set");
     if (p->num_inputs == 0) p->inputs = (char **)stdin_only, p->num_inputs = 1;
     if (p->mode != MODE_SHARDS) return;
     if (!p->out) die(EXIT_INPUT, "-o DIR/NAME is missing; tokenize --help");

@@ -149,7 +149,8 @@ LLMC_FN void manifest_print_entry_(FILE *f, const ManifestEntry *e, int is_sourc
     char *quoted = cJSON_PrintUnformatted(name);
     fprintf(f, "    {\"file\": %s, ", quoted);
     if (is_source) fprintf(f, "\"documents\": %" PRIu64 ", ", e->documents);
-    fprintf(f, "\"tokens\": %" PRIu64 ", \"bytes\": %" PRIu64 ", \"xxh64\": \"%016" PRIx64 "\"}%s\n", e->tokens, e->bytes, e->xxh64, is_last ? "" : ",");
+    fprintf(f, "\"tokens\": %" PRIu64 ", \"bytes\": %" PRIu64 ", \"xxh64\": \"%016" PRIx64 "\"}%s\n", e->tokens, e->bytes, e->xxh64,
+        is_last ? "" : ",");
     cJSON_free(quoted);
     cJSON_Delete(name);
 }
@@ -159,8 +160,10 @@ LLMC_FN int manifest_write(const Manifest *m, const char *path, Error *err) {
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
     if (!f) die(EXIT_SYSTEM, "out of memory for a manifest");
-    fprintf(f, "{\n  \"format\": 1,\n  \"vocab\": \"%s\",\n  \"vocab_size\": %d,\n  \"eot\": %d,\n", m->eot == BYTES_EOT ? "bytes" : "gpt2", m->vocab_size, m->eot);
-    fprintf(f, "  \"documents\": %" PRIu64 ",\n  \"null_texts\": %" PRIu64 ",\n  \"invalid_utf8_texts\": %" PRIu64 ",\n", m->documents, m->null_texts, m->invalid_texts);
+    fprintf(f, "{\n  \"format\": 1,\n  \"vocab\": \"%s\",\n  \"vocab_size\": %d,\n  \"eot\": %d,\n", m->eot == BYTES_EOT ? "bytes" : "gpt2",
+        m->vocab_size, m->eot);
+    fprintf(f, "  \"documents\": %" PRIu64 ",\n  \"null_texts\": %" PRIu64 ",\n  \"invalid_utf8_texts\": %" PRIu64 ",\n", m->documents,
+        m->null_texts, m->invalid_texts);
     fprintf(f, "  \"shard_size\": %" PRIu64 ",\n  \"val_tokens\": %" PRIu64 ",\n  \"shards\": [\n", m->shard_size, m->val_tokens);
     for (int i = 0; i < m->num_shards; i++) manifest_print_entry_(f, &m->shards[i], 0, i == m->num_shards - 1);
     fprintf(f, "  ],\n  \"sources\": [\n");

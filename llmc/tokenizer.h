@@ -318,7 +318,8 @@ LLMC_FN enum CharClass char_at_(const Tokenizer *t, const unsigned char *text, c
 }
 
 // The end of the run of characters of one class that starts at text.
-LLMC_FN const unsigned char *run_end_(const Tokenizer *t, const unsigned char *text, const unsigned char *end, enum CharClass run, EncodeScratch *s) {
+LLMC_FN const unsigned char *run_end_(
+    const Tokenizer *t, const unsigned char *text, const unsigned char *end, enum CharClass run, EncodeScratch *s) {
     while (text < end) {
         if (*text < 0x80) {
             if (t->char_class[*text] != run) break;

@@ -12,7 +12,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             tree = []
             for f in sorted(os.listdir(folder)):
                 data = open(os.path.join(folder, f), "rb").read()
-                tree.append({"type": "file", "path": "sample/10BT/" + f, "size": len(data), "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}})
+                lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}
+                tree.append({"type": "file", "path": "sample/10BT/" + f, "size": len(data), "lfs": lfs})
             return self.answer(200, json.dumps(tree).encode(), {}, None)
         name = self.path.rsplit("/", 1)[1]
         data = open(os.path.join(folder, name), "rb").read()

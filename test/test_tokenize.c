@@ -125,9 +125,12 @@ static size_t put_char(unsigned char *out, uint32_t c) {
 }
 
 static size_t random_document(const Tokenizer *t, unsigned char *out, size_t room) {
-    static const uint32_t spaces[] = {9, 10, 11, 12, 13, ' ', ' ', ' ', 0x1C, 0x85, 0xA0, 0x1680, 0x180E, 0x2003, 0x200B, 0x2028, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF};
-    static const uint32_t blocks[] = {0x20, 0x80, 0x370, 0x400, 0x5D0, 0x600, 0x900, 0xE00, 0x1100, 0x2150, 0x3040, 0x4E00, 0xAC00, 0x10000, 0x1D400, 0x1F300};
-    static const char *odd[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'", "''", "'l", "'S", " '", "\r\n", "\n\n", "<|endoftext|>", "\xff", "\xc0\x80", "\xed\xa0\x80", "\xe2\x80", "\xf4\x90\x80\x80", "\xe0\x81\x81", "\xf0\x80\x81\x81"};
+    static const uint32_t spaces[] = {
+        9, 10, 11, 12, 13, ' ', ' ', ' ', 0x1C, 0x85, 0xA0, 0x1680, 0x180E, 0x2003, 0x200B, 0x2028, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF};
+    static const uint32_t blocks[]
+        = {0x20, 0x80, 0x370, 0x400, 0x5D0, 0x600, 0x900, 0xE00, 0x1100, 0x2150, 0x3040, 0x4E00, 0xAC00, 0x10000, 0x1D400, 0x1F300};
+    static const char *odd[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'", "''", "'l", "'S", " '", "\r\n", "\n\n", "<|endoftext|>",
+        "\xff", "\xc0\x80", "\xed\xa0\x80", "\xe2\x80", "\xf4\x90\x80\x80", "\xe0\x81\x81", "\xf0\x80\x81\x81"};
     size_t n = 0, parts = random_below(40);
     for (size_t i = 0; i < parts; i++) {
         uint32_t kind = random_below(8), repeats = random_below(6) ? 1 : 1 + random_below(90), block = blocks[random_below(16)];
@@ -195,10 +198,12 @@ int main(int argc, char **argv) {
         tokens += slow_count;
         free(text);
     }
-    printf("%d random documents, %zu tokens: the slow encoder agrees, decoding gives the text back, cuts change nothing\n", documents, tokens);
+    printf(
+        "%d random documents, %zu tokens: the slow encoder agrees, decoding gives the text back, cuts change nothing\n", documents, tokens);
 
     // A million of one character; with a clock that is generous to sanitizers and busy machines only where asked.
-    static const char *repeated[] = {"a", " ", "\n", "!", "1", "'", "\xff", "\xC3\xA9", "\xE5\xAD\x97", "\xF0\x9F\x98\x80", "ab", "\xE3\x80\x80"};
+    static const char *repeated[]
+        = {"a", " ", "\n", "!", "1", "'", "\xff", "\xC3\xA9", "\xE5\xAD\x97", "\xF0\x9F\x98\x80", "ab", "\xE3\x80\x80"};
     double limit = getenv("SLOW_MACHINE") ? 20 : 1, worst = 0;
     unsigned char *text = (unsigned char *)xmalloc(4 * REPEATS);
     uint16_t *out = (uint16_t *)xmalloc(4 * REPEATS * sizeof *out);
