@@ -282,9 +282,16 @@ test_append() {
     split -d -n l/7 --additional-suffix=.jsonl "$tmp/s.jsonl" "$tmp/part"
     quiet tok --shard-size 60000 --val-tokens 70000 -o "$tmp/all/s" "$tmp"/part*.jsonl || return
     for i in "$tmp"/part*.jsonl "$tmp/part03.jsonl"; do
+        [[ $i != *part06* ]] || cp "$tmp/one/s_manifest.json" "$tmp/before.json"
         quiet tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return
     done
     for i in "$tmp"/all/*.bin; do cmp "$i" "$tmp/one/${i##*/}" || return; done
+    # stopped between the shards' names and the manifest: the new shards, the old manifest
+    cp -r "$tmp/one" "$tmp/after"
+    cp "$tmp/before.json" "$tmp/one/s_manifest.json"
+    i=$tmp/part06.jsonl
+    quiet tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return
+    diff -r "$tmp/after" "$tmp/one" || return
     quiet "$TOKENIZE" --verify "$tmp/one/s" >/dev/null || return
     rejects 2 'begun with --shard-size 60000' tok --source "$data/cases.jsonl" -o "$tmp/one/s" "$data/cases.jsonl" || return
     echo >>"$tmp/part00.jsonl"
