@@ -4,6 +4,8 @@
 #   make BLAS=0              plain OpenMP loops instead of OpenBLAS
 #   make SANITIZE=1          address and undefined-behaviour sanitizers
 #   make OUT=build/clang ... put the programs in another folder, so that variants live side by side
+#   make train_t6cu ARCH="80 90a"   GPU code for these architectures instead of this machine's GPU
+#   make test_t6cu PRECISION=FP32   the GPU trainer in fp32, to check it
 
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 CFLAGS ?= -O3 -march=native
@@ -29,6 +31,15 @@ BLAS_FLAGS := -DUSE_OPENBLAS
 BLAS_LIBS := -lopenblas
 endif
 
+# CUDA: nvcc from the path or its usual place; code for the GPU that is here, else for sm_80 and sm_90a.
+NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
+ARCH ?= $(or $(patsubst 90,90a,$(GPU_ARCH)),80 90a)
+NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
+             -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
+NVCC_LIBS := -lcublasLt -lcjson -lgomp
+CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
+
 PROGRAMS := $(P)train_t6 $(P)data/tokenize $(P)data/toy_corpus
 TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS)
 TRAINER_LIBS := $(BLAS_LIBS) -lcjson -lm
@@ -45,11 +56,15 @@ help:
 	@echo 'make test_units      tests of the headers in llmc/'
 	@echo 'make tokenize        text to token shards: data/tokenize'
 	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
+	@echo 'make train_t6cu      the GPU trainer (CUDA 12 or 13)'
+	@echo 'make test_t6cu       the GPU trainer against train_t6.c; run ./test_t6cu'
+	@echo 'make cuda_benches    microbenchmarks of the GPU operators, dev/cuda/X.cu to build/X'
 	@echo 'make test            every test there is (scripts/test.sh)'
 	@echo 'make headers         each header of llmc/ compiles alone'
 	@echo 'make clean           remove what was built'
 	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), cJSON: $(or $(HAVE_CJSON),NO),' \
 	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO)'
+	@echo 'CUDA: $(or $(NVCC),no nvcc), code for $(foreach a,$(ARCH),sm_$(a)) ($(if $(GPU_ARCH),the GPU here,no GPU here))'
 
 check-libraries:
 	@$(if $(and $(HAVE_CJSON),$(HAVE_XXHASH),$(HAVE_UTF8PROC),$(HAVE_ZSTD),$(HAVE_OPENMP)),:,\
@@ -80,6 +95,25 @@ $(P)data/toy_corpus: data/toy_corpus.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) $< -o $@ -lcjson -lm
 
+.PHONY: check-nvcc cuda_benches
+check-nvcc: check-libraries
+	@$(if $(NVCC),:,echo 'There is no nvcc: install the CUDA Toolkit (12 or 13), or say where it is: make NVCC=/path/to/nvcc' >&2; exit 1)
+
+$(P)train_t6cu: train_t6.cu Makefile | check-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+
+# The reference that test_t6.cu checks against: train_t6.c as an object without its main.
+$(P)test_t6cu: test_t6.cu train_t6.c Makefile | check-nvcc
+	@mkdir -p $(@D)
+	$(CC) $(TRAINER) -DT6_NO_MAIN -c train_t6.c -o $@.ref.o
+	$(NVCC) $(NVCC_FLAGS) $< $@.ref.o -o $@ $(NVCC_LIBS) $(BLAS_LIBS)
+
+cuda_benches: $(CUDA_BENCHES)
+build/%: dev/cuda/%.cu Makefile | check-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -Illmc $< -o $@ $(NVCC_LIBS)
+
 ifeq ($(OUT),)
 .PHONY: tokenize toy_corpus
 tokenize: data/tokenize
@@ -90,12 +124,13 @@ endif
 headers:
 	@for h in llmc/*.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && g++ -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
+	@$(if $(NVCC),for h in llmc/*.cuh; do $(NVCC) $(filter-out -MMD -MP -O3,$(NVCC_FLAGS)) -diag-suppress 177 -O0 -x cu -c $$h -o /dev/null || exit 1; done)
 	@echo "headers: each compiles alone"
 
 test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 test_t6 test_units data/tokenize data/toy_corpus *.d *.o data/*.d
+	rm -rf build train_t6 test_t6 train_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
 
--include $(wildcard $(P)*.d $(P)data/*.d)
+-include $(wildcard $(P)*.d $(P)data/*.d build/*.d)

@@ -357,8 +357,8 @@ void trainer_start(TrainOptions *o) {
 static void check_model(const Model *m) {
     const Config *c = &m->config;
     if (c->n_embd % 8) die(EXIT_INPUT, "--n-embd is %" PRId64 "; on the GPU it must be a multiple of 8", c->n_embd);
-    if (c->head_dim % 16 || c->head_dim > 128)
-        die(EXIT_INPUT, "--head-dim is %" PRId64 "; on the GPU it must be a multiple of 16 up to 128 (64 and 128 are fast)", c->head_dim);
+    if (c->head_dim % 32 || c->head_dim > 128)
+        die(EXIT_INPUT, "--head-dim is %" PRId64 "; on the GPU it must be a multiple of 32 up to 128 (64 and 128 are fast)", c->head_dim);
     HeadsShape shape = heads_shape(m, 1);
     int have = 0;
     size_t need = heads_backward_smem_bytes(&shape);

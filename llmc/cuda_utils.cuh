@@ -60,8 +60,14 @@ struct alignas(16) Packed16 {
     __host__ __device__ const T &operator[](int i) const { return values[i]; }
 };
 
+// Through int4, because the compiler may cut the copy of a struct into its elements; it may cut even this, but not the streaming ones.
 template <class T>
-__device__ inline Packed16<T> load16(const T *p) { return *reinterpret_cast<const Packed16<T> *>(p); }
+__device__ inline Packed16<T> load16(const T *p) {
+    int4 bits = *reinterpret_cast<const int4 *>(p);
+    Packed16<T> x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 // The same for data read once: it need not stay in the caches.
 template <class T>
@@ -73,7 +79,11 @@ __device__ inline Packed16<T> load16_streaming(const T *p) {
 }
 
 template <class T>
-__device__ inline void store16(T *p, Packed16<T> x) { *reinterpret_cast<Packed16<T> *>(p) = x; }
+__device__ inline void store16(T *p, Packed16<T> x) {
+    int4 bits;
+    memcpy(&bits, &x, sizeof bits);
+    *reinterpret_cast<int4 *>(p) = bits;
+}
 
 template <class T>
 __device__ inline void store16_streaming(T *p, Packed16<T> x) {

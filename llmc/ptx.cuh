@@ -43,6 +43,12 @@ __device__ inline void ptx_cp_async_16(uint32_t to, const void *from, bool valid
 // #data-movement-and-conversion-instructions-cp-async-wait-all
 __device__ inline void ptx_cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Closes a group of copies, and waits until at most `pending` of the latest groups are unfinished.
+// #data-movement-and-conversion-instructions-cp-async-commit-group
+__device__ inline void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending>
+__device__ inline void ptx_cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory"); }
+
 // Four 8x8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8, and receives of matrix i, in x[i],
 // elements 2 (l % 4) and the next of row l / 4 (of column l / 4 with _trans).
 // #warp-level-matrix-load-instruction-ldmatrix
