@@ -4,7 +4,8 @@
 //
 // and, given dout, with delta_i = dout_i out_i = sum_j p_ij (dout_i v_j):
 //
-//     dv_j = sum_i p_ij dout_i     ds_ij = p_ij (dout_i v_j - delta_i)     dq_i = sum_j ds_ij k_j / sqrt(HS)     dk_j = sum_i ds_ij q_i / sqrt(HS)
+//     dv_j = sum_i p_ij dout_i                 ds_ij = p_ij (dout_i v_j - delta_i)
+//     dq_i = sum_j ds_ij k_j / sqrt(HS)        dk_j = sum_i ds_ij q_i / sqrt(HS)
 //
 // B sequences of T tokens (any number), NH query heads, NKV key/value heads (a divisor of NH: query head i reads key/value
 // head i / (NH / NKV)), HS = 64 or 128. All bf16, token-major (B, T, heads, HS); softmax, sums and lse in fp32. No atomics:
@@ -49,6 +50,19 @@ constexpr int TILE_BYTES = ROWS * 128;
 __host__ __device__ constexpr int block_bytes(int HS) { return HS / 64 * TILE_BYTES; }
 constexpr int STATS_BYTES = 2 * ROWS * sizeof(float);       // of 64 queries: lse * log2(e), then delta
 
+// How many groups share a thread block, which holds their rows' walk in common: for mma.sync, with how many such thread blocks
+// on a multiprocessor; for wgmma it is one. As many as their registers allow.
+struct AttentionTiling { int mma_sync_groups, mma_sync_blocks_per_sm, wgmma_groups; };
+__host__ __device__ constexpr AttentionTiling forward_tiling(int HS) {
+    return HS == 64 ? AttentionTiling{2, 2, 4} : AttentionTiling{3, 1, 3};
+}
+__host__ __device__ constexpr AttentionTiling dq_tiling(int HS) {
+    return HS == 64 ? AttentionTiling{2, 2, 3} : AttentionTiling{2, 1, 2};
+}
+__host__ __device__ constexpr AttentionTiling dkdv_tiling(int HS) {
+    return HS == 64 ? AttentionTiling{3, 1, 3} : AttentionTiling{2, 1, 2};
+}
+
 // Stages of the ring: one being read, one whose products may not be done, and one or more being filled.
 __host__ __device__ constexpr int mma_sync_stages(int /*HS*/) { return 3; }
 __host__ __device__ constexpr int wgmma_stages(int HS) { return HS == 64 ? 8 : 4; }
@@ -78,7 +92,9 @@ __device__ inline void to_factor(Factor &p, const Product &s) {
 // Primitives for sm_80 and later
 
 struct MmaSync {
-    static constexpr int EXTRA_THREADS = 0;
+    static __host__ __device__ constexpr int groups(AttentionTiling t) { return t.mma_sync_groups; }
+    static __host__ __device__ constexpr int threads(AttentionTiling t) { return 128 * t.mma_sync_groups; }
+    static __host__ __device__ constexpr int blocks_per_sm(AttentionTiling t) { return t.mma_sync_blocks_per_sm; }
     static constexpr bool OUT_IN_SMEM = false;  // dq's own blocks of out: shared memory may be small
     static __device__ constexpr int stages(int HS) { return mma_sync_stages(HS); }
 
@@ -161,8 +177,8 @@ struct MmaSync {
         __device__ void release_own() {}
     };
 
-    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void feeder_registers() {}
-    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void worker_registers() {}
+    static __device__ void feeder_registers() {}
+    template <int GROUPS> static __device__ void worker_registers() {}
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -170,7 +186,9 @@ struct MmaSync {
 #if PTX_SM90A
 
 struct Wgmma {
-    static constexpr int EXTRA_THREADS = 128;   // a group that asks the copy engine for blocks, and lends its registers to the others
+    static __host__ __device__ constexpr int groups(AttentionTiling t) { return t.wgmma_groups; }
+    static __host__ __device__ constexpr int threads(AttentionTiling t) { return 128 * t.wgmma_groups + 128; }  // one group only fetches
+    static __host__ __device__ constexpr int blocks_per_sm(AttentionTiling) { return 1; }
     static constexpr bool OUT_IN_SMEM = true;
     static __device__ constexpr int stages(int HS) { return wgmma_stages(HS); }
 
@@ -269,10 +287,10 @@ struct Wgmma {
         __device__ void release_own() { if (threadIdx.x % 32 == 0) ptx_barrier_arrive(own_free(group)); }
     };
 
-    // Of 512 registers a lane of four warps, one a processor quarter, each group starts with an equal part, a multiple of 8.
-    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void feeder_registers() { ptx_give_registers<24>(); }
-    template <int GROUPS, int BLOCKS_PER_SM> static __device__ void worker_registers() {
-        constexpr int START = 512 / BLOCKS_PER_SM / (GROUPS + 1) / 8 * 8;
+    // A multiprocessor has 512 registers for a thread of each group; at first the groups have equal parts, multiples of 8.
+    static __device__ void feeder_registers() { ptx_give_registers<24>(); }
+    template <int GROUPS> static __device__ void worker_registers() {
+        constexpr int START = 512 / (GROUPS + 1) / 8 * 8;
         ptx_take_registers<((GROUPS + 1) * START - 24) / GROUPS / 8 * 8>();
     }
 };
@@ -282,6 +300,7 @@ template <AttentionBackend backend> struct Machine_ { typedef Wgmma type; };
 template <AttentionBackend backend> struct Machine_ { typedef MmaSync type; };
 #endif
 template <> struct Machine_<ATTENTION_MMA_SYNC> { typedef MmaSync type; };
+template <AttentionBackend backend> using Machine = typename Machine_<backend>::type;
 
 // Shared memory, as the launcher counts it: each group's own blocks, then the ring's, then the stats, then the barriers.
 constexpr size_t attention_smem_bytes(int HS, int groups, int own_blocks, int stages, bool stats) {
@@ -322,8 +341,8 @@ __device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Pro
 __device__ inline int group_of_4_warps() { return __shfl_sync(0xffffffff, threadIdx.x / 128, 0); }
 
 // The works of a thread block, one in each round: tile of `tiles` (0 the longest), head of `heads`, sequence b. The tiles of
-// one head are done at the same time, so that its keys come from memory once. Every second round runs backwards, and the
-// grid is a multiple of tiles: a thread block that had a long work then has a short one.
+// one head are done at the same time, so that its keys come from memory once. Every second round runs backwards, and twice the
+// grid is a multiple of tiles where it can be: a thread block that had a long work then has a short one.
 struct AttentionWork {
     int tile, head, b;
     __device__ bool find(int round, int tiles, int heads, int B) {
@@ -336,8 +355,6 @@ struct AttentionWork {
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-template <int HS> struct ForwardShape { static constexpr int GROUPS = HS == 64 ? 4 : 3, BLOCKS_PER_SM = 1; };
-
 struct AttentionForwardArgs {
     AttentionInput q, k, v;
     bf16 *out;              // (B, T, NH, HS)
@@ -346,10 +363,10 @@ struct AttentionForwardArgs {
 };
 
 template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(128 * ForwardShape<HS>::GROUPS + Machine_<backend>::type::EXTRA_THREADS, ForwardShape<HS>::BLOCKS_PER_SM)
+__global__ void __launch_bounds__(Machine<backend>::threads(forward_tiling(HS)), Machine<backend>::blocks_per_sm(forward_tiling(HS)))
 attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
-    typedef typename Machine_<backend>::type M;
-    constexpr int GROUPS = ForwardShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    typedef Machine<backend> M;
+    constexpr int GROUPS = M::groups(forward_tiling(HS)), STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
     uint32_t q_smem = smem_address(smem), k_smem = q_smem + GROUPS * BLOCK, v_smem = k_smem + STAGES * BLOCK;
 
@@ -372,18 +389,18 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
     };
     typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
     if (group == GROUPS) {
-        M::template feeder_registers<GROUPS, ForwardShape<HS>::BLOCKS_PER_SM>();
+        M::feeder_registers();
         if (threadIdx.x == THREADS) for (int round = 0; find_work(round); round++) pipe.feed(BLOCK, load_own, 2 * BLOCK, total, load);
         return;
     }
-    M::template worker_registers<GROUPS, ForwardShape<HS>::BLOCKS_PER_SM>();
+    M::template worker_registers<GROUPS>();
 
     // Scores times `scale` are in units of log 2, for exp2. top is the row's reference for exponents: its maximum, up to
     // `slack` ago; p = 2^8 at most is harmless, and rows seldom have to be rescaled after their first blocks.
     const float scale = LOG2_E / sqrtf((float)HS), slack = 8.0f / scale;
     const uint32_t q_own = q_smem + group * BLOCK;
     for (int round = 0; find_work(round); round++) {
-        int own = block_of(group);                            // this group's block of queries
+        int own = block_of(group);                          // this group's block of queries
         int mine = max(own + 1, 1);                         // blocks of keys that it needs (before the start it runs along for one)
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
         Product s, out[HS / 64] = {};
@@ -460,14 +477,13 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs a) {
             if (lane % 4 == 0 && t < a.T) a.lse[((int64_t)at.b * a.NH + at.head) * a.T + t] = top[r] / sqrtf((float)HS) + logf(sum[r]);
         }
         int64_t stride = (int64_t)a.NH * HS;
-        store_rows<HS>(a.out + ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS, stride, a.T - own * ROWS, out, 1 / sum[0], 1 / sum[1]);
+        bf16 *out_own = a.out + ((int64_t)at.b * a.T + own * ROWS) * stride + at.head * HS;
+        store_rows<HS>(out_own, stride, a.T - own * ROWS, out, 1 / sum[0], 1 / sum[1]);
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward: dq, and on the way the stats of each query for the kernel after it
-
-template <int HS> struct DqShape { static constexpr int GROUPS = HS == 64 ? 3 : 2, BLOCKS_PER_SM = 1; };
 
 struct AttentionDqArgs {
     AttentionInput q, k, v, dout, out;
@@ -493,10 +509,10 @@ __device__ inline void find_delta(float (&delta)[2], const unsigned char *dout_b
 }
 
 template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(128 * DqShape<HS>::GROUPS + Machine_<backend>::type::EXTRA_THREADS, DqShape<HS>::BLOCKS_PER_SM)
+__global__ void __launch_bounds__(Machine<backend>::threads(dq_tiling(HS)), Machine<backend>::blocks_per_sm(dq_tiling(HS)))
 attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
-    typedef typename Machine_<backend>::type M;
-    constexpr int GROUPS = DqShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    typedef Machine<backend> M;
+    constexpr int GROUPS = M::groups(dq_tiling(HS)), STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
     uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * BLOCK, out_smem = dout_smem + GROUPS * BLOCK;
     uint32_t k_smem = M::OUT_IN_SMEM ? out_smem + GROUPS * BLOCK : out_smem, v_smem = k_smem + STAGES * BLOCK;
@@ -514,7 +530,8 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     auto load_own = [&](int g, uint32_t barrier) {
         M::template load_block<HS, THREADS>(q_smem + g * BLOCK, a.q, at.b, at.head, block_of(g) * ROWS, barrier);
         M::template load_block<HS, THREADS>(dout_smem + g * BLOCK, a.dout, at.b, at.head, block_of(g) * ROWS, barrier);
-        if (M::OUT_IN_SMEM) M::template load_block<HS, THREADS>(out_smem + g * BLOCK, a.out, at.b, at.head, block_of(g) * ROWS, barrier);
+        if (M::OUT_IN_SMEM)
+            M::template load_block<HS, THREADS>(out_smem + g * BLOCK, a.out, at.b, at.head, block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
         M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, a.k, at.b, at.head / sharing, n * ROWS, barrier);
@@ -522,11 +539,12 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
     };
     typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
     if (group == GROUPS) {
-        M::template feeder_registers<GROUPS, DqShape<HS>::BLOCKS_PER_SM>();
-        if (threadIdx.x == THREADS) for (int round = 0; find_work(round); round++) pipe.feed((M::OUT_IN_SMEM ? 3 : 2) * BLOCK, load_own, 2 * BLOCK, total, load);
+        M::feeder_registers();
+        if (threadIdx.x == THREADS)
+            for (int round = 0; find_work(round); round++) pipe.feed((M::OUT_IN_SMEM ? 3 : 2) * BLOCK, load_own, 2 * BLOCK, total, load);
         return;
     }
-    M::template worker_registers<GROUPS, DqShape<HS>::BLOCKS_PER_SM>();
+    M::template worker_registers<GROUPS>();
 
     const float scale = LOG2_E / sqrtf((float)HS);
     const uint32_t q_own = q_smem + group * BLOCK, dout_own = dout_smem + group * BLOCK;
@@ -605,14 +623,13 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs a) {
         if (own < 0) continue;
 
         const float unit = 1 / sqrtf((float)HS);
-        store_rows<HS>(a.dq + ((int64_t)at.b * a.T + own * ROWS) * a.dq_stride + at.head * HS, a.dq_stride, a.T - own * ROWS, dq, unit, unit);
+        bf16 *dq_own = a.dq + ((int64_t)at.b * a.T + own * ROWS) * a.dq_stride + at.head * HS;
+        store_rows<HS>(dq_own, a.dq_stride, a.T - own * ROWS, dq, unit, unit);
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward: dk and dv. Keys are the rows here and queries the columns: all products are the transposed ones.
-
-template <int HS> struct DkdvShape { static constexpr int GROUPS = HS == 64 ? 3 : 2, BLOCKS_PER_SM = 1; };
 
 struct AttentionDkdvArgs {
     AttentionInput q, k, v, dout;
@@ -623,10 +640,10 @@ struct AttentionDkdvArgs {
 };
 
 template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(128 * DkdvShape<HS>::GROUPS + Machine_<backend>::type::EXTRA_THREADS, DkdvShape<HS>::BLOCKS_PER_SM)
+__global__ void __launch_bounds__(Machine<backend>::threads(dkdv_tiling(HS)), Machine<backend>::blocks_per_sm(dkdv_tiling(HS)))
 attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
-    typedef typename Machine_<backend>::type M;
-    constexpr int GROUPS = DkdvShape<HS>::GROUPS, STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
+    typedef Machine<backend> M;
+    constexpr int GROUPS = M::groups(dkdv_tiling(HS)), STAGES = M::stages(HS), THREADS = 128 * GROUPS, BLOCK = block_bytes(HS);
     extern __shared__ __align__(1024) unsigned char smem[];
     uint32_t k_smem = smem_address(smem), v_smem = k_smem + GROUPS * BLOCK;
     uint32_t q_smem = v_smem + GROUPS * BLOCK, dout_smem = q_smem + STAGES * BLOCK, stats_smem = dout_smem + STAGES * BLOCK;
@@ -654,12 +671,13 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs a) {
     };
     typename M::template Pipe<STAGES, GROUPS> pipe(stats_smem + STAGES * STATS_BYTES, group);
     if (group == GROUPS) {
-        M::template feeder_registers<GROUPS, DkdvShape<HS>::BLOCKS_PER_SM>();
+        M::feeder_registers();
         if (threadIdx.x == THREADS)
-            for (int round = 0; find_work(round); round++) pipe.feed(2 * BLOCK, load_own, 2 * BLOCK + STATS_BYTES, sharing * per_head, load);
+            for (int round = 0; find_work(round); round++)
+                pipe.feed(2 * BLOCK, load_own, 2 * BLOCK + STATS_BYTES, sharing * per_head, load);
         return;
     }
-    M::template worker_registers<GROUPS, DkdvShape<HS>::BLOCKS_PER_SM>();
+    M::template worker_registers<GROUPS>();
 
     const float scale = LOG2_E / sqrtf((float)HS);
     const uint32_t k_own = k_smem + group * BLOCK, v_own = v_smem + group * BLOCK;
@@ -753,7 +771,8 @@ inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s,
 #else
         CUDA_CHECK(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found));
 #endif
-        if (!f || found != cudaDriverEntryPointSuccess) die(EXIT_SYSTEM, "the CUDA driver has no cuTensorMapEncodeTiled; install a driver for CUDA 12 or later");
+        if (!f || found != cudaDriverEntryPointSuccess)
+            die(EXIT_SYSTEM, "the CUDA driver has no cuTensorMapEncodeTiled; install a driver for CUDA 12 or later");
         return (Encode)f;
     }();
     CUtensorMap map;
@@ -785,39 +804,42 @@ inline void attention_check_shape_(const AttentionShape &s) {
             "head size 64 or 128, and at most 2^31 blocks of %d tokens", s.B, s.T, s.NH, s.NKV, s.HS, ROWS);
 }
 
-// How a kernel of `groups` groups is to be launched. Whether the code that this device runs is for sm_90a shows in the
-// threads that it takes: then there is an extra group, and the thread blocks stay for many works.
+// How a kernel is to be launched. Whether the code that this device runs is for sm_90a shows in the threads that it takes.
+// There the thread blocks stay for many works; elsewhere each does one.
 struct AttentionPlan {
     bool hopper;
+    int groups, stages;
     unsigned grid, threads;
-    int stages;
 };
 
 template <class... Params>
-AttentionPlan attention_plan_(void (*kernel)(Params...), const AttentionShape &s, int groups, int blocks_per_sm, int heads) {
+AttentionPlan attention_plan_(void (*kernel)(Params...), AttentionTiling tiling, const AttentionShape &s, int heads) {
     cudaFuncAttributes attributes;
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, (const void *)kernel));
-    int64_t tiles = ceil_div(ceil_div(s.T, ROWS), groups), works = tiles * heads * s.B;
-    AttentionPlan plan = {attributes.maxThreadsPerBlock > 128 * groups, (unsigned)works, 128u * groups, mma_sync_stages(s.HS)};
+    AttentionPlan plan;
+    plan.hopper = attributes.maxThreadsPerBlock > 128 * tiling.mma_sync_groups;
+    plan.groups = plan.hopper ? tiling.wgmma_groups : tiling.mma_sync_groups;
+    plan.stages = plan.hopper ? wgmma_stages(s.HS) : mma_sync_stages(s.HS);
+    plan.threads = 128 * plan.groups + (plan.hopper ? 128 : 0);
+    int64_t tiles = ceil_div(ceil_div(s.T, ROWS), plan.groups), works = tiles * heads * s.B;
+    plan.grid = (unsigned)works;
     if (plan.hopper) {
         int device, processors;
         CUDA_CHECK(cudaGetDevice(&device));
         CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-        int64_t at_once = (int64_t)processors * blocks_per_sm;
-        if (works > at_once) plan.grid = at_once > tiles ? at_once - at_once % tiles : at_once;
-        plan.threads += 128, plan.stages = wgmma_stages(s.HS);
+        int64_t unit = tiles % 2 ? tiles : tiles / 2;       // so that two rounds are whole heads, see AttentionWork
+        if (works > processors) plan.grid = processors > unit ? processors - processors % unit : processors;
     }
     return plan;
 }
 
 template <AttentionBackend backend, int HS>
 void attention_forward_(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s, cudaStream_t stream) {
-    typedef ForwardShape<HS> Shape;
     auto kernel = attention_forward_kernel<backend, HS>;
-    AttentionPlan plan = attention_plan_(kernel, s, Shape::GROUPS, Shape::BLOCKS_PER_SM, s.NH);
+    AttentionPlan plan = attention_plan_(kernel, forward_tiling(HS), s, s.NH);
     AttentionForwardArgs a = {attention_input_(q, s, s.NH, s.q_stride, plan.hopper), attention_input_(k, s, s.NKV, s.k_stride, plan.hopper),
                               attention_input_(v, s, s.NKV, s.v_stride, plan.hopper), out, lse, s.B, s.T, s.NH, s.NKV};
-    launch(kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Shape::GROUPS, 1, plan.stages, false), stream}, a);
+    launch(kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, plan.groups, 1, plan.stages, false), stream}, a);
 }
 
 // out (B, T, NH, HS), lse (B, NH, T) from q (B, T, NH, HS), k and v (B, T, NKV, HS).
@@ -836,23 +858,22 @@ inline size_t attention_backward_scratch_bytes(const AttentionShape &s) {
 template <AttentionBackend backend, int HS>
 void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *q, const bf16 *k,
                          const bf16 *v, float *scratch, const AttentionShape &s, cudaStream_t stream) {
-    typedef DqShape<HS> Dq;
-    typedef DkdvShape<HS> Dkdv;
     auto dq_kernel = attention_dq_kernel<backend, HS>;
     auto dkdv_kernel = attention_dkdv_kernel<backend, HS>;
-    AttentionPlan plan = attention_plan_(dq_kernel, s, Dq::GROUPS, Dq::BLOCKS_PER_SM, s.NH);
-    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, plan.hopper), k_in = attention_input_(k, s, s.NKV, s.k_stride, plan.hopper);
+    AttentionPlan plan = attention_plan_(dq_kernel, dq_tiling(HS), s, s.NH);
+    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, plan.hopper);
+    AttentionInput k_in = attention_input_(k, s, s.NKV, s.k_stride, plan.hopper);
     AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, plan.hopper);
     AttentionInput dout_in = attention_input_(dout, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
 
     AttentionInput out_in = attention_input_(out, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
 
     AttentionDqArgs a = {q_in, k_in, v_in, dout_in, out_in, lse, scratch, dq, s.q_stride, s.B, s.T, s.NH, s.NKV};
-    launch(dq_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Dq::GROUPS, plan.hopper ? 3 : 2, plan.stages, false), stream}, a);
+    launch(dq_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, plan.groups, plan.hopper ? 3 : 2, plan.stages, false), stream}, a);
 
-    plan = attention_plan_(dkdv_kernel, s, Dkdv::GROUPS, Dkdv::BLOCKS_PER_SM, s.NKV);
+    plan = attention_plan_(dkdv_kernel, dkdv_tiling(HS), s, s.NKV);
     AttentionDkdvArgs c = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride, s.B, s.T, s.NH, s.NKV};
-    launch(dkdv_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, Dkdv::GROUPS, 2, plan.stages, true), stream}, c);
+    launch(dkdv_kernel, {plan.grid, plan.threads, attention_smem_bytes(HS, plan.groups, 2, plan.stages, true), stream}, c);
 }
 
 // dq (B, T, NH, HS), dk and dv (B, T, NKV, HS), overwritten, from dout (B, T, NH, HS) and what the forward pass read and made.

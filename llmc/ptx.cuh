@@ -114,12 +114,6 @@ __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, u
                  :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 
-// A barrier among `threads` threads of the block; id 1 to 15 (0 is __syncthreads).
-// #parallel-synchronization-and-communication-instructions-bar
-__device__ inline void ptx_named_barrier(int id, int threads) {
-    asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // sm_90a: matrix products by a warpgroup (4 warps), asynchronous
 #if PTX_SM90A

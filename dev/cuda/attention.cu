@@ -5,7 +5,8 @@
 // Versions:
 //   1  mma.sync and cp.async: what runs on sm_80 and up
 //   2  the best the code was compiled for: wgmma and the copy engine on sm_90a, else the same as 1
-// Build: nvcc -std=c++17 -O3 -Illmc -gencode=arch=compute_90a,code=sm_90a -Xcompiler -O3,-march=native,-ffast-math,-fno-finite-math-only,-fopenmp dev/cuda/attention.cu -o build/attention
+// Build: nvcc -std=c++17 -O3 -Illmc -gencode=arch=compute_90a,code=sm_90a dev/cuda/attention.cu -o build/attention
+//            -Xcompiler -O3,-march=native,-ffast-math,-fno-finite-math-only,-fopenmp     (for the CPU reference)
 //
 // Numbers and dead ends: dev/results/attention.md
 #include <algorithm>
@@ -55,8 +56,11 @@ Problem make_problem(int B, int NH, int T, int HS, int NKV, bool fused, float lo
         for (int64_t chunk = 0; chunk < 64; chunk++) {
             std::mt19937 random(seed * 1000003 + chunk);
             std::normal_distribution<float> normal;
-            for (size_t i = p.qkv.size() * chunk / 64; i < p.qkv.size() * (chunk + 1) / 64; i++) p.qkv[i] = __float2bfloat16(normal(random) * loudness);
-            for (size_t i = p.q_size * chunk / 64; i < p.q_size * (chunk + 1) / 64; i++) p.dout[i] = __float2bfloat16(normal(random));
+            auto fill = [&](Host &x, float scale) {
+                size_t end = x.size() * (chunk + 1) / 64;
+                for (size_t i = x.size() * chunk / 64; i < end; i++) x[i] = __float2bfloat16(normal(random) * scale);
+            };
+            fill(p.qkv, loudness), fill(p.dout, 1);
         }
     }
     p.d_qkv = device_alloc<bf16>(p.qkv.size() * 2), p.d_dqkv = device_alloc<bf16>(p.qkv.size() * 2);
@@ -68,7 +72,8 @@ Problem make_problem(int B, int NH, int T, int HS, int NKV, bool fused, float lo
 }
 
 void free_problem(Problem &p) {
-    for (void *x : {(void *)p.d_qkv, (void *)p.d_dout, (void *)p.d_out, (void *)p.d_dqkv, (void *)p.d_lse, (void *)p.d_scratch}) CUDA_CHECK(cudaFree(x));
+    void *all[] = {p.d_qkv, p.d_dout, p.d_out, p.d_dqkv, p.d_lse, p.d_scratch};
+    for (void *x : all) CUDA_CHECK(cudaFree(x));
 }
 
 void run_forward(int version, Problem &p) {
@@ -78,7 +83,8 @@ void run_forward(int version, Problem &p) {
 
 void run_backward(int version, Problem &p) {
     auto f = version == 1 ? attention_backward<ATTENTION_MMA_SYNC> : attention_backward<ATTENTION_BEST>;
-    f(p.d_dqkv, p.d_dqkv + p.k_at, p.d_dqkv + p.v_at, p.d_dout, p.d_out, p.d_lse, p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at, p.d_scratch, p.s, 0);
+    f(p.d_dqkv, p.d_dqkv + p.k_at, p.d_dqkv + p.v_at, p.d_dout, p.d_out, p.d_lse, p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at,
+      p.d_scratch, p.s, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -97,7 +103,8 @@ void add_scaled(float *to, float a, const float *x, int n) { for (int i = 0; i <
 // Rows of one head as floats.
 Floats head_of(const bf16 *x, const AttentionShape &s, int64_t stride, int b, int head) {
     Floats y((size_t)s.T * s.HS);
-    for (int t = 0; t < s.T; t++) for (int i = 0; i < s.HS; i++) y[(size_t)t * s.HS + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HS + i]);
+    for (int t = 0; t < s.T; t++)
+        for (int i = 0; i < s.HS; i++) y[(size_t)t * s.HS + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HS + i]);
     return y;
 }
 
@@ -251,8 +258,11 @@ double median_ms(int sets, F run) {
     return ms[ms.size() / 2];
 }
 
-void time_shape(int version, Problem &first, int l2_bytes) {
+void time_shape(int version, Problem &first) {
     const AttentionShape &s = first.s;
+    int device, l2_bytes;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device));
     double bytes = first.qkv.size() * 2.0 + first.q_size * 2.0;
     int sets = std::max(1, (int)ceil(3.0 * l2_bytes / bytes));      // what a run finds in the cache should not be its own
     std::vector<Problem> p(1, first);
@@ -261,8 +271,9 @@ void time_shape(int version, Problem &first, int l2_bytes) {
     double backward = median_ms(sets, [&](int i) { run_backward(version, p[i]); });
     double flops = 2.0 * s.B * s.NH * s.T * s.T * s.HS;             // two products of half a square, two operations a step
     double fw = flops / forward / 1e9, bw = 2.5 * flops / backward / 1e9;
-    printf("version %d B%d NH%d NKV%d T%d HS%d: forward %.3f ms %.0f TFLOP/s (%.0f%%), backward %.3f ms %.0f TFLOP/s (%.0f%% of %.0f)\n",
-           version, s.B, s.NH, s.NKV, s.T, s.HS, forward, fw, 100 * fw / CEILING_TFLOPS, backward, bw, 100 * bw / CEILING_TFLOPS, CEILING_TFLOPS);
+    printf("version %d B%d NH%d NKV%d T%d HS%d: ", version, s.B, s.NH, s.NKV, s.T, s.HS);
+    printf("forward %.3f ms %.0f TFLOP/s (%.0f%%), ", forward, fw, 100 * fw / CEILING_TFLOPS);
+    printf("backward %.3f ms %.0f TFLOP/s (%.0f%% of %.0f)\n", backward, bw, 100 * bw / CEILING_TFLOPS, CEILING_TFLOPS);
     fflush(stdout);
     for (int i = 1; i < sets; i++) free_problem(p[i]);
 }
@@ -271,9 +282,6 @@ void time_shape(int version, Problem &first, int l2_bytes) {
 
 int main(int argc, char **argv) {
     set_program_name(argv[0]);
-    int device, l2_bytes;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device));
     bool good = true;
 
     if (argc == 1) {
@@ -298,13 +306,14 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         char *end;
         long value = strtol(argv[i], &end, 10);
-        if (*end || value < 1 || value > INT32_MAX) die(EXIT_INPUT, "%s is no number from 1 on; usage: %s [VERSION B NH T HS [NKV]]", argv[i], argv[0]);
+        if (*end || value < 1 || value > INT32_MAX)
+            die(EXIT_INPUT, "%s: not a number from 1 on; usage: %s [VERSION B NH T HS [NKV]]", argv[i], argv[0]);
         x[i - 1] = (int)value;
     }
     if (x[0] > 2) die(EXIT_INPUT, "there is no version %d; versions are 1 and 2", x[0]);
     Problem p = make_problem(x[1], x[2], x[3], x[4], argc == 7 ? x[5] : x[2], false, 1, 1);
     good = check(x[0], p, false);
-    if (good) time_shape(x[0], p, l2_bytes);
+    if (good) time_shape(x[0], p);
     free_problem(p);
     return !good;
 }
