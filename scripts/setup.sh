@@ -4,7 +4,7 @@
 #   scripts/setup.sh test     also what the tests need: clang
 set -euo pipefail
 
-packages="ca-certificates curl gcc g++ make libc6-dev binutils libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev zstd libopenblas-dev gnuplot-nox xz-utils"
+packages="ca-certificates curl gcc g++ make libc6-dev binutils libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev zstd libopenblas-dev gnuplot-nox xz-utils unzip"
 [ "${1:-}" = test ] && packages="$packages clang libomp-dev python3 python3-venv"
 
 missing=""
