@@ -130,8 +130,13 @@ void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, Recompute recom
     Buffer table[NUM_BUFFERS];
     memory_table(t, &t->model, B, T, recompute, table);
     for (int i = 0; i < NUM_BUFFERS; i++) {
-        CUDA_CHECK(cudaMalloc(table[i].pointer, table[i].elements * table[i].bytes));
-        CUDA_CHECK(cudaMemsetAsync(*table[i].pointer, 0, table[i].elements * table[i].bytes, t->stream));
+        size_t bytes = table[i].elements * table[i].bytes;
+        cudaError_t error = cudaMalloc(table[i].pointer, bytes);
+        if (error == cudaErrorMemoryAllocation)
+            die(EXIT_SYSTEM, "out of GPU memory: %.2f GiB more are needed and not there; raise --recompute (-r), or lower --batch-size (-b) or --seq-len (-t)",
+                memory_bytes(table, i, NUM_BUFFERS - 1) / 0x1p30);
+        CUDA_CHECK(error);
+        CUDA_CHECK(cudaMemsetAsync(*table[i].pointer, 0, bytes, t->stream));
     }
     matmul_init(&t->matmul);
     CUDA_CHECK(cudaMallocHost((void **)&t->host_results, sizeof(Results)));
