@@ -18,7 +18,8 @@ typedef std::vector<float> Floats;
 namespace cpu {
 struct T6;
 extern "C" {
-void matmul(float *c, int64_t ldc, const float *a, int64_t lda, unsigned a_is, const float *b, int64_t ldb, unsigned b_is, int64_t M, int64_t N, int64_t K, float beta);
+void matmul(float *c, int64_t ldc, const float *a, int64_t lda, unsigned a_is, const float *b, int64_t ldb, unsigned b_is, int64_t M,
+            int64_t N, int64_t K, float beta);
 void encoder_forward(float *x, const int32_t *idx, const float *wte, int64_t N, int64_t C);
 void encoder_backward(float *dwte, const float *dx, const int32_t *idx, int64_t N, int64_t C);
 void rmsnorm_forward(float *out, float *rstd, const float *x, int64_t N, int64_t C, double eps);
@@ -26,9 +27,10 @@ void rmsnorm_backward(float *dx, const float *dout, const float *out, const floa
 void rope(float *fac, const Heads *heads, const float *table, int64_t B, int64_t T, int64_t HS, int64_t Pp, unsigned direction);
 void heads_forward(float *out, const float *fac, const Heads *heads, int64_t N, int64_t NH, int64_t HS, int64_t Pp);
 void heads_backward(float *dfac, const float *dout, const float *fac, const Heads *heads, int64_t N, int64_t NH, int64_t HS, int64_t Pp);
-void attention_forward(float *y, float *lse, float *scratch, const float *q, const float *k, const float *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp);
-void attention_backward(float *dq, float *dk, float *dv, float *scratch, const float *dy, const float *y, const float *lse, const float *q, const float *k,
-                        const float *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp);
+void attention_forward(float *y, float *lse, float *scratch, const float *q, const float *k, const float *v, int64_t B, int64_t T,
+                       int64_t NH, int64_t HS, int64_t Dp);
+void attention_backward(float *dq, float *dk, float *dv, float *scratch, const float *dy, const float *y, const float *lse, const float *q,
+                        const float *k, const float *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp);
 void swiglu_forward(float *s, const float *u, int64_t N, int64_t Fp);
 void swiglu_backward(float *du, const float *ds, const float *u, int64_t N, int64_t Fp);
 double softmax_cross_entropy(float *logits, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss);
@@ -85,8 +87,8 @@ static void check(Score *score, const char *what, const Floats &got, const Float
     Difference d = difference(got.data(), want.data(), got.size());
     bool ok = d.bad == 0 && d.error <= tolerance;
     if (ok) report(score, true, "%s: error %.1e of %.1e", what, d.error, tolerance);
-    else report(score, false, "%s: error %.3e of %.1e, %zu of %zu not finite; worst at %zu: %.9g, should be %.9g", what, d.error, tolerance, d.bad, got.size(), d.worst,
-                got.empty() ? 0 : got[d.worst], want.empty() ? 0 : want[d.worst]);
+    else report(score, false, "%s: error %.3e of %.1e, %zu of %zu not finite; worst at %zu: %.9g, should be %.9g", what, d.error, tolerance,
+                d.bad, got.size(), d.worst, got.empty() ? 0 : got[d.worst], want.empty() ? 0 : want[d.worst]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -253,7 +255,8 @@ static void test_heads(Score *score, Random *random, const Config *config, int64
     heads_forward(q.p, k.p, v.p, d_fac.p, d_rope.p, shape, N, 0);
     heads_backward(d_dfac.p, dq.p, dk.p, dv.p, d_fac.p, d_rope.p, shape, N, 0);
     char where[96];
-    snprintf(where, sizeof where, "%s B%d T%d NH%d HS%d R%d,%d,%d", attn_name(config->attn), (int)B, (int)T, (int)NH, (int)HS, m.q.R, m.k.R, m.v.R);
+    snprintf(where, sizeof where, "%s B%d T%d NH%d HS%d R%d,%d,%d", attn_name(config->attn), (int)B, (int)T, (int)NH, (int)HS, m.q.R, m.k.R,
+             m.v.R);
     check(score, (std::string("heads q ") + where).c_str(), q.read(), want[0], ROUNDED_ONCE);
     check(score, (std::string("heads k ") + where).c_str(), k.read(), want[1], ROUNDED_ONCE);
     check(score, (std::string("heads v ") + where).c_str(), v.read(), want[2], ROUNDED_ONCE);
@@ -266,7 +269,8 @@ static void test_heads(Score *score, Random *random, const Config *config, int64
 static void test_attention(Score *score, Random *random, int B, int T, int NH, int NKV, int HS) {
     AttentionShape shape = {B, T, NH, NKV, HS, (int64_t)NH * HS, (int64_t)NKV * HS, (int64_t)NKV * HS};
     int64_t N = (int64_t)B * T, D = NH * HS, group = NH / NKV;
-    Floats q = random_floats(random, N * D, 2), k = random_floats(random, N * NKV * HS, 2), v = random_floats(random, N * NKV * HS), dy = random_floats(random, N * D);
+    Floats q = random_floats(random, N * D, 2), k = random_floats(random, N * NKV * HS, 2), v = random_floats(random, N * NKV * HS);
+    Floats dy = random_floats(random, N * D);
     Floats k_all(N * D), v_all(N * D), y(N * D), lse(N * NH), dq(N * D), dk_all(N * D), dv_all(N * D), dk(k.size()), dv(v.size());
     for (int64_t n = 0; n < N; n++)
         for (int64_t i = 0; i < D; i++) {
@@ -284,14 +288,15 @@ static void test_attention(Score *score, Random *random, int B, int T, int NH, i
     check(score, (std::string("attention forward ") + where).c_str(), d_y.read(), y, tolerance);
     check(score, (std::string("attention lse ") + where).c_str(), d_lse.read(), lse, 1e-5);
     layer_attention_backward<floatX>(d_dq.p, d_dk.p, d_dv.p, d_dy.p, d_y.p, d_lse.p, d_q.p, d_k.p, d_v.p, d_scratch.p, shape, 0);
-    cpu::attention_backward(dq.data(), dk_all.data(), dv_all.data(), scratch.data(), dy.data(), y.data(), lse.data(), q.data(), k_all.data(), v_all.data(), B, T, NH,
-                            HS, D);
+    cpu::attention_backward(dq.data(), dk_all.data(), dv_all.data(), scratch.data(), dy.data(), y.data(), lse.data(), q.data(),
+                            k_all.data(), v_all.data(), B, T, NH, HS, D);
     for (int64_t n = 0; n < N; n++)
         for (int64_t i = 0; i < D; i++) {
             size_t to = (n * NKV + i / HS / group) * HS + i % HS;
             dk[to] += dk_all[n * D + i], dv[to] += dv_all[n * D + i];
         }
-    if (T == 1) std::fill(dq.begin(), dq.end(), 0.0f), std::fill(dk.begin(), dk.end(), 0.0f);   // as they are; the reference has rounding noise
+    // as they are; the reference has rounding noise
+    if (T == 1) std::fill(dq.begin(), dq.end(), 0.0f), std::fill(dk.begin(), dk.end(), 0.0f);
     check(score, (std::string("attention dq ") + where).c_str(), d_dq.read(), dq, tolerance);
     check(score, (std::string("attention dk ") + where).c_str(), d_dk.read(), dk, tolerance);
     check(score, (std::string("attention dv ") + where).c_str(), d_dv.read(), dv, tolerance);
@@ -325,7 +330,8 @@ static void test_update(Score *score, Random *random, size_t n) {
     Floats w(n), m(n), v(n), g(n), want_w, want_m, want_v;
     double sum = 0;
     for (size_t i = 0; i < n; i++) {
-        w[i] = (float)random->uniform(), m[i] = (float)random->uniform(), v[i] = (float)fabs(random->uniform()), g[i] = (float)random->uniform();
+        w[i] = (float)random->uniform(), m[i] = (float)random->uniform(), v[i] = (float)fabs(random->uniform());
+        g[i] = (float)random->uniform();
         sum += (double)g[i] * g[i];
     }
     Gpu<floatX> d_params(n);
@@ -342,7 +348,8 @@ static void test_update(Score *score, Random *random, size_t n) {
         for (size_t i = 0; i < n; i++) {
             double gi = g[i] * scale, mi = 0.9 * want_m[i] + 0.1 * gi, vi = 0.95 * want_v[i] + 0.05 * gi * gi;
             double m_hat = mi / bias_m, v_hat = vi / bias_v;
-            want_w[i] = (float)(want_w[i] * (1 - lr * 0.1) - lr * m_hat / (sqrt(v_hat) + 1e-8)), want_m[i] = (float)mi, want_v[i] = (float)vi;
+            want_w[i] = (float)(want_w[i] * (1 - lr * 0.1) - lr * m_hat / (sqrt(v_hat) + 1e-8));
+            want_m[i] = (float)mi, want_v[i] = (float)vi;
         }
     }
     char where[32];
@@ -370,9 +377,12 @@ static void test_operators(Score *score, uint64_t seed, bool small) {
     test_update(score, &random, 10004);
     //                    attn            L  C  NH  HS   V   RQ RK RV G  F  rope   eps
     const Config shapes[] = {
-        {ATTN_TPA,        1, 64, 34, 64,  61, 6, 2, 2, 1, 0, 10000, 1e-6}, {ATTN_TPA,        1, 64, 5,  128, 61, 1, 3, 4, 1, 0, 10000, 1e-6},
-        {ATTN_TPA,        1, 64, 3,  32,  61, 16, 2, 5, 1, 0, 100, 1e-6},  {ATTN_TPA_KVONLY, 1, 64, 7,  64,  61, 1, 1, 2, 1, 0, 10000, 1e-6},
-        {ATTN_MHA,        1, 64, 3,  64,  61, 1, 1, 1, 1, 0, 10000, 1e-6}, {ATTN_GQA,        1, 64, 6,  128, 61, 1, 1, 1, 2, 0, 10000, 1e-6},
+        {ATTN_TPA,        1, 64, 34, 64,  61, 6, 2, 2, 1, 0, 10000, 1e-6},
+        {ATTN_TPA,        1, 64, 5,  128, 61, 1, 3, 4, 1, 0, 10000, 1e-6},
+        {ATTN_TPA,        1, 64, 3,  32,  61, 16, 2, 5, 1, 0, 100, 1e-6},
+        {ATTN_TPA_KVONLY, 1, 64, 7,  64,  61, 1, 1, 2, 1, 0, 10000, 1e-6},
+        {ATTN_MHA,        1, 64, 3,  64,  61, 1, 1, 1, 1, 0, 10000, 1e-6},
+        {ATTN_GQA,        1, 64, 6,  128, 61, 1, 1, 1, 2, 0, 10000, 1e-6},
         {ATTN_MQA,        1, 64, 5,  96,  61, 1, 1, 1, 1, 0, 10000, 1e-6}};
     for (const Config &c : shapes) test_heads(score, &random, &c, 2, 37);
     test_attention(score, &random, 2, 1, 1, 1, 64);
@@ -422,7 +432,8 @@ static size_t padding_not_zero(const Model *m, const Floats &x) {
     std::vector<char> known(x.size(), 0);
     size_t bad = 0;
     for (int i = 0; i < m->num_tensors; i++)
-        for (int64_t r = 0; r < m->tensors[i].rows; r++) memset(&known[m->tensors[i].offset + r * m->tensors[i].ld], 1, (size_t)m->tensors[i].cols);
+        for (int64_t r = 0; r < m->tensors[i].rows; r++)
+            memset(&known[m->tensors[i].offset + r * m->tensors[i].ld], 1, (size_t)m->tensors[i].cols);
     for (size_t i = 0; i < x.size(); i++) bad += !known[i] && x[i] != 0;
     return bad;
 }
@@ -444,7 +455,8 @@ static void set_weights(T6 *t, uint64_t seed) {
         #pragma omp parallel for
         for (int64_t r = 0; r < w->rows; r++)
             for (int64_t c = 0; c < w->cols; c++)
-                host.params[w->offset + r * w->ld + c] = rounded((float)(size * (2 * rng_uniform(rng_stream(seed, i), r * w->cols + c) - 1)));
+                host.params[w->offset + r * w->ld + c] =
+                    rounded((float)(size * (2 * rng_uniform(rng_stream(seed, i), r * w->cols + c) - 1)));
     }
     trainer_take_weights(t, 0);
 }
@@ -510,15 +522,17 @@ static void test_against_cpu(Score *score, const Config *config, int64_t B, int6
             expected.insert(expected.end(), &aligned[w->offset + r * w->ld], &aligned[w->offset + r * w->ld] + w->cols);
         }
         Difference d = difference(got.data(), expected.data(), got.size());
-        double tolerance = gradient_tolerance(w->name, config->n_layer), *largest = tolerance > gradient_tolerance("", config->n_layer) ? &worst : &worst_other;
+        double tolerance = gradient_tolerance(w->name, config->n_layer);
+        double *largest = tolerance > gradient_tolerance("", config->n_layer) ? &worst : &worst_other;
         *largest = fmax(*largest, d.error);
         if (d.bad || !(d.error <= tolerance)) {
             bad++;
-            printf("     gradient %s %s: error %.3e, %zu not finite; worst at [%lld][%lld]: %.9g, should be %.9g\n", name, w->name, d.error, d.bad,
-                   (long long)(d.worst / w->cols), (long long)(d.worst % w->cols), got[d.worst], expected[d.worst]);
+            printf("     gradient %s %s: error %.3e, %zu not finite; worst at [%lld][%lld]: %.9g, should be %.9g\n", name, w->name, d.error,
+                   d.bad, (long long)(d.worst / w->cols), (long long)(d.worst % w->cols), got[d.worst], expected[d.worst]);
         }
     }
-    report(score, bad == 0, "gradients %s: %d tensors, %d bad; worst %.1e, of q and k in bf16 %.1e", name, m->num_tensors, bad, worst_other, worst);
+    report(score, bad == 0, "gradients %s: %d tensors, %d bad; worst %.1e, of q and k in bf16 %.1e", name, m->num_tensors, bad, worst_other,
+           worst);
 
     // Ten AdamW steps of two micro-batches
     double worst_loss = 0, worst_norm = 0;
@@ -534,7 +548,8 @@ static void test_against_cpu(Score *score, const Config *config, int64_t B, int6
         worst_loss = fmax(worst_loss, fabs(loss / want_loss - 1)), worst_norm = fmax(worst_norm, fabs(norm / want_norm - 1));
         if (!std::isfinite(loss) || !std::isfinite(norm)) worst_loss = INFINITY;
     }
-    report(score, worst_loss <= STEPS_TOLERANCE, "ten steps %s: worst loss off by %.1e of %.0e, worst norm by %.1e", name, worst_loss, STEPS_TOLERANCE, worst_norm);
+    report(score, worst_loss <= STEPS_TOLERANCE, "ten steps %s: worst loss off by %.1e of %.0e, worst norm by %.1e", name, worst_loss,
+           STEPS_TOLERANCE, worst_norm);
     Floats weights = read_gpu(t->master, m->num_stored);
     report(score, padding_not_zero(m, weights) == 0 && padding_not_zero(m, grads) == 0, "padding %s stays zero", name);
     trainer_close(t);

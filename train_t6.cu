@@ -93,14 +93,17 @@ static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_si
 static int memory_table(T6 *t, const Model *m, int64_t B, int64_t T, Recompute recompute, Buffer out[NUM_BUFFERS]) {
     const Config *c = &m->config;
     Activations *a = &t->acts;
-    size_t L = c->n_layer, N = B * T, C = c->n_embd, D = m->D, Dp = m->Dp, Fp = m->Fp, Pp = m->Pp, X = sizeof(floatX), f = sizeof(float), all = m->num_stored;
+    size_t L = c->n_layer, N = B * T, C = c->n_embd, D = m->D, Dp = m->Dp, Fp = m->Fp, Pp = m->Pp, all = m->num_stored;
+    size_t X = sizeof(floatX), f = sizeof(float);
     size_t D_kv = (size_t)heads_stored(m->k, (int)c->n_head) * c->head_dim, rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
     size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_fac = recompute >= RECOMPUTE_MLP_AND_FACTORS ? 1 : L;
     const Buffer table[] = {
         // the first five are the weights and what belongs to them
-        {(void **)&t->params, all, X}, {(void **)&t->master, all, f}, {(void **)&t->grads, all, f}, {(void **)&t->adam_m, all, f}, {(void **)&t->adam_v, all, f},
+        {(void **)&t->params, all, X}, {(void **)&t->master, all, f}, {(void **)&t->grads, all, f}, {(void **)&t->adam_m, all, f},
+        {(void **)&t->adam_v, all, f},
         {(void **)&a->n1, L * N * C, X}, {(void **)&a->n2, L * N * C, X}, {(void **)&a->rstd1, L * N, f}, {(void **)&a->rstd2, L * N, f},
-        {(void **)&a->fac, L_fac * N * Pp, X}, {(void **)&a->y, L * N * Dp, X}, {(void **)&a->lse, L * N * c->n_head, f}, {(void **)&a->u, L_u * N * 2 * Fp, X},
+        {(void **)&a->fac, L_fac * N * Pp, X}, {(void **)&a->y, L * N * Dp, X}, {(void **)&a->lse, L * N * c->n_head, f},
+        {(void **)&a->u, L_u * N * 2 * Fp, X},
         {(void **)&a->x, N * C, X}, {(void **)&a->nf, N * C, X}, {(void **)&a->rstdf, N, f},
         {(void **)&a->q, N * D, X}, {(void **)&a->k, N * D_kv, X}, {(void **)&a->v, N * D_kv, X}, {(void **)&a->s, N * Fp, X},
         {(void **)&a->logits, rows * m->Vp, X}, {(void **)&a->losses, N, f}, {(void **)&a->rope, (size_t)(T * c->head_dim), f},
@@ -133,7 +136,8 @@ void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, Recompute recom
         size_t bytes = table[i].elements * table[i].bytes;
         cudaError_t error = cudaMalloc(table[i].pointer, bytes);
         if (error == cudaErrorMemoryAllocation)
-            die(EXIT_SYSTEM, "out of GPU memory: %.2f GiB more are needed and not there; raise --recompute (-r), or lower --batch-size (-b) or --seq-len (-t)",
+            die(EXIT_SYSTEM, "out of GPU memory: %.2f GiB more are needed and not there; raise --recompute (-r), or lower "
+                "--batch-size (-b) or --seq-len (-t)",
                 memory_bytes(table, i, NUM_BUFFERS - 1) / 0x1p30);
         CUDA_CHECK(error);
         CUDA_CHECK(cudaMemsetAsync(*table[i].pointer, 0, bytes, t->stream));
@@ -196,8 +200,8 @@ static void layer_attention_forward(X *y, float *lse, const X *q, const X *k, co
 }
 
 template <class X>
-static void layer_attention_backward(X *dq, X *dk, X *dv, const X *dy, const X *y, const float *lse, const X *q, const X *k, const X *v, float *scratch,
-                                     const AttentionShape &s, cudaStream_t stream) {
+static void layer_attention_backward(X *dq, X *dk, X *dv, const X *dy, const X *y, const float *lse, const X *q, const X *k, const X *v,
+                                     float *scratch, const AttentionShape &s, cudaStream_t stream) {
     if constexpr (sizeof(X) == 2)
         if (s.HS == 64 || s.HS == 128) return attention_backward(dq, dk, dv, dy, y, lse, q, k, v, scratch, s, stream);
     attention_plain_backward(dq, dk, dv, dy, y, lse, q, k, v, PlainShape{s.B, s.T, s.NH, s.NKV, s.HS}, stream);
@@ -224,7 +228,8 @@ void t6_forward(T6 *t, int64_t B, int64_t T) {
     for (int64_t l = 0; l < c->n_layer; l++) {
         const floatX *w = t->params + m->layers + (size_t)l * m->layer_stride;
         floatX *n1 = a->n1 + l * N * C, *n2 = a->n2 + l * N * C, *y = a->y + l * N * m->Dp;
-        floatX *fac = a->fac + (t->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * m->Pp, *u = a->u + (t->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * m->Fp;
+        floatX *fac = a->fac + (t->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * m->Pp;
+        floatX *u = a->u + (t->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * m->Fp;
         float *lse = a->lse + l * B * NH * T;
 
         rmsnorm_forward(n1, a->rstd1 + l * N, a->x, N, C, c->rms_eps, stream);
@@ -252,7 +257,8 @@ void t6_loss(T6 *t, int64_t N, double dloss, MatmulMode mode) {
     for (int64_t n = 0; n < N; n += CLASSIFIER_ROWS) {
         int64_t rows = N - n < CLASSIFIER_ROWS ? N - n : CLASSIFIER_ROWS;
         linear_forward(mm, a->logits, a->nf + n * C, wte, rows, C, m->Vp, OVERWRITE, t->stream);
-        fused_classifier(a->logits, a->losses + n, a->batch + N + n, rows, m->config.vocab_size, m->Vp, dloss, dloss != 0 ? LOSS_AND_DLOGITS : LOSS_ONLY, t->stream);
+        fused_classifier(a->logits, a->losses + n, a->batch + N + n, rows, m->config.vocab_size, m->Vp, dloss,
+                         dloss != 0 ? LOSS_AND_DLOGITS : LOSS_ONLY, t->stream);
         if (dloss == 0) continue;
         linear_backward_input(mm, a->dn + n * C, a->logits, wte, rows, C, m->Vp, t->stream);
         linear_backward_weight(mm, t->grads + m->wte, a->logits, a->nf + n * C, rows, C, m->Vp, n == 0 ? mode : ACCUMULATE, t->stream);
@@ -277,7 +283,8 @@ void t6_backward(T6 *t, int64_t B, int64_t T, MatmulMode mode) {
         float *dw = t->grads + at;
         const floatX *n1 = a->n1 + l * N * C, *n2 = a->n2 + l * N * C, *y = a->y + l * N * m->Dp;
         const float *lse = a->lse + l * B * NH * T;
-        floatX *fac = a->fac + (t->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * m->Pp, *u = a->u + (t->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * m->Fp;
+        floatX *fac = a->fac + (t->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * m->Pp;
+        floatX *u = a->u + (t->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * m->Fp;
 
         if (t->recompute >= RECOMPUTE_MLP) linear_forward(mm, u, n2, w + m->w12, N, C, 2 * m->Fp, OVERWRITE, stream);
         linear_backward_input(mm, a->s, a->dx, w + m->w3, N, m->Fp, C, stream);
@@ -332,8 +339,9 @@ int trainer_pad(void) { return PAD; }
 // Dense bf16 peaks in TFLOP/s, from NVIDIA's datasheets; the first name that is part of the GPU's counts.
 static double gpu_peak_tflops(const char *gpu) {
     static const struct { const char *name; double tflops; } table[] = {
-        {"B200", 2250}, {"GB200", 2500}, {"H200", 989}, {"H100 PCIe", 756}, {"H100 NVL", 835}, {"H100", 989}, {"GH200", 989}, {"H800", 989}, {"L40S", 362},
-        {"L40", 181}, {"L4", 121}, {"A100", 312}, {"A800", 312}, {"A40", 150}, {"A30", 165}, {"A10", 125}, {"RTX 5090", 210}, {"RTX 4090", 165}, {"RTX 3090", 71}};
+        {"B200", 2250}, {"GB200", 2500}, {"H200", 989}, {"H100 PCIe", 756}, {"H100 NVL", 835}, {"H100", 989}, {"GH200", 989}, {"H800", 989},
+        {"L40S", 362}, {"L40", 181}, {"L4", 121}, {"A100", 312}, {"A800", 312}, {"A40", 150}, {"A30", 165}, {"A10", 125},
+        {"RTX 5090", 210}, {"RTX 4090", 165}, {"RTX 3090", 71}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strstr(gpu, table[i].name)) return table[i].tflops;
     return 0;
@@ -344,7 +352,8 @@ void trainer_start(TrainOptions *o) {
     cudaError_t error = cudaGetDeviceCount(&count);
     cudaDriverGetVersion(&driver);      // 0: there is no driver
     if (error == cudaErrorInsufficientDriver && driver > 0)
-        die(EXIT_SYSTEM, "the NVIDIA driver is for CUDA %d.%d and this program was built with CUDA %d.%d: install a newer driver, or build with an older toolkit",
+        die(EXIT_SYSTEM, "the NVIDIA driver is for CUDA %d.%d and this program was built with CUDA %d.%d: install a newer driver, "
+            "or build with an older toolkit",
             driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     if (error != cudaSuccess || count == 0)
         die(EXIT_SYSTEM, "no NVIDIA GPU to be used here (%s); ./train_t6 trains on the CPU",
@@ -353,8 +362,8 @@ void trainer_start(TrainOptions *o) {
     cudaFuncAttributes kernel;
     CUDA_CHECK(cudaGetDeviceProperties(&gpu, 0));
     if (cudaFuncGetAttributes(&kernel, encoder_forward_kernel) != cudaSuccess)
-        die(EXIT_SYSTEM, "this program holds no code for the %s (sm_%d%d; at least sm_80 is needed): build it on this machine, make train_t6cu", gpu.name, gpu.major,
-            gpu.minor);
+        die(EXIT_SYSTEM, "this program holds no code for the %s (sm_%d%d; at least sm_80 is needed): build it on this "
+            "machine, make train_t6cu", gpu.name, gpu.major, gpu.minor);
     if (o->peak_tflops == 0) o->peak_tflops = gpu_peak_tflops(gpu.name);
 }
 
@@ -369,7 +378,8 @@ static void check_model(const Model *m) {
     size_t need = heads_backward_smem_bytes(&shape);
     CUDA_CHECK(cudaDeviceGetAttribute(&have, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
     if (need > (size_t)have)
-        die(EXIT_INPUT, "a token's factors and heads take %zu bytes and a multiprocessor of this GPU has %d: lower --n-head or the ranks", need, have);
+        die(EXIT_INPUT, "a token's factors and heads take %zu bytes and a multiprocessor of this GPU has %d: lower --n-head or the ranks",
+            need, have);
 }
 
 void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
@@ -382,14 +392,16 @@ void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
     CUDA_CHECK(cudaGetDeviceProperties(&gpu, 0));
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     double GiB = 0x1p30, weights = memory_bytes(table, 0, 1), grads = memory_bytes(table, 2, 2), moments = memory_bytes(table, 3, 4);
-    double acts = memory_bytes(table, 5, NUM_BUFFERS - 1), workspace = (double)MATMUL_WORKSPACE_BYTES, need = weights + grads + moments + acts + workspace;
-    logger_printf(log, "GPU: %s, %d multiprocessors, %.1f GiB, bf16 peak %.0f TFLOP/s; numbers are " PRECISION_NAME "\n", gpu.name, gpu.multiProcessorCount,
-                  (double)total_bytes / GiB, o->peak_tflops);
-    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f + workspace %.2f = %.2f GiB of %.2f free\n", weights / GiB, grads / GiB,
-                  moments / GiB, acts / GiB, workspace / GiB, need / GiB, (double)free_bytes / GiB);
+    double acts = memory_bytes(table, 5, NUM_BUFFERS - 1), workspace = (double)MATMUL_WORKSPACE_BYTES;
+    double need = weights + grads + moments + acts + workspace;
+    logger_printf(log, "GPU: %s, %d multiprocessors, %.1f GiB, bf16 peak %.0f TFLOP/s; numbers are " PRECISION_NAME "\n", gpu.name,
+                  gpu.multiProcessorCount, (double)total_bytes / GiB, o->peak_tflops);
+    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f + workspace %.2f = %.2f GiB of %.2f free\n",
+                  weights / GiB, grads / GiB, moments / GiB, acts / GiB, workspace / GiB, need / GiB, (double)free_bytes / GiB);
     if (need > (double)free_bytes)
-        die(EXIT_INPUT, "this run needs %.1f GiB of the GPU's memory and %.1f are free: raise --recompute (-r, now %d of 2), lower --batch-size (-b, now %" PRId64
-            ") or --seq-len (-t), or take a smaller --model (-e)", need / GiB, (double)free_bytes / GiB, (int)o->recompute, o->batch_size);
+        die(EXIT_INPUT, "this run needs %.1f GiB of the GPU's memory and %.1f are free: raise --recompute (-r, now %d of 2), "
+            "lower --batch-size (-b, now %" PRId64 ") or --seq-len (-t), or take a smaller --model (-e)", need / GiB,
+            (double)free_bytes / GiB, (int)o->recompute, o->batch_size);
 }
 
 T6 *trainer_open(const TrainOptions *o) {
@@ -484,6 +496,7 @@ void trainer_logits(T6 *t, float *logits, const int32_t *ids, int64_t n) {
 
 #ifndef T6_NO_MAIN      // test_t6.cu includes this file without it
 int main(int argc, char **argv) {
-    return trainer_main(argc, argv, "train_t6cu: trains T6, the tensor product attention transformer, on a GPU. Without flags: tiny, on the toy corpus.");
+    return trainer_main(argc, argv, "train_t6cu: trains T6, the tensor product attention transformer, on a GPU. Without flags: "
+                                    "tiny, on the toy corpus.");
 }
 #endif

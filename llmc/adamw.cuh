@@ -20,11 +20,13 @@ LLMC_FN AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, 
 }
 
 // One thread: 4 weights. A step whose gradient is not finite leaves everything as it was.
-__global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s, const GradientNorm *norm) {
+__global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s,
+                             const GradientNorm *norm) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i >= n || !isfinite(norm->norm)) return;
     float scale = norm->clip_factor;
-    Packed16<float> w = load16_streaming(master + i), m = load16_streaming(adam_m + i), v = load16_streaming(adam_v + i), g = load16_streaming(grads + i);
+    Packed16<float> w = load16_streaming(master + i), g = load16_streaming(grads + i);
+    Packed16<float> m = load16_streaming(adam_m + i), v = load16_streaming(adam_v + i);
     for (int k = 0; k < 4; k++) {
         float gk = g[k] * scale;
         m[k] = s.beta1 * m[k] + (1 - s.beta1) * gk;
@@ -38,8 +40,8 @@ __global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float
 }
 
 // All (n), n a multiple of 4; grads count norm->clip_factor times
-inline void adamw_update(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s, const GradientNorm *norm,
-                         cudaStream_t stream) {
+inline void adamw_update(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s,
+                         const GradientNorm *norm, cudaStream_t stream) {
     launch(adamw_kernel, {(unsigned)ceil_div(n / 4, (size_t)256), 256, 0, stream}, params, master, adam_m, adam_v, grads, n, s, norm);
 }
 

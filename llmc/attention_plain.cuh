@@ -41,7 +41,8 @@ __global__ void attention_plain_forward_kernel(floatX *y, float *lse, const floa
     PlainRow query(q + at, s.HS), out;
     float largest = -INFINITY, sum = 0, scale = 1 / sqrtf((float)s.HS);
     for (int j = 0; j <= t; j++, kv += (int64_t)s.NKV * s.HS) {
-        float score = scale * query.dot(PlainRow(k + kv, s.HS)), top = fmaxf(largest, score), shrink = expf(largest - top), p = expf(score - top);
+        float score = scale * query.dot(PlainRow(k + kv, s.HS)), top = fmaxf(largest, score);
+        float shrink = expf(largest - top), p = expf(score - top);
         for (int i = 0; i < PLAIN_ELEMENTS; i++) out.x[i] *= shrink;
         out.add(p, PlainRow(v + kv, s.HS));
         sum = sum * shrink + p;
@@ -52,8 +53,8 @@ __global__ void attention_plain_forward_kernel(floatX *y, float *lse, const floa
 }
 
 // dq_i = scale sum_j ds_ij k_j,  ds_ij = p_ij (<dy_i, v_j> - <dy_i, y_i>)
-__global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const floatX *y, const float *lse, const floatX *q, const floatX *k, const floatX *v,
-                                          PlainShape s) {
+__global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const floatX *y, const float *lse, const floatX *q, const floatX *k,
+                                          const floatX *v, PlainShape s) {
     int b, t, h;
     if (!plain_row(b, t, h, s.B, s.T, s.NH)) return;
     int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS, kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;
@@ -68,8 +69,8 @@ __global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const fl
 }
 
 // dv_j = sum_i p_ij dy_i,  dk_j = scale sum_i ds_ij q_i, over the queries i >= j of all heads that read key/value head h
-__global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse, const floatX *q, const floatX *k,
-                                            const floatX *v, PlainShape s) {
+__global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse, const floatX *q,
+                                            const floatX *k, const floatX *v, PlainShape s) {
     int b, t, h, group = s.NH / s.NKV;
     if (!plain_row(b, t, h, s.B, s.T, s.NKV)) return;
     int64_t kv = (((int64_t)b * s.T + t) * s.NKV + h) * s.HS;
@@ -88,14 +89,16 @@ __global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX
 }
 
 // y (B, T, NH, HS), lse (B, NH, T)
-inline void attention_plain_forward(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v, const PlainShape &s, cudaStream_t stream) {
+inline void attention_plain_forward(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v, const PlainShape &s,
+                                    cudaStream_t stream) {
     unsigned grid = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
     launch(attention_plain_forward_kernel, {grid, 32 * PLAIN_WARPS, 0, stream}, y, lse, q, k, v, s);
 }
 
-inline void attention_plain_backward(floatX *dq, floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse, const floatX *q, const floatX *k,
-                                     const floatX *v, const PlainShape &s, cudaStream_t stream) {
-    unsigned rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS), kv_rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NKV, PLAIN_WARPS);
+inline void attention_plain_backward(floatX *dq, floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse,
+                                     const floatX *q, const floatX *k, const floatX *v, const PlainShape &s, cudaStream_t stream) {
+    unsigned rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
+    unsigned kv_rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NKV, PLAIN_WARPS);
     launch(attention_plain_dq_kernel, {rows, 32 * PLAIN_WARPS, 0, stream}, dq, dy, y, lse, q, k, v, s);
     launch(attention_plain_dkdv_kernel, {kv_rows, 32 * PLAIN_WARPS, 0, stream}, dk, dv, dy, y, lse, q, k, v, s);
 }

@@ -71,7 +71,8 @@ __global__ void encoder_backward_kernel(float *dwte, const floatX *dx, const int
 }
 
 // dwte (Vp, C) += rows of dx (N, C); groups: encoder_groups of idx (N), on the GPU like idx
-inline void encoder_backward(float *dwte, const floatX *dx, const int32_t *idx, const int32_t *groups, int64_t N, int64_t C, cudaStream_t stream) {
+inline void encoder_backward(float *dwte, const floatX *dx, const int32_t *idx, const int32_t *groups, int64_t N, int64_t C,
+                             cudaStream_t stream) {
     dim3 grid((unsigned)N, (unsigned)ceil_div(C, (int64_t)(32 * PackedX::size)));
     launch(encoder_backward_kernel, {grid, 32 * ENCODER_WARPS, 0, stream}, dwte, dx, idx, groups, N, (int)C);
 }

@@ -52,11 +52,12 @@ fused_classifier_kernel(floatX *logits, float *losses, const int32_t *targets, i
 }
 
 // logits (rows, Vp), losses (rows), targets (rows); Vp a multiple of 128, dloss > 0 where dlogits are wanted
-inline void fused_classifier(floatX *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss, ClassifierMode mode,
-                             cudaStream_t stream) {
+inline void fused_classifier(floatX *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss,
+                             ClassifierMode mode, cudaStream_t stream) {
     int64_t threads = 32 * ceil_div(Vp, (int64_t)32 * PackedX::size);
     if (threads > CLASSIFIER_THREADS) threads = CLASSIFIER_THREADS;
-    launch(fused_classifier_kernel, {(unsigned)rows, (unsigned)threads, 0, stream}, logits, losses, targets, (int)V, (int)Vp, (float)dloss, mode);
+    launch(fused_classifier_kernel, {(unsigned)rows, (unsigned)threads, 0, stream}, logits, losses, targets, (int)V, (int)Vp, (float)dloss,
+           mode);
 }
 
 // total += sum of losses, in one order.

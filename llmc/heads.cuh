@@ -79,10 +79,12 @@ __device__ inline void heads_vectors(float *vectors, const bf16 *row, const Head
     int half = HS / 2, width = HS + 2;
     for (int p = threadIdx.x; p < (h.R + 7) / 8 * 4 * half; p += HEADS_THREADS) {
         int two = p / half, i = p % half;
-        float2 x = heads_scaled_pair((const floatX *)row, h, table, 2 * two, i, HS), y = heads_scaled_pair((const floatX *)row, h, table, 2 * two + 1, i, HS);
+        float2 x = heads_scaled_pair((const floatX *)row, h, table, 2 * two, i, HS);
+        float2 y = heads_scaled_pair((const floatX *)row, h, table, 2 * two + 1, i, HS);
         uint32_t *high = (uint32_t *)vectors + (two / 4 * 8 + two % 4) * width + i, *low = high + 4 * width;
         high[0] = ptx_pack_bf16(x.x, y.x), high[half] = ptx_pack_bf16(x.y, y.y);
-        low[0] = ptx_pack_bf16(x.x - (float)(bf16)x.x, y.x - (float)(bf16)y.x), low[half] = ptx_pack_bf16(x.y - (float)(bf16)x.y, y.y - (float)(bf16)y.y);
+        low[0] = ptx_pack_bf16(x.x - (float)(bf16)x.x, y.x - (float)(bf16)y.x);
+        low[half] = ptx_pack_bf16(x.y - (float)(bf16)x.y, y.y - (float)(bf16)y.y);
     }
 }
 
@@ -149,7 +151,8 @@ __device__ inline void heads_copy(floatX *to, const floatX *from, const Heads &h
 }
 
 // out (heads_stored, HS): one token's q, k or v
-__device__ inline void heads_of_token(floatX *out, const floatX *row, const float *vectors, const Heads &h, const float *table, int NH, int HS, int unit) {
+__device__ inline void heads_of_token(floatX *out, const floatX *row, const float *vectors, const Heads &h, const float *table, int NH,
+                                      int HS, int unit) {
     if (h.kind == HEADS_GROUPED) heads_copy<ROTATE>(out, row + h.b, h, table, HS);
     else heads_contract(out, row, vectors, h, NH, HS, unit);
 }
@@ -183,7 +186,8 @@ heads_forward_kernel(floatX *q, floatX *k, floatX *v, const floatX *fac, const f
         int tiles = (s.NH + 15) / 16, unit = 3 * t * tiles;
         heads_of_token(q + (first + t) * heads_stored(s.q, s.NH) * HS, row, from, s.q, angles, s.NH, HS, unit);
         heads_of_token(k + (first + t) * heads_stored(s.k, s.NH) * HS, row, from + words_q, s.k, angles, s.NH, HS, unit + tiles);
-        heads_of_token(v + (first + t) * heads_stored(s.v, s.NH) * HS, row, from + words_q + words_k, s.v, angles, s.NH, HS, unit + 2 * tiles);
+        heads_of_token(v + (first + t) * heads_stored(s.v, s.NH) * HS, row, from + words_q + words_k, s.v, angles, s.NH, HS,
+                       unit + 2 * tiles);
     }
 }
 
@@ -193,7 +197,8 @@ LLMC_FN size_t heads_forward_smem_bytes(const HeadsShape *s) {
 }
 
 // q (N, heads_stored(q), HS), k and v alike; fac (N, Pp), unrotated; table (T, HS); N = B*T. HS a multiple of 32
-inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, const HeadsShape &s, int64_t N, cudaStream_t stream) {
+inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, const HeadsShape &s, int64_t N,
+                          cudaStream_t stream) {
     Launch where((unsigned)ceil_div(N, HEADS_TOKENS), HEADS_THREADS, heads_forward_smem_bytes(&s), stream);
     if (s.HS == 64) launch(heads_forward_kernel<64>, where, q, k, v, fac, table, s, N);
     else if (s.HS == 128) launch(heads_forward_kernel<128>, where, q, k, v, fac, table, s, N);
@@ -225,7 +230,8 @@ __device__ inline void heads_store_pair(floatX *drow, float x1, float x2, const 
 }
 
 // da and db of a token, in fp32.
-__device__ inline void heads_token_backward(float *drow, const float *row, const HeadsToken &t, const Heads &h, const float *table, int /*first_tile*/) {
+__device__ inline void heads_token_backward(float *drow, const float *row, const HeadsToken &t, const Heads &h, const float *table,
+                                            int /*first_tile*/) {
     float scale = (float)h.scale;
     for (int p = threadIdx.x; p < t.NH * h.R; p += HEADS_THREADS) {
         float sum = 0;
@@ -245,7 +251,8 @@ __device__ inline void heads_token_backward(float *drow, const float *row, const
 
 // The same in bf16 on the tensor cores, 8 vectors at a time: da (NH, 8) = dheads b^T and db^T (HS, 8) = dheads^T a, in tiles of 16
 // rows, those of db in pairs (d, d + HS / 2). The warps take tiles in turn, beginning where the tiles before (first_tile) ended.
-__device__ inline void heads_token_backward(bf16 *drow, const bf16 *row, const HeadsToken &t, const Heads &h, const float *table, int first_tile) {
+__device__ inline void heads_token_backward(bf16 *drow, const bf16 *row, const HeadsToken &t, const Heads &h, const float *table,
+                                            int first_tile) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = HEADS_THREADS / 32, m = lane / 4, n = lane % 4 * 2, half = t.HS / 2;
     int tiles_da = (t.NH + 15) / 16, tiles_db = half / 16;
     float scale = (float)h.scale;
@@ -294,11 +301,13 @@ __device__ inline void heads_token_backward(bf16 *drow, const bf16 *row, const H
 __host__ __device__ inline int heads_token_size(const Heads &h, int NH, int pitch) {
     return h.kind == HEADS_FACTORED ? ((h.R + 7) / 8 * 8 + NH) * pitch : 0;
 }
-__host__ __device__ inline int heads_pitch(int HS) { return HS + PackedX::size; }   // one vector more: neighbouring rows start in other banks
+// one vector more: neighbouring rows start in other banks
+__host__ __device__ inline int heads_pitch(int HS) { return HS + PackedX::size; }
 
 template <int STATIC_HS>        // One block: one token
 __global__ void __launch_bounds__(HEADS_THREADS)
-heads_backward_kernel(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac, const float *table, HeadsShape s) {
+heads_backward_kernel(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac, const float *table,
+                      HeadsShape s) {
     constexpr int X = PackedX::size;
     extern __shared__ float4 heads_smem[];
     int HS = STATIC_HS ? STATIC_HS : s.HS, pitch = heads_pitch(HS);
@@ -340,13 +349,14 @@ heads_backward_kernel(floatX *dfac, const floatX *dq, const floatX *dk, const fl
 
 LLMC_FN size_t heads_backward_smem_bytes(const HeadsShape *s) {
     int pitch = heads_pitch(s->HS);
-    int elements = 2 * s->Pp + pitch + heads_token_size(s->q, s->NH, pitch) + heads_token_size(s->k, s->NH, pitch) + heads_token_size(s->v, s->NH, pitch);
+    int elements = 2 * s->Pp + pitch + heads_token_size(s->q, s->NH, pitch) + heads_token_size(s->k, s->NH, pitch) +
+                   heads_token_size(s->v, s->NH, pitch);
     return (size_t)elements * sizeof(floatX);
 }
 
 // dfac (N, Pp) may be fac itself: a block reads its row before it writes it. The rest as in heads_forward.
-inline void heads_backward(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac, const float *table, const HeadsShape &s,
-                           int64_t N, cudaStream_t stream) {
+inline void heads_backward(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac, const float *table,
+                           const HeadsShape &s, int64_t N, cudaStream_t stream) {
     Launch where((unsigned)N, HEADS_THREADS, heads_backward_smem_bytes(&s), stream);
     if (s.HS == 64) launch(heads_backward_kernel<64>, where, dfac, dq, dk, dv, fac, table, s);
     else if (s.HS == 128) launch(heads_backward_kernel<128>, where, dfac, dq, dk, dv, fac, table, s);

@@ -68,10 +68,11 @@ inline void matmul_free(Matmul *mm) {
 }
 
 // cuBLASLt is column-major, where a row-major matrix is its transpose: d^T = b^T a^T. Its first operand is thus our b.
-inline cublasStatus_t matmul_run_(const Matmul *mm, const MatmulPlan *p, const cublasLtMatmulAlgo_t *algorithm, void *d, const void *c, const void *a,
-                                  const void *b, cudaStream_t stream) {
+inline cublasStatus_t matmul_run_(const Matmul *mm, const MatmulPlan *p, const cublasLtMatmulAlgo_t *algorithm, void *d, const void *c,
+                                  const void *a, const void *b, cudaStream_t stream) {
     float alpha = 1, beta = p->shape.mode == ACCUMULATE ? 1.0f : 0.0f;
-    return cublasLtMatmul(mm->handle, p->operation, &alpha, b, p->b, a, p->a, &beta, c, p->d, d, p->d, algorithm, mm->workspace, mm->workspace_bytes, stream);
+    return cublasLtMatmul(mm->handle, p->operation, &alpha, b, p->b, a, p->a, &beta, c, p->d, d, p->d, algorithm, mm->workspace,
+                          mm->workspace_bytes, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -94,13 +95,15 @@ __global__ void matmul_compare_kernel(int *differ, const int *x, const int *y, s
 
 inline int type_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
 
-inline void matmul_choose_(const Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *found, int num_found, cudaStream_t stream) {
+inline void matmul_choose_(const Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *found, int num_found,
+                           cudaStream_t stream) {
     const MatmulShape *s = &p->shape;
     size_t counts[5] = {(size_t)(s->M * s->K), (size_t)(s->K * s->N), (size_t)(s->M * s->N), (size_t)(s->M * s->N), (size_t)(s->M * s->N)};
     int bytes[5] = {(int)sizeof(floatX), (int)sizeof(floatX), type_bytes(s->d_type), type_bytes(s->d_type), type_bytes(s->d_type)};
     char *buffers[5] = {}, *a, *b, *c, *reference, *d;      // c: what is added to, where the mode says so
     int *differ = NULL, there = 1, host_differ;
-    for (int i = 0; i < 5; i++) there = there && (i == 2 && s->mode == OVERWRITE ? 1 : cudaMalloc(&buffers[i], counts[i] * bytes[i]) == cudaSuccess);
+    for (int i = 0; i < 5; i++)
+        if (i != 2 || s->mode == ACCUMULATE) there = there && cudaMalloc(&buffers[i], counts[i] * bytes[i]) == cudaSuccess;
     there = there && cudaMalloc(&differ, sizeof *differ) == cudaSuccess;
     if (there) {                // no room to try in: the first suggestion it is, with the same bits
         for (int i = 0; i < 5; i++)
@@ -117,7 +120,8 @@ inline void matmul_choose_(const Matmul *mm, MatmulPlan *p, const cublasLtMatmul
                 continue;
             }
             CUDA_CHECK(cudaMemsetAsync(differ, 0, sizeof *differ, stream));
-            launch(matmul_compare_kernel, {1024, 256, 0, stream}, differ, (const int *)reference, (const int *)out, counts[3] * bytes[3] / 4);
+            launch(matmul_compare_kernel, {1024, 256, 0, stream}, differ, (const int *)reference, (const int *)out,
+                   counts[3] * bytes[3] / 4);
             CUDA_CHECK(cudaMemcpyAsync(&host_differ, differ, sizeof *differ, cudaMemcpyDeviceToHost, stream));
             CUDA_CHECK(cudaStreamSynchronize(stream));
             if (host_differ) continue;
@@ -152,7 +156,9 @@ inline cublasLtMatrixLayout_t matmul_layout_(cudaDataType_t type, int64_t rows, 
 inline const MatmulPlan *matmul_plan(Matmul *mm, const MatmulShape &s, cudaStream_t stream) {
     for (int i = 0; i < mm->num_plans; i++) {
         const MatmulShape &t = mm->plans[i].shape;
-        if (t.M == s.M && t.N == s.N && t.K == s.K && t.a_is == s.a_is && t.b_is == s.b_is && t.d_type == s.d_type && t.mode == s.mode) return &mm->plans[i];
+        if (t.M == s.M && t.N == s.N && t.K == s.K && t.a_is == s.a_is && t.b_is == s.b_is && t.d_type == s.d_type &&
+            t.mode == s.mode)
+            return &mm->plans[i];
     }
     if (mm->num_plans == MAX_MATMUL_PLANS) die(EXIT_SYSTEM, "matmul: more than %d different shapes", MAX_MATMUL_PLANS);
     MatmulPlan *p = &mm->plans[mm->num_plans++];
@@ -167,15 +173,20 @@ inline const MatmulPlan *matmul_plan(Matmul *mm, const MatmulShape &s, cudaStrea
     p->d = matmul_layout_(s.d_type, s.M, s.N);
 
     cublasLtMatmulPreference_t preference;
-    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;   // not INPLACE: that is by atomics
+    // not INPLACE: that is by atomics
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &mm->workspace_bytes, sizeof mm->workspace_bytes));
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
+    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &mm->workspace_bytes,
+                                                      sizeof mm->workspace_bytes));
+    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
+                                                      sizeof reductions));
     cublasLtMatmulHeuristicResult_t found[MAX_MATMUL_CANDIDATES];
     int num_found = 0;
-    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(mm->handle, p->operation, p->b, p->a, p->d, p->d, preference, MAX_MATMUL_CANDIDATES, found, &num_found));
+    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(mm->handle, p->operation, p->b, p->a, p->d, p->d, preference, MAX_MATMUL_CANDIDATES, found,
+                                                &num_found));
     CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-    if (num_found == 0) die(EXIT_SYSTEM, "matmul: cuBLASLt knows no algorithm for (%lld, %lld) = (%lld) products", (long long)s.M, (long long)s.N, (long long)s.K);
+    if (num_found == 0)
+        die(EXIT_SYSTEM, "matmul: cuBLASLt knows no algorithm for M %lld, N %lld, K %lld", (long long)s.M, (long long)s.N, (long long)s.K);
     p->algorithm = found[0].algo;
     p->candidates = num_found;
     matmul_choose_(mm, p, found, num_found, stream);
@@ -189,23 +200,27 @@ inline void matmul(Matmul *mm, void *d, const floatX *a, const floatX *b, const 
     const MatmulPlan *p = matmul_plan(mm, shape, stream);
     cublasStatus_t status = matmul_run_(mm, p, &p->algorithm, d, d, a, b, stream);
     if (status != CUBLAS_STATUS_SUCCESS)
-        die(EXIT_SYSTEM, "cublasLtMatmul, M %lld, N %lld, K %lld: %s", (long long)shape.M, (long long)shape.N, (long long)shape.K, cublasLtGetStatusString(status));
+        die(EXIT_SYSTEM, "cublasLtMatmul, M %lld, N %lld, K %lld: %s", (long long)shape.M, (long long)shape.N, (long long)shape.K,
+            cublasLtGetStatusString(status));
 }
 
 static const cudaDataType_t TYPE_X = sizeof(floatX) == 2 ? CUDA_R_16BF : CUDA_R_32F;
 
 // A linear layer without bias: out (N, OC) = inp (N, IC) w^T, w being (OC, IC). ACCUMULATE: out +=, for the residual stream.
-inline void linear_forward(Matmul *mm, floatX *out, const floatX *inp, const floatX *w, int64_t N, int64_t IC, int64_t OC, MatmulMode mode, cudaStream_t stream) {
+inline void linear_forward(Matmul *mm, floatX *out, const floatX *inp, const floatX *w, int64_t N, int64_t IC, int64_t OC, MatmulMode mode,
+                           cudaStream_t stream) {
     matmul(mm, out, inp, w, MatmulShape{N, OC, IC, AS_IS, TRANSPOSED, TYPE_X, mode}, stream);
 }
 
 // dinp (N, IC) = dout (N, OC) w
-inline void linear_backward_input(Matmul *mm, floatX *dinp, const floatX *dout, const floatX *w, int64_t N, int64_t IC, int64_t OC, cudaStream_t stream) {
+inline void linear_backward_input(Matmul *mm, floatX *dinp, const floatX *dout, const floatX *w, int64_t N, int64_t IC, int64_t OC,
+                                  cudaStream_t stream) {
     matmul(mm, dinp, dout, w, MatmulShape{N, IC, OC, AS_IS, AS_IS, TYPE_X, OVERWRITE}, stream);
 }
 
 // dw (OC, IC), fp32, = or += dout^T (N, OC) inp (N, IC)
-inline void linear_backward_weight(Matmul *mm, float *dw, const floatX *dout, const floatX *inp, int64_t N, int64_t IC, int64_t OC, MatmulMode mode, cudaStream_t stream) {
+inline void linear_backward_weight(Matmul *mm, float *dw, const floatX *dout, const floatX *inp, int64_t N, int64_t IC, int64_t OC,
+                                   MatmulMode mode, cudaStream_t stream) {
     matmul(mm, dw, dout, inp, MatmulShape{OC, IC, N, TRANSPOSED, AS_IS, CUDA_R_32F, mode}, stream);
 }
 

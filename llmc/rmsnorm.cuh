@@ -30,7 +30,8 @@ __global__ void rmsnorm_forward_kernel(floatX *out, float *rstd, const floatX *x
 }
 
 inline void rmsnorm_forward(floatX *out, float *rstd, const floatX *x, int64_t N, int64_t C, double eps, cudaStream_t stream) {
-    launch(rmsnorm_forward_kernel, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, stream}, out, rstd, x, N, (int)C, (float)eps);
+    launch(rmsnorm_forward_kernel, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, stream}, out, rstd, x, N, (int)C,
+           (float)eps);
 }
 
 __global__ void rmsnorm_backward_kernel(floatX *dx, const floatX *dout, const floatX *out, const float *rstd, int64_t N, int C) {
@@ -52,7 +53,8 @@ __global__ void rmsnorm_backward_kernel(floatX *dx, const floatX *dout, const fl
 }
 
 // dx += rstd (dout - out mean(dout out)): written with the output, so that x need not be kept. dx, dout, out (N, C), rstd (N)
-inline void rmsnorm_backward(floatX *dx, const floatX *dout, const floatX *out, const float *rstd, int64_t N, int64_t C, cudaStream_t stream) {
+inline void rmsnorm_backward(floatX *dx, const floatX *dout, const floatX *out, const float *rstd, int64_t N, int64_t C,
+                             cudaStream_t stream) {
     launch(rmsnorm_backward_kernel, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, stream}, dx, dout, out, rstd, N, (int)C);
 }
 

@@ -45,20 +45,23 @@ LLMC_FN void init_weights(float *params, const Model *m, uint64_t seed) {
         #pragma omp parallel for
 #endif
         for (int64_t r = 0; r < w->rows; r++)
-            for (int64_t c = 0; c < w->cols; c++) params[w->offset + (size_t)(r * w->ld + c)] = (float)model_initial_value(m, seed, i, r, c);
+            for (int64_t c = 0; c < w->cols; c++)
+                params[w->offset + (size_t)(r * w->ld + c)] = (float)model_initial_value(m, seed, i, r, c);
     }
 }
 
 // Says what the run is; how much memory it takes is the trainer's to say.
 LLMC_FN void print_plan(const TrainOptions *o, const Model *m, Logger *log) {
     const Config *c = &m->config;
-    logger_printf(log, "model: %s %s, %.1fM parameters: L %" PRId64 ", C %" PRId64 ", %" PRId64 " heads of %" PRId64 ", MLP %" PRId64 ", vocabulary %" PRId64 "\n",
-                  o->model, attn_name(c->attn), (double)m->num_parameters / 1e6, c->n_layer, c->n_embd, c->n_head, c->head_dim, m->F, c->vocab_size);
+    logger_printf(log, "model: %s %s, %.1fM parameters: L %" PRId64 ", C %" PRId64 ", %" PRId64 " heads of %" PRId64 ", MLP %" PRId64
+                  ", vocabulary %" PRId64 "\n", o->model, attn_name(c->attn), (double)m->num_parameters / 1e6, c->n_layer, c->n_embd,
+                  c->n_head, c->head_dim, m->F, c->vocab_size);
     if (c->attn == ATTN_TPA || c->attn == ATTN_TPA_KVONLY)
         logger_printf(log, "ranks: q %d, k %d, v %d; a token's cache is %" PRId64 " numbers a layer, MHA's would be %" PRId64 "\n",
                       m->q.kind == HEADS_FACTORED ? m->q.R : 0, m->k.R, m->v.R, (m->k.R + m->v.R) * (c->n_head + c->head_dim), 2 * m->D);
-    logger_printf(log, "step: %" PRId64 " x %" PRId64 " x %" PRId64 " = %" PRId64 " tokens (accumulation x batch x sequence), %.3g TFLOP; %" PRId64 " steps, %.4g tokens\n",
-                  o->accum, o->batch_size, o->seq_len, o->tokens_per_step, model_flop_per_token(m, o->seq_len) * (double)o->tokens_per_step / 1e12,
+    logger_printf(log, "step: %" PRId64 " x %" PRId64 " x %" PRId64 " = %" PRId64 " tokens (accumulation x batch x sequence), %.3g TFLOP; "
+                  "%" PRId64 " steps, %.4g tokens\n", o->accum, o->batch_size, o->seq_len, o->tokens_per_step,
+                  model_flop_per_token(m, o->seq_len) * (double)o->tokens_per_step / 1e12,
                   o->max_steps, (double)o->max_steps * (double)o->tokens_per_step);
     trainer_plan(o, m, log);
 }
@@ -93,7 +96,8 @@ LLMC_FN void sample(T6 *t, const Tokenizer *tokenizer, int eot, const TrainOptio
         ids[i + 1] = sample_token(logits, V, &o->sampler, rng_uniform(stream, (uint64_t)i));
         if (ids[i + 1] == eot) break;
         size_t bytes;
-        const char *text = tokenizer->vocab_size && ids[i + 1] < tokenizer->vocab_size ? tokenizer_decode(tokenizer, ids[i + 1], &bytes) : NULL;
+        int known = tokenizer->vocab_size && ids[i + 1] < tokenizer->vocab_size;
+        const char *text = known ? tokenizer_decode(tokenizer, ids[i + 1], &bytes) : NULL;
         if (text) logger_printf(log, "%.*s", (int)bytes, text);
         else logger_printf(log, " %d", ids[i + 1]);
     }
@@ -107,10 +111,12 @@ LLMC_FN int resume_data(DataLoader *train, const TrainState *state, const TrainS
     if (o->reset_data) return 0;
     const struct { const char *what, *flag; int64_t then, now; } same[] = {
         {"seed", "--seed", state->seed, now->seed}, {"shuffling", "--shuffle", state->shuffle, now->shuffle},
-        {"sequence length", "--seq-len", state->seq_len, now->seq_len}, {"set of training shards", "--train-data", state->shards, now->shards}};
+        {"sequence length", "--seq-len", state->seq_len, now->seq_len},
+        {"set of training shards", "--train-data", state->shards, now->shards}};
     for (int i = 0; i < 4; i++)
         if (same[i].then != same[i].now)
-            return fail(err, "%s: the checkpoint's %s is another (%s); its place in the data means nothing here: give it back, or add --reset-data 1",
+            return fail(err, "%s: the checkpoint's %s is another (%s); its place in the data means nothing here: give it back, "
+                        "or add --reset-data 1",
                         o->out, same[i].what, same[i].flag);
     if (state->position >= (int64_t)train->windows)
         return fail(err, "%s: the checkpoint's place in the data is beyond the shards' end; add --reset-data 1 to begin them anew", o->out);
@@ -128,11 +134,15 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
     // Data
     DataLoader train, val;
     LoaderOrder order = o.shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
-    if (loader_open(&train, o.train_data, o.seq_len, order, (uint64_t)o.batch_size, (uint64_t)o.seed, 0, 1, &err) != 0) die(EXIT_INPUT, "--train-data: %s", err.text);
-    if (o.val_every && loader_open(&val, o.val_data, o.seq_len, ORDER_SEQUENTIAL, 1, 0, 0, 1, &err) != 0) die(EXIT_INPUT, "--val-data: %s", err.text);
-    if (o.val_every && strcmp(train.vocab, val.vocab)) die(EXIT_INPUT, "--val-data: its tokens are %s, those of --train-data %s", val.vocab, train.vocab);
+    if (loader_open(&train, o.train_data, o.seq_len, order, (uint64_t)o.batch_size, (uint64_t)o.seed, 0, 1, &err) != 0)
+        die(EXIT_INPUT, "--train-data: %s", err.text);
+    if (o.val_every && loader_open(&val, o.val_data, o.seq_len, ORDER_SEQUENTIAL, 1, 0, 0, 1, &err) != 0)
+        die(EXIT_INPUT, "--val-data: %s", err.text);
+    if (o.val_every && strcmp(train.vocab, val.vocab))
+        die(EXIT_INPUT, "--val-data: its tokens are %s, those of --train-data %s", val.vocab, train.vocab);
     if (train.windows < (uint64_t)o.batch_size)
-        die(EXIT_INPUT, "--train-data: %llu tokens, fewer than one batch of %lld x %lld; lower --batch-size (-b) or --seq-len (-t), or bring more data",
+        die(EXIT_INPUT, "--train-data: %llu tokens, fewer than one batch of %lld x %lld; lower --batch-size (-b) or --seq-len (-t), "
+            "or bring more data",
             (unsigned long long)train.tokens, (long long)o.batch_size, (long long)o.seq_len);
     Tokenizer tokenizer;
     memset(&tokenizer, 0, sizeof tokenizer);
@@ -151,18 +161,22 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
     int64_t *steps = checkpoint_steps(o.out, &num_steps), last = num_steps ? steps[num_steps - 1] : -1;
     free(steps);
     if (last >= 0 && !o.resume && !o.plan)
-        die(EXIT_INPUT, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to go on, or name another folder", o.out, last);
+        die(EXIT_INPUT, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to go on, or name "
+            "another folder", o.out, last);
     Logger log;
     memset(&log, 0, sizeof log);
     if (!o.plan && (make_dirs(o.out, &err) != 0 || logger_open(&log, o.out, last, &err) != 0)) die(EXIT_INPUT, "--out: %s", err.text);
     Model planned;
     model_init(&planned, &o.config, trainer_pad());
-    logger_printf(&log, "data: %d shards, %.4g training tokens (%s), %.4g epochs; order %s\n", train.num_shards, (double)train.tokens, train.vocab,
-                  (double)o.max_steps * (double)o.tokens_per_step / ((double)train.windows * (double)o.seq_len), o.shuffle ? "shuffled" : "as the shards stand");
+    logger_printf(&log, "data: %d shards, %.4g training tokens (%s), %.4g epochs; order %s\n", train.num_shards, (double)train.tokens,
+                  train.vocab, (double)o.max_steps * (double)o.tokens_per_step / ((double)train.windows * (double)o.seq_len),
+                  o.shuffle ? "shuffled" : "as the shards stand");
     print_plan(&o, &planned, &log);
     struct statvfs disk;
     double free_bytes = !o.plan && statvfs(o.out, &disk) == 0 ? (double)disk.f_bavail * (double)disk.f_frsize : 0;
-    if (!o.plan) logger_printf(&log, "disk: a checkpoint is %.3g GB, %.4g GB are free in %s\n", checkpoint_bytes(&planned) / 1e9, free_bytes / 1e9, o.out);
+    if (!o.plan)
+        logger_printf(&log, "disk: a checkpoint is %.3g GB, %.4g GB are free in %s\n", checkpoint_bytes(&planned) / 1e9, free_bytes / 1e9,
+                      o.out);
     model_free(&planned);
     if (o.plan) return 0;
 
@@ -174,10 +188,12 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
         char *folder = xasprintf("%s/step_%08" PRId64, o.out, last);
         Config saved;
         Error what;
-        if (checkpoint_verify(folder, &err) != 0 || checkpoint_load_config(folder, &saved, &err) != 0) die(EXIT_INPUT, "--resume: %s", err.text);
+        if (checkpoint_verify(folder, &err) != 0 || checkpoint_load_config(folder, &saved, &err) != 0)
+            die(EXIT_INPUT, "--resume: %s", err.text);
         if (config_difference(&saved, &o.config, &what) != 0) die(EXIT_INPUT, "--resume: %s is of another model: %s", folder, what.text);
         if (checkpoint_load_weights(folder, model, host.params, &err) != 0 ||
-            checkpoint_load_optimizer(folder, model, host.adam_m, host.adam_v, &state, &err) != 0 || resume_data(&train, &state, &now, &o, &err) != 0)
+            checkpoint_load_optimizer(folder, model, host.adam_m, host.adam_v, &state, &err) != 0 ||
+            resume_data(&train, &state, &now, &o, &err) != 0)
             die(EXIT_INPUT, "--resume: %s", err.text);
         now.bad_steps = state.bad_steps;
         logger_printf(&log, "resumed from %s\n", folder);
@@ -197,11 +213,13 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
             s.step = step, s.epoch = (int64_t)train.epoch, s.position = (int64_t)train.position;
             if (o.save_every && (is_last || step % o.save_every == 0)) {
                 host = trainer_host_weights(t, 1);
-                if (checkpoint_save(o.out, model, host.params, host.adam_m, host.adam_v, &s, &err) != 0 || checkpoint_prune(o.out, o.keep, o.keep_every, &err) != 0)
+                if (checkpoint_save(o.out, model, host.params, host.adam_m, host.adam_v, &s, &err) != 0 ||
+                    checkpoint_prune(o.out, o.keep, o.keep_every, &err) != 0)
                     die(EXIT_SYSTEM, "checkpoint of step %" PRId64 ": %s", step, err.text);
             }
             if (o.val_every && (is_last || step % o.val_every == 0)) {
-                double loss = validate(t, &val, inputs, targets, &o), bits = val.bytes_per_token > 0 ? loss / M_LN2 / val.bytes_per_token : NAN;
+                double loss = validate(t, &val, inputs, targets, &o);
+                double bits = val.bytes_per_token > 0 ? loss / M_LN2 / val.bytes_per_token : NAN;
                 logger_printf(&log, "val %" PRId64 "/%" PRId64 " | loss %.4f", step, o.max_steps, loss);
                 if (val.bytes_per_token > 0) logger_printf(&log, " | %.4f bits/byte", bits);
                 logger_printf(&log, "\n");
@@ -221,13 +239,15 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
         loss /= (double)o.tokens_per_step;
         if (isfinite(norm)) now.bad_steps = 0;
         else if (++now.bad_steps == MAX_BAD_STEPS)
-            die(EXIT_SYSTEM, "step %" PRId64 ": the gradient has not been finite for %d steps; lower --lr, and go on from a checkpoint", step, MAX_BAD_STEPS);
+            die(EXIT_SYSTEM, "step %" PRId64 ": the gradient has not been finite for %d steps; lower --lr, and go on from a checkpoint",
+                step, MAX_BAD_STEPS);
 
         double seconds = now_seconds() - start;
         smooth_seconds = smooth_seconds == 0 ? seconds : 0.9 * smooth_seconds + 0.1 * seconds;
         char percent[32] = "", left[32];
         if (o.peak_tflops > 0) snprintf(percent, sizeof percent, " | %.1f%% of peak", flop / seconds / 1e10 / o.peak_tflops);
-        logger_printf(&log, "step %" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f%s | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", step, o.max_steps, loss, norm,
+        logger_printf(&log, "step %" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f%s | lr %.2e | %.0f ms | %.0f tok/s%s | %s left\n", step,
+                      o.max_steps, loss, norm,
                       isfinite(norm) ? "" : " SKIPPED", lr, seconds * 1e3, (double)o.tokens_per_step / seconds, percent,
                       format_duration(left, smooth_seconds * (double)(o.max_steps - step)));
         logger_metrics(&log, "step", (double)step, "loss", loss, "norm", norm, "lr", lr, "ms", seconds * 1e3, "tokens_per_second",

@@ -24,6 +24,7 @@ int main(int argc, char **argv) {
     }
     check("adamw, master weights", master.read(at, count), want, 1e-6);
     check("adamw, weights", params.read(at, count), want, ROUNDED_ONCE);
-    time_version("adamw", (28.0 + sizeof(floatX)) * (double)n, 0, [&] { adamw_update(params.p, master.p, m.p, v.p, grads.p, n, step, norm.p, 0); });
+    time_version("adamw", (28.0 + sizeof(floatX)) * (double)n, 0,
+                 [&] { adamw_update(params.p, master.p, m.p, v.p, grads.p, n, step, norm.p, 0); });
     return 0;
 }

@@ -77,7 +77,8 @@ static void time_version(const char *name, double bytes, double flop, F f) {
     CUDA_CHECK(cudaEventDestroy(stop));
     std::sort(times.begin(), times.end());
     double ms = times[times.size() / 2], share = std::max(bytes / ms / 1e6 / CEILING_GB_PER_S, flop / ms / 1e9 / CEILING_TFLOP_PER_S);
-    printf("%-44s %8.1f us  %8.1f MB  %6.0f GB/s  %5.0f TFLOP/s  %3.0f%% of the ceiling\n", name, ms * 1e3, bytes / 1e6, bytes / ms / 1e6, flop / ms / 1e9, 100 * share);
+    printf("%-44s %8.1f us  %8.1f MB  %6.0f GB/s  %5.0f TFLOP/s  %3.0f%% of the ceiling\n", name, ms * 1e3, bytes / 1e6, bytes / ms / 1e6,
+           flop / ms / 1e9, 100 * share);
     fflush(stdout);
 }
 

@@ -32,8 +32,10 @@ int main(int argc, char **argv) {
     time_version("forward 1", 2 * pass * sizeof(floatX), 0, [&] { encoder_forward(x.p, d_idx.p, wte.p, N, C, 0); });
     encoder_backward(dwte.p, dx.p, d_idx.p, d_groups.p, N, C, 0);
     check("backward 1", dwte.read(0, V * C), want, 1e-6);
-    time_version("backward 1", pass * sizeof(floatX) + 8 * touched, 0, [&] { encoder_backward(dwte.p, dx.p, d_idx.p, d_groups.p, N, C, 0); });
-    auto atomic = [&] { launch(backward_atomic, {(unsigned)ceil_div(N * C / PackedX::size, 256), 256, 0, 0}, dwte.p, dx.p, d_idx.p, N, (int)C); };
+    time_version("backward 1", pass * sizeof(floatX) + 8 * touched, 0,
+                 [&] { encoder_backward(dwte.p, dx.p, d_idx.p, d_groups.p, N, C, 0); });
+    auto atomic = [&] { launch(backward_atomic, {(unsigned)ceil_div(N * C / PackedX::size, 256), 256, 0, 0}, dwte.p, dx.p, d_idx.p, N,
+                               (int)C); };
     dwte.write(zeros);
     atomic();
     check("backward 2", dwte.read(0, V * C), want, 1e-5);

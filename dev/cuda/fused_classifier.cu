@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(512, 2) smem_kernel(floatX *logits, float *los
 }
 
 int main(int argc, char **argv) {
-    int64_t N = argument(argc, argv, 1, 8192), V = argument(argc, argv, 2, 50257), Vp = (V + 127) / 128 * 128, rows = std::min<int64_t>(N, 20);
+    int64_t N = argument(argc, argv, 1, 8192), V = argument(argc, argv, 2, 50257), Vp = (V + 127) / 128 * 128,
+        rows = std::min<int64_t>(N, 20);
     Array<floatX> logits(N * Vp), start(N * Vp, 1, 8);
     Array<float> losses(N);
     std::vector<int32_t> host_targets(N);
@@ -63,13 +64,19 @@ int main(int argc, char **argv) {
         want_loss[n] = log(sum) - (float)x[n * Vp + t];
     }
     double bytes = 2.0 * (double)(N * Vp) * sizeof(floatX);
-    time_version("0", bytes, 0, [&] { launch(copy_kernel, {(unsigned)ceil_div(N * Vp / PackedX::size, 256), 256, 0, 0}, start.p, (size_t)(N * Vp / PackedX::size)); });
-    time_version("0", bytes, 0, [&] { launch(copy_kernel, {(unsigned)ceil_div(N * Vp / PackedX::size, 256), 256, 0, 0}, start.p, (size_t)(N * Vp / PackedX::size)); });
+    time_version("0", bytes, 0,
+                 [&] { launch(copy_kernel, {(unsigned)ceil_div(N * Vp / PackedX::size, 256), 256, 0, 0}, start.p,
+                              (size_t)(N * Vp / PackedX::size)); });
+    time_version("0", bytes, 0,
+                 [&] { launch(copy_kernel, {(unsigned)ceil_div(N * Vp / PackedX::size, 256), 256, 0, 0}, start.p,
+                              (size_t)(N * Vp / PackedX::size)); });
     for (int threads = 128; threads <= 2 * CLASSIFIER_THREADS; threads *= 2) {
         bool smem = threads > CLASSIFIER_THREADS;
         auto f = [&] {
-            if (smem) launch(smem_kernel, {(unsigned)N, 512, (size_t)Vp * sizeof(floatX), 0}, logits.p, losses.p, targets.p, (int)V, (int)Vp, 1.0f);
-            else launch(fused_classifier_kernel, {(unsigned)N, (unsigned)threads, 0, 0}, logits.p, losses.p, targets.p, (int)V, (int)Vp, 1.0f, LOSS_AND_DLOGITS);
+            if (smem) launch(smem_kernel, {(unsigned)N, 512, (size_t)Vp * sizeof(floatX), 0}, logits.p, losses.p, targets.p, (int)V,
+                             (int)Vp, 1.0f);
+            else launch(fused_classifier_kernel, {(unsigned)N, (unsigned)threads, 0, 0}, logits.p, losses.p, targets.p, (int)V, (int)Vp,
+                        1.0f, LOSS_AND_DLOGITS);
         };
         char name[32];
         snprintf(name, sizeof name, smem ? "smem" : "%d", threads);

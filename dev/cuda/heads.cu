@@ -57,10 +57,12 @@ int main(int argc, char **argv) {
     auto backward = [&] { heads_backward(dfac.p, dq.p, dk.p, dv.p, fac.p, table.p, shape, N, 0); };
     forward();
     for (int w = 0; w < 3; w++) check("forward 1", out[w]->read((N - rows) * D, rows * D), want[w], ROUNDED_ONCE);
-    time_version("forward 1", (double)N * (double)(m.Pp + 3 * D) * sizeof(floatX), 2.0 * (double)N * (double)D * (m.q.R + m.k.R + m.v.R), forward);
+    time_version("forward 1", (double)N * (double)(m.Pp + 3 * D) * sizeof(floatX), 2.0 * (double)N * (double)D * (m.q.R + m.k.R + m.v.R),
+                 forward);
     backward();
     check("backward 1", dfac.read((N - rows) * m.Pp, rows * m.Pp), want_dfac, ROUNDED_ONCE);
-    time_version("backward 1", (double)N * (double)(2 * m.Pp + 3 * D) * sizeof(floatX), 4.0 * (double)N * (double)D * (m.q.R + m.k.R + m.v.R), backward);
+    time_version("backward 1", (double)N * (double)(2 * m.Pp + 3 * D) * sizeof(floatX),
+                 4.0 * (double)N * (double)D * (m.q.R + m.k.R + m.v.R), backward);
     model_free(&m);
     return 0;
 }

@@ -7,8 +7,10 @@
 static void product(Matmul *mm, const char *name, MatmulShape s) {
     const MatmulPlan *p = matmul_plan(mm, s, 0);
     double flop = 2.0 * (double)s.M * (double)s.N * (double)s.K;
-    printf("%-16s %6d %6d %6d  first %8.1f us %4.0f TFLOP/s   chosen %8.1f us %4.0f TFLOP/s (%2.0f%% of the ceiling)   %d of %d have its bits\n", name, (int)s.M, (int)s.N,
-           (int)s.K, p->first_us, flop / p->first_us / 1e6, p->us, flop / p->us / 1e6, flop / p->us / 1e4 / CEILING_TFLOP_PER_S, p->same_bits, p->candidates);
+    printf("%-16s %6d %6d %6d  first %8.1f us %4.0f TFLOP/s   chosen %8.1f us %4.0f TFLOP/s (%2.0f%% of the ceiling)   %d of %d have its "
+           "bits\n", name, (int)s.M, (int)s.N,
+           (int)s.K, p->first_us, flop / p->first_us / 1e6, p->us, flop / p->us / 1e6, flop / p->us / 1e4 / CEILING_TFLOP_PER_S,
+           p->same_bits, p->candidates);
 }
 
 int main(int argc, char **argv) {

@@ -58,7 +58,8 @@ int main(int argc, char **argv) {
     Array<floatX> x(N * C, 1, 1), y(N * C, 2, 1), out(N * C), sum(N * C), dout(N * C, 3, 1), dx(N * C, 4, 1), dx_start(N * C, 4, 1);
     Array<float> rstd(N);
     std::vector<double> want(rows * C), want_dx(rows * C), want_sum(rows * C);
-    std::vector<floatX> hx = x.read((N - rows) * C, rows * C), hy = y.read((N - rows) * C, rows * C), hd = dout.read((N - rows) * C, rows * C);
+    std::vector<floatX> hx = x.read((N - rows) * C, rows * C), hy = y.read((N - rows) * C, rows * C),
+        hd = dout.read((N - rows) * C, rows * C);
     std::vector<floatX> hdx = dx.read((N - rows) * C, rows * C);
     auto normalise = [&](std::vector<double> &to, const std::vector<double> &from) {
         for (int64_t n = 0; n < rows; n++) {
@@ -77,13 +78,15 @@ int main(int argc, char **argv) {
     check("forward 1", out.read((N - rows) * C, rows * C), want, ROUNDED_ONCE);
     time_version("forward 1", 2 * pass, 0, [&] { rmsnorm_forward(out.p, rstd.p, x.p, N, C, 1e-6, 0); });
     if (C <= 2048) {
-        auto f = [&] { launch(forward_registers<2048 / 32 / PackedX::size>, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0}, out.p, rstd.p, x.p, N, (int)C, 1e-6f); };
+        auto f = [&] { launch(forward_registers<2048 / 32 / PackedX::size>,
+                              {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0}, out.p, rstd.p, x.p, N, (int)C, 1e-6f); };
         CUDA_CHECK(cudaMemset(out.p, 0xff, (size_t)pass));
         f();
         check("forward 2", out.read((N - rows) * C, rows * C), want, ROUNDED_ONCE);
         time_version("forward 2", 2 * pass, 0, f);
     }
-    auto residual = [&] { launch(forward_residual, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0}, out.p, rstd.p, sum.p, y.p, N, (int)C, 1e-6f); };
+    auto residual = [&] { launch(forward_residual, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0}, out.p, rstd.p, sum.p,
+                                 y.p, N, (int)C, 1e-6f); };
     CUDA_CHECK(cudaMemset(out.p, 0xff, (size_t)pass));
     sum.copy(x);
     residual();
@@ -96,7 +99,7 @@ int main(int argc, char **argv) {
     for (int64_t n = 0; n < rows; n++) {
         double mean = 0;
         for (int64_t c = 0; c < C; c++) mean += (double)(float)hd[n * C + c] * (float)ho[n * C + c] / C;
-        for (int64_t c = 0; c < C; c++) want_dx[n * C + c] = (float)hdx[n * C + c] + hr[n] * ((float)hd[n * C + c] - (float)ho[n * C + c] * mean);
+        for (int64_t i = n * C; i < (n + 1) * C; i++) want_dx[i] = (float)hdx[i] + hr[n] * ((float)hd[i] - (float)ho[i] * mean);
     }
     rmsnorm_backward(dx.p, dout.p, out.p, rstd.p, N, C, 0);
     check("backward 1", dx.read((N - rows) * C, rows * C), want_dx, ROUNDED_ONCE);
