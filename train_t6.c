@@ -10,6 +10,9 @@
 // residual stream (+=), and overwrite the others (=).
 #include <omp.h>
 #include <tgmath.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 #ifdef USE_OPENBLAS
 #include <cblas.h>
 #endif
@@ -62,16 +65,17 @@ void gemm(real *c, int64_t ldc, const real *a, int64_t lda, Layout a_is, const r
 #endif
 }
 
-enum { TILE_M = 256, TILE_N = 512 };     // of the output, one task each: measured best of 128..1024 at 124M on two cores
-
-// The same product shared out among all threads. Every element is one sum in one order, whatever the number of threads.
+// The same product shared out among all threads in tiles of the output, 256 x 512 where that makes enough of them. Tiles depend on the
+// shape alone and every element is one sum in one order, so the bits do not depend on the number of threads.
 void matmul(real *c, int64_t ldc, const real *a, int64_t lda, Layout a_is, const real *b, int64_t ldb, Layout b_is, int64_t M, int64_t N, int64_t K,
             real beta) {
+    int64_t tile_m = 256, tile_n = 512;
+    while (((M - 1) / tile_m + 1) * ((N - 1) / tile_n + 1) < 16 && tile_n > 64) tile_n >= tile_m ? (tile_n /= 2) : (tile_m /= 2);
     #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int64_t i = 0; i < M; i += TILE_M)
-        for (int64_t j = 0; j < N; j += TILE_N)
+    for (int64_t i = 0; i < M; i += tile_m)
+        for (int64_t j = 0; j < N; j += tile_n)
             gemm(c + i * ldc + j, ldc, a_is == TRANSPOSED ? a + i : a + i * lda, lda, a_is, b_is == TRANSPOSED ? b + j * ldb : b + j, ldb, b_is,
-                 M - i < TILE_M ? M - i : TILE_M, N - j < TILE_N ? N - j : TILE_N, K, 1, beta);
+                 M - i < tile_m ? M - i : tile_m, N - j < tile_n ? N - j : tile_n, K, 1, beta);
 }
 
 // A linear layer without bias: out (N, OC) = inp (N, IC) w^T, w being (OC, IC). add = 1: out +=, for the residual stream.
@@ -109,6 +113,7 @@ void rmsnorm_forward(real *out, real *rstd, const real *x, int64_t N, int64_t C,
     for (int64_t n = 0; n < N; n++) {
         const real *row = x + n * C;
         double sum = 0;
+        #pragma omp simd reduction(+:sum)
         for (int64_t c = 0; c < C; c++) sum += (double)row[c] * row[c];
         real r = (real)(1 / sqrt(sum / (double)C + eps));
         for (int64_t c = 0; c < C; c++) out[n * C + c] = row[c] * r;
@@ -121,6 +126,7 @@ void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *r
     #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         double sum = 0;
+        #pragma omp simd reduction(+:sum)
         for (int64_t c = 0; c < C; c++) sum += (double)dout[n * C + c] * out[n * C + c];
         real mean = (real)(sum / (double)C);
         for (int64_t c = 0; c < C; c++) dx[n * C + c] += rstd[n] * (dout[n * C + c] - out[n * C + c] * mean);
@@ -222,11 +228,13 @@ static void attention_probabilities(real *p, real *lse, const real *q, const rea
         double sum = 0;
         if (mode == FIND_LSE) {
             shift = row[0];
+            #pragma omp simd reduction(max:shift)
             for (int64_t j = 1; j < n; j++) shift = row[j] > shift ? row[j] : shift;
         }
         for (int64_t j = 0; j < n; j++) row[j] = exp(row[j] - shift);
         for (int64_t j = n; j < end; j++) row[j] = 0;
         if (mode == FIND_LSE) {
+            #pragma omp simd reduction(+:sum)
             for (int64_t j = 0; j < n; j++) sum += row[j];
             lse[i] = shift + (real)log(sum);
             for (int64_t j = 0; j < n; j++) row[j] *= (real)(1 / sum);
@@ -274,6 +282,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real 
                 gemm(ds, end, dy_t, Dp, AS_IS, v + at, D, TRANSPOSED, rows, end, HS, 1, 0);
                 for (int64_t i = 0; i < rows; i++) {
                     real delta = 0;
+                    #pragma omp simd reduction(+:delta)
                     for (int64_t j = 0; j < HS; j++) delta += dy_t[i * Dp + j] * y_t[i * Dp + j];
                     for (int64_t j = 0; j < end; j++) ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * scale;
                 }
@@ -321,9 +330,11 @@ double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows,
     for (int64_t n = 0; n < rows; n++) {
         real *row = logits + n * Vp, largest = row[0];
         double sum = 0;
+        #pragma omp simd reduction(max:largest)
         for (int64_t i = 1; i < V; i++) largest = row[i] > largest ? row[i] : largest;
         real at_target = row[targets[n]] - largest;
         for (int64_t i = 0; i < V; i++) row[i] = exp(row[i] - largest);
+        #pragma omp simd reduction(+:sum)
         for (int64_t i = 0; i < V; i++) sum += row[i];
         losses[n] = log(sum) - at_target;
         real scale = (real)(dloss / sum);
@@ -566,7 +577,16 @@ void t6_zero_gradients(T6 *t) { memset(t->grads, 0, t->model.num_stored * sizeof
 
 int trainer_pad(void) { return 1; }
 
+// Numbers below 1e-38 count as zero, in this thread and those it starts: sharp attention makes many, and arithmetic with them is so
+// slow that a step took twice its time. No gradient is near them.
+static void flush_denormals(void) {
+#ifdef __SSE2__
+    _mm_setcsr(_mm_getcsr() | 0x8040);      // flush to zero, denormals are zero
+#endif
+}
+
 void trainer_start(TrainOptions *o) {
+    flush_denormals();
     if (o->threads > 0) omp_set_num_threads((int)o->threads);
 #ifdef USE_OPENBLAS
     openblas_set_num_threads(1);    // matmul shares the work out itself
