@@ -10,7 +10,8 @@
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 CFLAGS ?= -O3 -march=native
 P := $(if $(OUT),$(OUT)/,)
-WARN := -Wall -Wextra -Werror
+# clang warns of loops that it does not vectorise though asked to; that is no fault of theirs
+WARN := -Wall -Wextra -Werror -Wno-pass-failed
 COMMON := $(CFLAGS) -std=gnu11 -fno-math-errno $(WARN) -I. -MMD -MP
 
 # A library is there when a program that uses it links; a path guess is not enough.

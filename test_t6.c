@@ -205,18 +205,31 @@ static size_t nonzero_padding(const Model *m, const float *buffer) {
     return n;
 }
 
+// Opens the file and reads its config. Returns -1 with the reason, and nothing open, where it is no golden file of a kind we build.
+static int golden_open(Golden *g, Config *config, Error *err) {
+    if (safetensors_open(&g->file, g->path, err) != 0) return -1;
+    const char *json = safetensors_metadata(&g->file, "config");
+    const SafeTensor *idx = safetensors_find(&g->file, "idx");
+    int rc;
+    if (!json || !idx || idx->num_dims != 2 || idx->elements == 0 || !safetensors_find(&g->file, "gen.tokens") ||
+        !safetensors_find(&g->file, "adamw.losses"))
+        rc = fail(err, "%s: its config, idx (B, T), gen.tokens or adamw.losses is missing; not a golden file", g->path);
+    else rc = config_from_json(config, json, g->path, err);
+    if (rc != 0) safetensors_close(&g->file);
+    return rc;
+}
+
 static void check_golden(Score *score, const char *path, int pad) {
     Error err;
     Golden g = {.path = path};
     Config config;
     T6 t;
-    if (safetensors_open(&g.file, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    const char *json = safetensors_metadata(&g.file, "config");
-    if (!json) die(EXIT_INPUT, "%s: no \"config\" in its metadata; not a golden file", path);
-    if (config_from_json(&config, json, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    const SafeTensor *shape = safetensors_find(&g.file, "idx"), *gen = safetensors_find(&g.file, "gen.tokens"), *adamw = safetensors_find(&g.file, "adamw.losses");
-    if (!shape || shape->num_dims != 2 || shape->elements == 0 || !gen || !adamw)
-        die(EXIT_INPUT, "%s: idx (B, T), gen.tokens or adamw.losses is missing; not a golden file", path);
+    if (golden_open(&g, &config, &err) != 0) {
+        report(score, 0, "golden %s", err.text);
+        return;
+    }
+    const SafeTensor *shape = safetensors_find(&g.file, "idx"), *gen = safetensors_find(&g.file, "gen.tokens");
+    const SafeTensor *adamw = safetensors_find(&g.file, "adamw.losses");
     int64_t B = shape->shape[0], T = shape->shape[1], N = B * T, V = config.vocab_size, longest = T + (int64_t)gen->elements;
     g.compared = xcalloc((size_t)g.file.num_tensors, 1);
     t6_alloc(&t, &config, B, longest, pad);
@@ -280,7 +293,7 @@ static void check_golden(Score *score, const char *path, int pad) {
 }
 
 int main(int argc, char **argv) {
-    int64_t seed, verbose, golden_only = argc > 1 && !strcmp(argv[1], "--golden");
+    int64_t seed = 1, verbose = 0, golden_only = argc > 1 && !strcmp(argv[1], "--golden");
     Flag flags[] = {
         {0, "seed", FLAG_INT, &seed, "1", 0, 9e15, "of the finite differences' weights, tokens and choice of entries", 0},
         {0, "verbose", FLAG_SWITCH, &verbose, "0", 0, 1, "name the worst entry of every test", 0}};

@@ -299,7 +299,7 @@ static void fuzz(double seconds) {
 }
 
 int main(int argc, char **argv) {
-    double fuzz_seconds;
+    double fuzz_seconds = 1;
     Flag flags[] = {{0, "fuzz", FLAG_REAL, &fuzz_seconds, "1", 0, 1e5, "seconds of reading files damaged at random", 0}};
     Error err;
     set_program_name(argv[0]);
