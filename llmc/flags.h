@@ -85,7 +85,11 @@ LLMC_FN int flags_parse(int argc, char **argv, const char *help_head, Flag *flag
     }
     optind = 0, opterr = 0;     // 0: start afresh, so that tests can parse many lines
     while (rc == 0 && (c = getopt_long(argc, argv, letters, options, &which)) != -1) {
-        if (c == 'h') { flags_help(help_head, flags, n); exit(0); }
+        if (c == 'h') {
+            flags_help(help_head, flags, n);
+            free(options), free(letters);
+            exit(0);
+        }
         Flag *f = NULL;
         int code = c == ':' ? optopt : c;
         for (int i = 0; i < n; i++)

@@ -178,7 +178,12 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
         logger_printf(&log, "disk: a checkpoint is %.3g GB, %.4g GB are free in %s\n", checkpoint_bytes(&planned) / 1e9, free_bytes / 1e9,
                       o.out);
     model_free(&planned);
-    if (o.plan) return 0;
+    if (o.plan) {
+        loader_close(&train);
+        if (o.val_every) loader_close(&val);
+        tokenizer_free(&tokenizer);
+        return 0;
+    }
 
     T6 *t = trainer_open(&o);
     const Model *model = trainer_model(t);

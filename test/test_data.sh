@@ -50,10 +50,14 @@ rejects() {
 
 # No shard with a final name but whole ones: as many bytes as its header says.
 all_whole() {   # FOLDER
-    local f
+    local f size tokens
     for f in "$1"/*.bin; do
         [ -e "$f" ] || continue
-        [ "$(od -An -j8 -N4 -td4 "$f" | tr -d ' ')" = $((($(stat -c %s "$f") - 1024) / 2)) ] || { say "$f is not whole"; return; }
+        {   # one open file: what a killed run left running may put another in its place meanwhile
+            size=$(stat -Lc %s /dev/fd/9)
+            tokens=$(od -An -j8 -N4 -td4 <&9 | tr -d ' ')
+        } 9<"$f"
+        [ "$tokens" = $(((size - 1024) / 2)) ] || { say "$f is not whole"; return; }
     done
 }
 nothing_left() {    # FOLDER
