@@ -339,9 +339,9 @@ test_memory() {
 # Parquet
 
 have_duckdb() {
-    [ -n "${DUCKDB:-}" ] && return
-    for DUCKDB in "$(type -P duckdb)" "${HOME:-}/.duckdb/cli/latest/duckdb" "$root/data/duckdb/duckdb"; do
-        [ -n "$DUCKDB" ] && "$DUCKDB" -version >/dev/null 2>&1 && { export DUCKDB; return; }
+    local d
+    for d in "${DUCKDB:-}" "$(type -P duckdb)" "${HOME:-}/.duckdb/cli/latest/duckdb" "$root/data/duckdb/duckdb"; do
+        [ -n "$d" ] && "$d" -version >/dev/null 2>&1 && { export DUCKDB=$d; return; }
     done
     return 1
 }
