@@ -41,7 +41,7 @@ NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),c
 NVCC_LIBS := -lcublasLt -lcjson -lgomp
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
-PROGRAMS := $(P)train_t6 $(P)data/tokenize $(P)data/toy_corpus
+PROGRAMS := $(P)train_t6 $(P)generate_t6 $(P)data/tokenize $(P)data/toy_corpus
 TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS)
 TRAINER_LIBS := $(BLAS_LIBS) -lcjson -lm
 
@@ -51,8 +51,9 @@ TRAINER_LIBS := $(BLAS_LIBS) -lcjson -lm
 all: $(PROGRAMS)
 
 help:
-	@echo 'make                 the CPU programs: train_t6, data/tokenize, data/toy_corpus'
+	@echo 'make                 the CPU programs: train_t6, generate_t6, data/tokenize, data/toy_corpus'
 	@echo 'make train_t6        the CPU trainer (the reference)'
+	@echo 'make generate_t6     text from a checkpoint, on the CPU'
 	@echo 'make test_t6         its gradient checks: finite differences and golden vectors; run ./test_t6'
 	@echo 'make test_units      tests of the headers in llmc/'
 	@echo 'make tokenize        text to token shards: data/tokenize'
@@ -75,6 +76,10 @@ check-libraries:
 $(P)train_t6: train_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) $< -o $@ $(TRAINER_LIBS)
+
+$(P)generate_t6: generate_t6.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(TRAINER) $< -o $@ $(TRAINER_LIBS) -lutf8proc
 
 # test_t6.c is compiled twice, the second time with the trainer in double precision for the finite differences; of that object
 # only one function stays visible.
@@ -132,6 +137,6 @@ test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 test_t6 train_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
+	rm -rf build train_t6 generate_t6 test_t6 train_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d build/*.d)

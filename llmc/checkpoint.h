@@ -31,8 +31,8 @@ LLMC_FN void state_fields_(TrainState *s, StateField out[NUM_STATE_FIELDS]) {
     memcpy(out, fields, sizeof fields);
 }
 
-// The files of a checkpoint, in the order of CHECKSUMS.
-enum { FILE_MODEL, FILE_CONFIG, FILE_OPTIMIZER, FILE_STATE, NUM_CHECKPOINT_FILES };
+// The files of a checkpoint, in the order of CHECKSUMS: first those that make a model, then what training needs to go on.
+enum { FILE_MODEL, FILE_CONFIG, NUM_MODEL_FILES, FILE_OPTIMIZER = NUM_MODEL_FILES, FILE_STATE, NUM_CHECKPOINT_FILES };
 LLMC_FN const char *checkpoint_file_(int i) {
     static const char *const names[NUM_CHECKPOINT_FILES] = {"model.safetensors", "config.json", "optimizer-00000-of-00001.safetensors", "state.json"};
     return names[i];
@@ -157,12 +157,12 @@ LLMC_FN int checkpoint_prune(const char *out, int64_t keep, int64_t keep_every, 
     return rc;
 }
 
-// Compares every file with CHECKSUMS. Returns 0 when the checkpoint is whole, -1 with the reason when it is not.
-LLMC_FN int checkpoint_verify(const char *folder, Error *err) {
+// Compares the first num_files files, NUM_MODEL_FILES or all, with CHECKSUMS. Returns 0 when they are whole, -1 with the reason when not.
+LLMC_FN int checkpoint_verify(const char *folder, int num_files, Error *err) {
     char *sums_path = xasprintf("%s/CHECKSUMS", folder);
     char *sums = read_small_file(sums_path, 4096, NULL, err), *at = sums;
     int rc = sums ? 0 : -1;
-    for (int i = 0; i < NUM_CHECKPOINT_FILES && rc == 0; i++) {
+    for (int i = 0; i < num_files && rc == 0; i++) {
         char *path = xasprintf("%s/%s", folder, checkpoint_file_(i)), wanted[80];
         uint64_t hash = 0, bytes;
         rc = hash_file(path, &hash, &bytes, err);
@@ -172,7 +172,7 @@ LLMC_FN int checkpoint_verify(const char *folder, Error *err) {
         at += rc == 0 ? strlen(wanted) : 0;
         free(path);
     }
-    if (rc == 0 && *at) rc = fail(err, "%s: has more lines than there are files; it is damaged", sums_path);
+    if (rc == 0 && num_files == NUM_CHECKPOINT_FILES && *at) rc = fail(err, "%s: has more lines than there are files; it is damaged", sums_path);
     free(sums);
     free(sums_path);
     return rc;

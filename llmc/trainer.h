@@ -193,7 +193,7 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
         char *folder = xasprintf("%s/step_%08" PRId64, o.out, last);
         Config saved;
         Error what;
-        if (checkpoint_verify(folder, &err) != 0 || checkpoint_load_config(folder, &saved, &err) != 0)
+        if (checkpoint_verify(folder, NUM_CHECKPOINT_FILES, &err) != 0 || checkpoint_load_config(folder, &saved, &err) != 0)
             die(EXIT_INPUT, "--resume: %s", err.text);
         if (config_difference(&saved, &o.config, &what) != 0) die(EXIT_INPUT, "--resume: %s is of another model: %s", folder, what.text);
         if (checkpoint_load_weights(folder, model, host.params, &err) != 0 ||

@@ -298,7 +298,7 @@ static void test_checkpoint(void) {
     char *step9 = xasprintf("%s/step_00000009", out);
     Config read;
     Error what;
-    ok &= checkpoint_verify(step9, &err) == 0 && checkpoint_load_config(step9, &read, &err) == 0 && config_difference(&read, &c, &what) == 0;
+    ok &= checkpoint_verify(step9, NUM_CHECKPOINT_FILES, &err) == 0 && checkpoint_load_config(step9, &read, &err) == 0 && config_difference(&read, &c, &what) == 0;
     ok &= checkpoint_load_weights(step9, &m, x[3], &err) == 0 && checkpoint_load_optimizer(step9, &m, x[4], x[5], &back, &err) == 0;
     for (int i = 0; i < 3; i++) ok &= memcmp(x[i], x[3 + i], m.num_stored * sizeof(float)) == 0;
     ok &= memcmp(&s, &back, sizeof s) == 0;
