@@ -31,13 +31,6 @@ __device__ inline uint32_t ptx_pack_bf16(float low, float high) {
     return y;
 }
 
-// One 16-byte store to global memory, which the compiler then cannot cut into four.
-// #data-movement-and-conversion-instructions-st
-__device__ inline void ptx_store_global_16(void *to, int4 x) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
-                 :: "l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // sm_80: asynchronous 16-byte copies and warp matrix products
 
