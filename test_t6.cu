@@ -2,6 +2,7 @@
 //
 //   ./test_t6cu              every operator, then whole models of every kind: logits, gradients by name, AdamW steps, bits
 //   ./test_t6cu --small      the small sizes only, for compute-sanitizer
+//   ./test_t6cu --operators  of these the operators without the matrix products, so that no kernel runs that is not ours
 //
 // Errors are ||a - b|| / ||b|| of a tensor, b from the CPU in fp32 on the same inputs (rounded to bf16 in the bf16 build). Outputs are
 // poisoned with NaN before a kernel runs, so that an element left unwritten cannot pass.
@@ -365,7 +366,9 @@ static void test_update(Score *score, Random *random, size_t n) {
     check(score, "adamw skips a gradient that is not finite", d_w.read(), before, 0);
 }
 
-static void test_operators(Score *score, uint64_t seed, bool small) {
+typedef enum { TEST_ALL, TEST_SMALL, TEST_OPERATORS } Extent;
+
+static void test_operators(Score *score, uint64_t seed, Extent extent) {
     Random random = {rng_stream(seed, 1), 0};
     test_encoder(score, &random, 7, 24, 13);
     test_rmsnorm(score, &random, 3, 8);
@@ -388,12 +391,14 @@ static void test_operators(Score *score, uint64_t seed, bool small) {
     test_attention(score, &random, 2, 1, 1, 1, 64);
     test_attention(score, &random, 2, 77, 3, 3, 64);
     test_attention(score, &random, 1, 130, 6, 2, 128);
+    test_attention(score, &random, 1, 700, 4, 2, 64);
     test_attention(score, &random, 1, 67, 4, 1, 96);
+    if (extent == TEST_OPERATORS) return;
     Matmul mm;
     matmul_init(&mm);
     test_matmul(score, &random, &mm, 77, 24, 40);
     test_matmul(score, &random, &mm, 300, 984, 768);
-    if (!small) {
+    if (extent == TEST_ALL) {
         test_encoder(score, &random, 6000, 768, 5000);
         test_encoder(score, &random, 1000, 8200, 3);
         test_rmsnorm(score, &random, 5000, 1600);
@@ -471,13 +476,18 @@ static Batch random_batch(uint64_t seed, uint64_t i, int64_t N, int64_t V) {
 
 // What the errors of a bf16 model are made of: a tensor that is rounded once is off by 2^-9.2 = 0.17% of its norm; independent roundings
 // add as squares. On the way to the logits there are 14 a layer: x twice, n1, fac, the rotated b twice, q, k, p, v, y, n2, u, s, and a
-// few at the ends; on the way to a gradient as many again. That is 1.0% for the gradients of one layer, 1.4% for two, 1.7% for three.
-// Those of q and k get twice that: they come through ds = p (dp - delta), a difference of numbers that are nearly equal when attention
-// is nearly uniform, as with random weights, and the roundings count against the difference.
+// few at the ends; on the way to a gradient as many again. That is 1.0% for the gradients of one layer, 1.4% for two, 1.7% for three, and
+// seen are 0.75%, 1.2% and 1.55% at most. So 1% holds for one layer, and for two where the way is short (lm_head; v of dense kinds,
+// which no factor rounds); elsewhere the count does. Gradients of q and k get twice the count (seen: 0.9%, 2.1% and 2.5%): they come
+// through ds = p (dp - delta), a difference of numbers that are nearly equal when attention is nearly uniform, as with random weights,
+// and the roundings count against the difference.
 static double logits_tolerance(int64_t L) { return IS_BF16 ? 0.0017 * sqrt(5.0 + 14.0 * (double)L) : 1e-4; }
 static double gradient_tolerance(const char *name, int64_t L) {
     if (!IS_BF16) return 1e-4;
-    return 0.0017 * sqrt(10.0 + 28.0 * (double)L) * (strstr(name, "_q.weight") || strstr(name, "_k.weight") ? 2 : 1);
+    double counted = 0.0017 * sqrt(10.0 + 28.0 * (double)L);
+    if (strstr(name, "_q.weight") || strstr(name, "_k.weight")) return 2 * counted;
+    bool short_way = strstr(name, "lm_head.") || strstr(name, ".c_v.");
+    return L == 1 || (L == 2 && short_way) ? 1e-2 : counted;
 }
 // AdamW's first steps are of one size, lr, whatever the gradient's: a gradient below its own rounding error steps the wrong way.
 static const double STEPS_TOLERANCE = IS_BF16 ? 5e-2 : 1e-4;
@@ -607,8 +617,10 @@ static void test_bits(Score *score, const Config *config, int64_t B, int64_t T, 
 
 int main(int argc, char **argv) {
     set_program_name(argv[0]);
-    bool small = argc == 2 && !strcmp(argv[1], "--small");
-    if (argc > 1 && !small) die(EXIT_INPUT, "%s: not known; usage: test_t6cu [--small]", argv[1]);
+    Extent extent = TEST_ALL;
+    if (argc == 2 && !strcmp(argv[1], "--small")) extent = TEST_SMALL;
+    else if (argc == 2 && !strcmp(argv[1], "--operators")) extent = TEST_OPERATORS;
+    else if (argc > 1) die(EXIT_INPUT, "%s: not known; usage: test_t6cu [--small | --operators]", argv[1]);
     TrainOptions o;
     memset(&o, 0, sizeof o);
     trainer_start(&o);
@@ -616,10 +628,12 @@ int main(int argc, char **argv) {
     uint64_t seed = (uint64_t)time(NULL);
     printf("test_t6cu, " PRECISION_NAME ", seed %llu\n", (unsigned long long)seed);
     Score score = {0, 0};
-    test_operators(&score, seed, small);
+    test_operators(&score, seed, extent);
     // odd heads, widths and lengths that no tile divides; head sizes with and without fast attention
     static const struct { const char *name; Config config; int64_t B, T; bool small; } models[] = {
         //                                  L  C    NH  HS   V      RQ RK RV G  F  rope   eps
+        {"tpa 1 layer", {ATTN_TPA,          1, 72,  5,  64,  517,   6, 2, 2, 1, 0, 10000, 1e-6}, 2, 67,  true},
+        {"mha 1 layer", {ATTN_MHA,          1, 72,  3,  64,  517,   1, 1, 1, 1, 0, 10000, 1e-6}, 2, 67,  true},
         {"tpa",         {ATTN_TPA,          2, 72,  5,  64,  517,   6, 2, 2, 1, 0, 10000, 1e-6}, 2, 67,  true},
         {"tpa HS128",   {ATTN_TPA,          2, 64,  3,  128, 131,   3, 1, 2, 1, 0, 10000, 1e-6}, 3, 33,  true},
         {"tpa HS32",    {ATTN_TPA,          2, 64,  4,  32,  257,   4, 2, 2, 1, 0, 10000, 1e-6}, 2, 40,  true},
@@ -632,7 +646,7 @@ int main(int argc, char **argv) {
     for (const auto &model : models) {
         Config config = model.config;
         Error err;
-        if (small && !model.small) continue;
+        if (extent == TEST_OPERATORS || (extent == TEST_SMALL && !model.small)) continue;
         if (config_check(&config, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
         test_against_cpu(&score, &config, model.B, model.T, seed, model.name);
         test_bits(&score, &config, model.B, model.T, seed, model.name);
