@@ -266,7 +266,7 @@ LLMC_FN void print_sequences(Sequence *s, int64_t B, int64_t *turn, const Genera
             if (B > o->num_samples) printf("prompt %" PRId64 "%s", *turn / o->num_samples + 1, o->num_samples > 1 ? ", " : "\n");
             if (o->num_samples > 1) printf("text %" PRId64 "\n", *turn % o->num_samples + 1);
         }
-        fwrite(now->text + now->printed, 1, whole - now->printed, stdout);
+        if (whole > now->printed) fwrite(now->text + now->printed, 1, whole - now->printed, stdout);
         now->printed = whole;
         if (!now->ended) break;
         putchar('\n');
