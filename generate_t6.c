@@ -272,7 +272,7 @@ static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, 
 // What the generating program (llmc/generator.h) needs
 
 int generator_pad(void) { return trainer_pad(); }
-double generator_tolerance(void) { return 1e-5; }       // test_t6.c's, for the same fp32
+double generator_tolerance(void) { return 1e-5; }       // test_t6.c's for golden files, which are checked in the same fp32
 
 void generator_start(GenerateOptions *o) { trainer_start(&(TrainOptions){.threads = o->threads}); }
 

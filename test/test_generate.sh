@@ -157,6 +157,9 @@ head -c 20000 "$whole/model.safetensors" >"$tmp/flip/model.safetensors"
 refuses "weights cut short" 2 "cut" "$program" -e "$tmp/flip" -p x
 cp "$tmp"/mha/step_*/model.safetensors "$tmp/flip/"
 refuses "weights of another kind" 2 "tpa model" "$program" -e "$tmp/flip" -p x
+cp "$whole/model.safetensors" "$tmp/flip/"
+printf '\000\000\300\177' | dd of="$tmp/flip/model.safetensors" bs=1 seek=$(($(stat -c %s "$whole/model.safetensors") - 4)) conv=notrunc 2>/dev/null
+refuses "a weight that is no number" 2 "no numbers" "$program" -e "$tmp/flip" -p x
 sed -i 's/"tpa"/"mla"/' "$tmp/flip/config.json"
 refuses "a kind that is not built" 2 "mla" "$program" -e "$tmp/flip" -p x
 sed -i 's/"mla"/"tpa"/; s/257/64/' "$tmp/flip/config.json"
