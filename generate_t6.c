@@ -272,7 +272,7 @@ static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, 
 // What the generating program (llmc/generator.h) needs
 
 int generator_pad(void) { return trainer_pad(); }
-double generator_tolerance(void) { return 1e-5; }       // test_t6.c's, for the same fp32
+double generator_tolerance(void) { return 1e-5; }       // test_t6.c's for golden files, which are checked in the same fp32
 
 void generator_start(GenerateOptions *o) { trainer_start(&(TrainOptions){.threads = o->threads}); }
 
@@ -287,10 +287,10 @@ void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t
     generator_table(&unused, m, B, capacity, o->longest_prefill, table);
     double weights = (double)m->num_stored * sizeof(float), cache = (double)B * generator_cache_bytes(o, m, capacity), work = -weights;
     for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) work += (double)table[i].elements * (double)table[i].bytes;
-    double need = weights + cache + work, have = available_memory_bytes(), GiB = 0x1p30;
+    double need = weights + cache + work, have = available_memory_bytes(), MiB = 0x1p20, GiB = 0x1p30;
     if (o->stats || o->plan)
-        fprintf(stderr, "memory: weights %.3f + cache %.3f + activations %.3f = %.3f GiB of %.2f available\n", weights / GiB, cache / GiB, work / GiB,
-                need / GiB, have / GiB);
+        fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f available\n", weights / MiB, cache / MiB, work / MiB,
+                need / MiB, have / MiB);
     if (need > have)
         die(EXIT_INPUT, "this run needs %.1f GiB of memory (cache %.1f) and %.1f are available: lower --max-tokens (-g), or give fewer or shorter prompts",
             need / GiB, cache / GiB, have / GiB);

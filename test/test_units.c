@@ -5,6 +5,7 @@
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
 #include "llmc/fp8.h"
+#include "llmc/generator.h"
 #include "llmc/options.h"
 
 static int passed, failed;
@@ -246,6 +247,16 @@ static void test_sampler(void) {
     for (int i = 0; i < 4; i++) test_sampler_steps(i % 2 ? 4096 : 50, 1 + 100 * (i / 2));
 }
 
+// Text that streams is never cut within a character: of every beginning of it, what is held back is the begun character, no more.
+static void test_streaming(void) {
+    static const char text[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z";     // 1, 2, 3, 4 and 1 bytes
+    static const size_t held[] = {0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 0};
+    int wrong = 0;
+    for (size_t n = 0; n < sizeof text; n++) wrong += utf8_begun_(text, n) != held[n];
+    wrong += utf8_begun_("\x80\x80\x80\x80", 4) != 0 || utf8_begun_("a\xFF", 2) != 0 || utf8_begun_("\xC0", 1) != 0 || utf8_begun_("\xC3z", 2) != 0;
+    check(wrong == 0, "streaming: only a character that has begun is held back");
+}
+
 static void test_model(void) {
     // parameters of the paper's models, in millions (DESIGN: 124.3, 354.0 and 1555.8 with the vocabulary stored as 50304)
     static const struct { const char *preset; AttnKind attn; double millions; } expected[] = {
@@ -385,6 +396,7 @@ int main(int argc, char **argv) {
     test_schedule();
     test_sampler();
     test_fp8();
+    test_streaming();
     test_model();
     test_checkpoint();
     fuzz(fuzz_seconds);
