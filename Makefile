@@ -59,6 +59,7 @@ help:
 	@echo 'make tokenize        text to token shards: data/tokenize'
 	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
 	@echo 'make train_t6cu      the GPU trainer (CUDA 12 or 13)'
+	@echo 'make generate_t6cu   text from a checkpoint, on the GPU'
 	@echo 'make test_t6cu       the GPU trainer against train_t6.c; run ./test_t6cu'
 	@echo 'make cuda_benches    microbenchmarks of the GPU operators, dev/cuda/X.cu to build/X'
 	@echo 'make test            every test there is (scripts/test.sh)'
@@ -113,7 +114,11 @@ $(P)train_t6cu: train_t6.cu Makefile | check-nvcc
 $(P)test_t6cu: test_t6.cu train_t6.c Makefile | check-nvcc
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) -DT6_NO_MAIN -c train_t6.c -o $@.ref.o
-	$(NVCC) $(NVCC_FLAGS) $< $@.ref.o -o $@ $(NVCC_LIBS) $(BLAS_LIBS)
+	$(NVCC) $(NVCC_FLAGS) $< $@.ref.o -o $@ $(NVCC_LIBS) $(BLAS_LIBS) -lutf8proc
+
+$(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS) -lutf8proc
 
 cuda_benches: $(CUDA_BENCHES)
 build/%: dev/cuda/%.cu Makefile | check-nvcc
@@ -137,6 +142,6 @@ test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 generate_t6 test_t6 train_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
+	rm -rf build train_t6 generate_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d build/*.d)
