@@ -17,6 +17,7 @@
 #include "fp8.h"
 #include "model.h"
 #include "precision.cuh"
+#include "ptx.cuh"
 
 enum { PAGE = 16 };             // tokens
 typedef uint8_t e4m3;           // a number's code (fp8.h)
@@ -112,6 +113,7 @@ template <class Number>
 __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid_constant__ CacheWrite w) {
     __shared__ float cosine[64], sine[64], shared[32];
     const CacheShape &s = w.shape;
+    ptx_let_next_begin();
     int b = blockIdx.x / w.n, stream = blockIdx.y, half = s.HS / 2;
     int64_t position = w.lengths[b] + blockIdx.x % w.n;
     floatX *row = w.fac + (int64_t)blockIdx.x * w.Pp;

@@ -464,15 +464,26 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
     auto free = [&](int stage) { return smem_address(barriers + plan.stages + stage); };
     const uint32_t query_full = smem_address(barriers + 2 * plan.stages), query_free = query_full + 8;
 
+    const DecodeRow block_row(a, blockIdx.y * plan.tiles, 0);
+    const int query0 = max(block_row.query, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
+    auto fetch_queries = [&](int b, int stream) {
+        const floatX *row = a.fac + ((int64_t)b * a.n + query0) * a.Pp + (a.q.kind == HEADS_FACTORED ? 0 : a.q.b + stream * shape.heads * HS);
+        ptx_fetch_rows(smem_address(query_rows), (const unsigned char *)row, plan.query_bytes, queries, a.Pp * (int)sizeof(floatX), query_full);
+    };
+
     // Who does what
-    if (threadIdx.x == 0) {
-        const int fetchers = PTX_BULK_COPIES ? 1 : 32;
-        #pragma unroll 1
-        for (int i = 0; i < plan.stages; i++) ptx_barrier_init(full(i), fetchers), ptx_barrier_init(free(i), warps);
-        ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps);
-        ptx_barrier_init_fence();
-    }
+    const bool single = a.B * shape.streams == 1;           // then it is known without the lengths whose queries are wanted
     if (warp == warps) {
+        if (lane == 0) {
+            const int fetchers = PTX_BULK_COPIES ? 1 : 32;
+            #pragma unroll 1
+            for (int i = 0; i < plan.stages; i++) ptx_barrier_init(full(i), fetchers), ptx_barrier_init(free(i), warps);
+            ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps);
+            ptx_barrier_init_fence();
+        }
+        __syncwarp();           // barriers are there for this warp
+        ptx_wait_for_previous();
+        if (single) fetch_queries(0, 0);
         int before = 0;
         #pragma unroll 1
         for (int b0 = 0; b0 < a.B; b0 += 32) {
@@ -495,15 +506,14 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
     uint32_t parity = 0;
     auto advance = [&] { if (++stage == plan.stages) stage = 0, parity ^= 1; };
 
-    const DecodeRow block_row(a, blockIdx.y * plan.tiles, 0);
-    const int query0 = max(block_row.query, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
     uint32_t query_parity = 0;
     if (warp == warps) {        // the warp that fetches
         for (int page = run_begin; page < run_end; query_parity ^= 1) {
             const DecodeSegment g(runs, page, run_end);
-            const floatX *row = a.fac + ((int64_t)g.b * a.n + query0) * a.Pp + (a.q.kind == HEADS_FACTORED ? 0 : a.q.b + g.stream * shape.heads * HS);
-            ptx_barrier_wait(query_free, query_parity ^ 1);     // the first round passes: the phase before phase 0 counts as complete
-            ptx_fetch_rows(smem_address(query_rows), (const unsigned char *)row, plan.query_bytes, queries, a.Pp * (int)sizeof(floatX), query_full);
+            if (!single) {
+                ptx_barrier_wait(query_free, query_parity ^ 1);     // the first round passes: the phase before phase 0 counts as complete
+                fetch_queries(g.b, g.stream);
+            }
             const unsigned char *from = a.cache + (((int64_t)g.b * shape.streams + g.stream) * a.pages - g.base) * plan.page_bytes;
             #pragma unroll 1
             for (; page < g.end; page += plan.stage_pages) {
@@ -514,6 +524,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             }
             page = g.end;
         }
+        if (single && run_begin == run_end) ptx_barrier_wait(query_full, 0);        // nothing may be on its way when a block ends
         return;
     }
 
@@ -736,12 +747,17 @@ inline void decode_launch_(const DecodeArgs &a, const DecodePlan &plan, cudaStre
                 : a.shape.RK == 1 && a.shape.RV == 1 ? decode_kernel<Number, HS, true, 1>
                 : a.shape.RK == 2 && a.shape.RV == 2 ? decode_kernel<Number, HS, true, 2> : decode_kernel<Number, HS, true, 0>;
     CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)plan.smem_bytes));
-    cudaLaunchAttribute cooperative = {};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
+    int device, major;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeCooperative;
+    attributes[0].val.cooperative = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;      // it begins while the kernel before it ends
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)plan.blocks, (unsigned)plan.chunks), config.blockDim = dim3(32 * (plan.tiles * plan.groups + 1));
-    config.dynamicSmemBytes = plan.smem_bytes, config.stream = stream, config.attrs = &cooperative, config.numAttrs = 1;
+    config.dynamicSmemBytes = plan.smem_bytes, config.stream = stream, config.attrs = attributes, config.numAttrs = major >= 9 ? 2 : 1;
     CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, a, plan));
 }
 
