@@ -50,23 +50,25 @@ static void cache_init(Cache *c, const Model *m, CacheKind kind, int64_t B, int6
     }
 }
 
-static size_t cache_slot(const Cache *c, int64_t l, int64_t b, int64_t t) { return ((size_t)l * (size_t)c->B + (size_t)b) * (size_t)c->capacity + (size_t)t; }
+static int64_t cache_slot(const Cache *c, int64_t l, int64_t b, int64_t t) { return (l * c->B + b) * c->capacity + t; }
 
 // Token t of sequence b in layer l becomes row (W).
 static void cache_write(Cache *c, int64_t l, int64_t b, int64_t t, const float *row) {
-    size_t slot = cache_slot(c, l, b, t);
-    if (c->kind == CACHE_NATIVE) memcpy(c->numbers + slot * (size_t)c->W, row, (size_t)c->W * sizeof *row);
-    else for (int i = 0; i < NUM_PARTS; i++)
-        c->scales[slot * NUM_PARTS + (size_t)i] = e4m3_quantize(c->codes + slot * (size_t)c->W + c->part[i], row + c->part[i], c->part[i + 1] - c->part[i]);
+    int64_t slot = cache_slot(c, l, b, t);
+    if (c->kind == CACHE_NATIVE) memcpy(c->numbers + slot * c->W, row, (size_t)c->W * sizeof *row);
+    else for (int i = 0; i < NUM_PARTS; i++) {
+        int64_t start = c->part[i], n = c->part[i + 1] - start;
+        c->scales[slot * NUM_PARTS + i] = e4m3_quantize(c->codes + slot * c->W + start, row + start, n);
+    }
 }
 
 // That row; buffer (W) is where it may be put.
 static const float *cache_read(const Cache *c, int64_t l, int64_t b, int64_t t, float *buffer) {
-    size_t slot = cache_slot(c, l, b, t);
-    if (c->kind == CACHE_NATIVE) return c->numbers + slot * (size_t)c->W;
-    const uint8_t *codes = c->codes + slot * (size_t)c->W;
+    int64_t slot = cache_slot(c, l, b, t);
+    if (c->kind == CACHE_NATIVE) return c->numbers + slot * c->W;
+    const uint8_t *codes = c->codes + slot * c->W;
     for (int i = 0; i < NUM_PARTS; i++) {
-        float scale = c->scales[slot * NUM_PARTS + (size_t)i];
+        float scale = c->scales[slot * NUM_PARTS + i];
         for (int64_t j = c->part[i]; j < c->part[i + 1]; j++) buffer[j] = scale * c->value[codes[j]];
     }
     return buffer;
@@ -91,7 +93,8 @@ static inline Terms head_terms(const Heads *heads, const float *row, int64_t h, 
 
 // Tokens begin to end - 1 of sequence b, for the query whose factors are fac (Pp). out: o (NH, HS), then the largest L (NH), then the sum of
 // p (NH). scratch: P (RK, RQ), L (NH) and a row (W).
-static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *c, int64_t l, int64_t b, int64_t begin, int64_t end) {
+static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *c, int64_t l, int64_t b, int64_t begin,
+                           int64_t end) {
     const Heads *q = &m->q, *k = &m->k, *v = &m->v;
     int64_t NH = m->config.n_head, HS = m->config.head_dim, RQ = q->R, RK = k->R;
     float *largest = out + NH * HS, *sum = largest + NH, *P = scratch, *L = P + RK * RQ, *buffer = L + NH;
@@ -142,8 +145,8 @@ static void flashtpa_split(float *out, float *scratch, const float *fac, const M
 // y (B, n, Dp) for queries with factors fac (B, n, Pp), query i of sequence b seeing its tokens 0 to length[b] + i, itself the last. Where a
 // sequence is split depends on its length alone, so y has the same bits with any number of threads, of sequences and of queries.
 // partial (B, SPLITS, NH, HS + 2), scratch (threads, scratch_size)
-static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t scratch_size, const float *fac, const Model *m, const Cache *c, int64_t l,
-                            const int64_t *length, int64_t B, int64_t n) {
+static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t scratch_size, const float *fac, const Model *m, const Cache *c,
+                            int64_t l, const int64_t *length, int64_t B, int64_t n) {
     int64_t NH = m->config.n_head, HS = m->config.head_dim, size = NH * (HS + 2);
     for (int64_t i = 0; i < n; i++) {
         #pragma omp parallel for collapse(2) schedule(dynamic)
@@ -151,7 +154,8 @@ static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t sc
             for (int64_t split = 0; split < SPLITS; split++) {
                 int64_t tokens = length[b] + i + 1, part = (tokens - 1) / SPLITS + 1 > MIN_SPLIT ? (tokens - 1) / SPLITS + 1 : MIN_SPLIT;
                 int64_t begin = split * part, end = begin + part < tokens ? begin + part : tokens;
-                flashtpa_split(partial + (b * SPLITS + split) * size, scratch + omp_get_thread_num() * scratch_size, fac + (b * n + i) * m->Pp, m, c, l, b, begin, end);
+                flashtpa_split(partial + (b * SPLITS + split) * size, scratch + omp_get_thread_num() * scratch_size, fac + (b * n + i) * m->Pp, m, c,
+                               l, b, begin, end);
             }
         #pragma omp parallel for collapse(2)
         for (int64_t b = 0; b < B; b++)
@@ -199,7 +203,8 @@ enum { NUM_GENERATOR_BUFFERS = 18 };
 // The table behind Generator's buffers: where each pointer is and how much it needs.
 static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill, Buffer out[NUM_GENERATOR_BUFFERS]) {
     const Config *c = &m->config;
-    int64_t T = longest_prefill, rows = T > B * MAX_STEP_TOKENS ? T : B * MAX_STEP_TOKENS, threads = omp_get_max_threads(), NH = c->n_head, HS = c->head_dim;
+    int64_t T = longest_prefill, rows = T > B * MAX_STEP_TOKENS ? T : B * MAX_STEP_TOKENS, threads = omp_get_max_threads();
+    int64_t NH = c->n_head, HS = c->head_dim;
     g->rows = rows, g->prefill_rows = T, g->decode_scratch_size = m->k.R * m->q.R + NH + cache_width(m);
     const struct { float **pointer; int64_t elements; } table[NUM_GENERATOR_BUFFERS] = {
         {&g->params, (int64_t)m->num_stored}, {&g->x, rows * c->n_embd}, {&g->n, rows * c->n_embd}, {&g->rstd, rows}, {&g->fac, rows * m->Pp},
@@ -292,8 +297,8 @@ void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t
         fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f available\n", weights / MiB, cache / MiB, work / MiB,
                 need / MiB, have / MiB);
     if (need > have)
-        die(EXIT_INPUT, "this run needs %.1f GiB of memory (cache %.1f) and %.1f are available: lower --max-tokens (-g), or give fewer or shorter prompts",
-            need / GiB, cache / GiB, have / GiB);
+        die(EXIT_INPUT, "this run needs %.1f GiB of memory (cache %.1f) and %.1f are available: lower --max-tokens (-g), or give fewer or shorter "
+            "prompts", need / GiB, cache / GiB, have / GiB);
 }
 
 Generator *generator_open(const GenerateOptions *o, const Config *config, int64_t B, int64_t capacity) {
@@ -347,6 +352,8 @@ void generator_logits(Generator *g, float *logits) {
     memcpy(logits, g->logits, (size_t)(g->B * g->model.config.vocab_size) * sizeof *logits);
 }
 
+#ifndef GENERATE_NO_MAIN
 int main(int argc, char **argv) {
-    return generator_main(argc, argv, "generate_t6: text from a T6 checkpoint, on the CPU. Without flags: from out, after the prompt on standard input.");
+    return generator_main(argc, argv, "generate_t6: text from a T6 checkpoint, on the CPU. Without flags: from out, after a prompt on standard input");
 }
+#endif

@@ -162,7 +162,8 @@ LLMC_FN int64_t encode_numbers_(const char *text, size_t bytes, int64_t V, int32
     for (char *word = strtok_r(copy, " \t\r\n", &save), *end; word && n >= 0; word = strtok_r(NULL, " \t\r\n", &save)) {
         errno = 0;
         long long id = strtoll(word, &end, 10);
-        if (*end || errno || id < 0 || id >= V) n = fail(err, "\"%.20s\" is not a token; with --ids they are numbers from 0 to %" PRId64, word, V - 1);
+        if (*end || errno || id < 0 || id >= V)
+            n = fail(err, "\"%.20s\" is not a token; with --ids they are numbers from 0 to %" PRId64, word, V - 1);
         else ids[n++] = (int32_t)id;
     }
     free(copy);
@@ -170,7 +171,8 @@ LLMC_FN int64_t encode_numbers_(const char *text, size_t bytes, int64_t V, int32
 }
 
 // Adds the prompt; `what` names it in the line that refuses it.
-LLMC_FN int prompts_add_(Prompts *p, const GenerateOptions *o, const Tokenizer *t, int64_t V, const char *text, size_t bytes, const char *what, Error *err) {
+LLMC_FN int prompts_add_(Prompts *p, const GenerateOptions *o, const Tokenizer *t, int64_t V, const char *text, size_t bytes, const char *what,
+                         Error *err) {
     Error why;
     int32_t *ids = (int32_t *)xmalloc((bytes + 1) * sizeof *ids);
     int64_t n = o->ids ? encode_numbers_(text, bytes, V, ids, &why) : encode_text_(t, text, bytes, ids);
@@ -178,7 +180,8 @@ LLMC_FN int prompts_add_(Prompts *p, const GenerateOptions *o, const Tokenizer *
     if (n < 0) rc = fail(err, "%s: %s", what, why.text);
     else if (n == 0) rc = fail(err, "%s is empty; to begin with nothing, begin with end-of-text: --prompt '<|endoftext|>'", what);
     else if (o->context && n + o->max_tokens > o->context)
-        rc = fail(err, "%s has %" PRId64 " tokens; with --max-tokens %" PRId64 " that is more than --context %" PRId64, what, n, o->max_tokens, o->context);
+        rc = fail(err, "%s has %" PRId64 " tokens; with --max-tokens %" PRId64 " that is more than --context %" PRId64, what, n, o->max_tokens,
+                  o->context);
     p->list = (Prompt *)xrealloc(p->list, ((size_t)p->count + 1) * sizeof *p->list);
     p->list[p->count++] = (Prompt){ids, n};
     return rc;
@@ -347,7 +350,8 @@ LLMC_FN void generate(Generator *g, const GenerateOptions *o, const Prompts *p, 
     }
     if (o->stats) {
         qsort(latency, (size_t)steps, sizeof *latency, compare_doubles_);
-        fprintf(stderr, "prefill: %" PRId64 " tokens in %.3f s, %.0f tokens/s\n", prompt_tokens, prefill_seconds, (double)prompt_tokens / prefill_seconds);
+        fprintf(stderr, "prefill: %" PRId64 " tokens in %.3f s, %.1f tokens/s\n", prompt_tokens, prefill_seconds,
+                (double)prompt_tokens / prefill_seconds);
         if (steps)
             fprintf(stderr, "decode%s: %" PRId64 " tokens in %.3f s, %.1f tokens/s; a step, one token of each text: median %.3f ms, p99 %.3f ms\n",
                     o->no_cache ? " without cache" : "", new_tokens - B, decode_seconds, (double)(new_tokens - B) / decode_seconds,
@@ -449,8 +453,8 @@ LLMC_FN int check_golden_tokens(const GenerateOptions *options, const char *path
     cJSON *parsed = json ? cJSON_Parse(json) : NULL;
     int is_config = cJSON_IsObject(parsed), result = 0;
     cJSON_Delete(parsed);
-    if (!is_config || !idx || idx->num_dims != 2 || idx->shape[0] < 1 || idx->shape[1] < 2 || !gen || gen->elements < 1 || !logits || logits->num_dims != 3 ||
-        logits->elements % idx->elements) {
+    if (!is_config || !idx || idx->num_dims != 2 || idx->shape[0] < 1 || idx->shape[1] < 2 || !gen || gen->elements < 1 || !logits ||
+        logits->num_dims != 3 || logits->shape[0] != idx->shape[0] || logits->shape[1] != idx->shape[1]) {
         printf("FAIL golden %s: its config, idx (B, T), logits (B, T, V) or gen.tokens is missing; not a golden file\n", path);
     } else if (config_from_json(&config, json, path, &err) != 0) {
         printf("skip golden %s\n", err.text);
@@ -465,7 +469,8 @@ LLMC_FN int check_golden_tokens(const GenerateOptions *options, const char *path
         if (rc == 0) rc = safetensors_read(&file, gen, 0, (uint64_t)new_tokens, numbers + T, &err);
         if (rc == 0) rc = safetensors_read(&file, logits, (uint64_t)((T - 1) * V), (uint64_t)V, numbers + capacity, &err);
         for (int64_t i = 0; i < capacity && rc == 0; i++) {
-            if (!(numbers[i] >= 0 && numbers[i] < (double)V)) rc = fail(&err, "%s: it has the token %g, beyond the vocabulary of %" PRId64, path, numbers[i], V);
+            if (!(numbers[i] >= 0 && numbers[i] < (double)V))
+                rc = fail(&err, "%s: it has the token %g, beyond the vocabulary of %" PRId64, path, numbers[i], V);
             else ids[i] = (int32_t)numbers[i];
         }
         if (rc != 0) printf("FAIL golden %s\n", err.text);
@@ -485,8 +490,8 @@ LLMC_FN int check_golden_tokens(const GenerateOptions *options, const char *path
             generator_close(g);
             WayErrors e = check_ways(&o, &config, from, ids, T, want, generator_tolerance());
             result = wrong == 0 && e.passed;
-            printf("%s golden %s: %" PRId64 " tokens, %" PRId64 " wrong; logits off by %.1e (prefill), %.1e (steps of 1 to %d), %.1e (batch), %.1e (fp8 cache)\n",
-                   result ? "ok  " : "FAIL", path, new_tokens, wrong, e.prefill, e.steps, MAX_STEP_TOKENS, e.batch, e.fp8);
+            printf("%s golden %s: %" PRId64 " tokens, %" PRId64 " wrong; logits off by %.1e (prefill), %.1e (steps of 1 to %d), %.1e (batch), "
+                   "%.1e (fp8 cache)\n", result ? "ok  " : "FAIL", path, new_tokens, wrong, e.prefill, e.steps, MAX_STEP_TOKENS, e.batch, e.fp8);
         }
         free(numbers), free(ids), free(want);
     }
@@ -529,7 +534,8 @@ LLMC_FN int generator_main(int argc, char **argv, const char *title) {
     if (!folder || checkpoint_load_config(folder, &config, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
     int64_t V = config.vocab_size;
     if (!o.ids && end_of_text(V) < 0)
-        die(EXIT_INPUT, "--model: its vocabulary of %" PRId64 " is neither bytes (257) nor GPT-2's (50257): give and get numbers of tokens, with --ids", V);
+        die(EXIT_INPUT, "--model: its vocabulary of %" PRId64 " is neither bytes (257) nor GPT-2's (50257): give and get numbers of tokens, with "
+            "--ids", V);
     if (!o.ids && V < GPT2_VOCAB_SIZE) tokenizer_init_bytes(&tokenizer);
     else if (!o.ids && tokenizer_init_gpt2(&tokenizer, o.vocab, &err) != 0)
         die(EXIT_INPUT, "--vocab: %s; data/gpt2_vocab.sh gets it, and --ids needs none", err.text);

@@ -36,6 +36,13 @@ generate=("$program" -e "$tmp/tpa")
 gpt2=("$program" -e "$tmp/gpt2" --vocab $vocab)
 prompt='The trainer reads the shards and'
 
+# agree NAME OUTPUT: what --check printed is a pass, and its errors are but rounding's. The bound of --check itself leaves room for models
+# with sharp attention; in these, a head that is missing among 128 makes 1e-5 or more. LARGEST: for a program in another precision.
+agree() {
+    check "$1: $(sed -n 's/^ *off/off/p' <<<"$2")" "$(awk -v largest="${LARGEST:-1e-6}" '$1 == "off" { good = $3 <= largest && $12 <= largest }
+        /passed/ { good = good && /^1 passed, 0 failed/ } END { print good }' <<<"$2")" "$2"
+}
+
 # ---- golden vectors: greedy tokens through the cache, and all ways to the logits
 golden=$("$program" --golden test/golden/*.safetensors | tail -1)
 check "golden files: tokens by the cache, logits by all ways" "$([ "$golden" = "$(ls test/golden/*.safetensors | wc -l) passed, 0 failed" ] && echo 1)" "$golden"
@@ -47,16 +54,31 @@ for kind in $kinds; do
     "${greedy[@]}" >"$tmp/a" && "${greedy[@]}" --no-cache >"$tmp/b"
     check "$kind: $greedy_tokens greedy tokens are those of full recomputation" "$(cmp -s "$tmp/a" "$tmp/b" && [ "$(wc -c <"$tmp/a")" -gt $greedy_tokens ] && echo 1)" "$(cmp "$tmp/a" "$tmp/b" 2>&1)"
     one=$("$program" -e "$tmp/$kind" -p "$long" --check --threads 1) && two=$("$program" -e "$tmp/$kind" -p "$long" --check --threads 2)
-    check "$kind: $(sed -n 's/^ *off/off/p' <<<"$one")" "$(grep -q '^1 passed, 0 failed' <<<"$one" && echo 1)" "$one"
+    agree "$kind" "$one"
     check "$kind: the same bits with one thread and two" "$([ -n "$one" ] && [ "$one" = "$two" ] && echo 1)" "$one $two"
 done
 out=$("${generate[@]}" -p "$(head -c $long_bytes README.md)" --check)      # so long that every part of flashtpa_decode's splits is used
-check "tpa, $long_bytes tokens: $(sed -n 's/^ *off/off/p' <<<"$out")" "$(grep -q '^1 passed, 0 failed' <<<"$out" && echo 1)" "$out"
+agree "tpa, $long_bytes tokens" "$out"
+i=0
+while read -r shape; do     # heads, widths and ranks that nothing divides
+    i=$((i + 1))
+    model -i "$tmp/english/t_train_*.bin" $shape --n-layer 2 -t 64 -b 2 -d 128 -x 25 -n 25 -l 1e-2 -o "$tmp/shape_$i"
+    out=$("$program" -e "$tmp/shape_$i" -p "${long:0:120}" --check)
+    agree "$shape" "$out"
+done <<'END'
+--attn tpa --n-embd 40 --n-head 1 --head-dim 64 --q-rank 1 --k-rank 1 --v-rank 1
+--attn tpa --n-embd 40 --n-head 5 --head-dim 6 --q-rank 16 --k-rank 4 --v-rank 3
+--attn tpa --n-embd 24 --n-head 47 --head-dim 64 --q-rank 6 --k-rank 2 --v-rank 2
+--attn tpa --n-embd 24 --n-head 128 --head-dim 10 --q-rank 2 --k-rank 3 --v-rank 1
+--attn tpa_kvonly --n-embd 24 --n-head 7 --head-dim 22 --k-rank 3 --v-rank 4
+--attn gqa --n-embd 24 --n-head 9 --head-dim 14 --n-kv-head 3
+--attn mqa --n-embd 24 --n-head 11 --head-dim 2
+END
 greedy=("${gpt2[@]}" -p "Once upon a time" --temperature 0 --stop 0 -g $greedy_tokens)
 "${greedy[@]}" >"$tmp/a" && "${greedy[@]}" --no-cache >"$tmp/b"
 check "GPT-2 tokens: $greedy_tokens greedy tokens are those of full recomputation" "$(cmp -s "$tmp/a" "$tmp/b" && grep -q '^Once upon a time' "$tmp/a" && echo 1)" "$(head -c 300 "$tmp/a")"
 out=$("${gpt2[@]}" -p "$long" --check)
-check "GPT-2 tokens: $(sed -n 's/^ *off/off/p' <<<"$out")" "$(grep -q '^1 passed, 0 failed' <<<"$out" && echo 1)" "$out"
+agree "GPT-2 tokens" "$out"
 "${generate[@]}" -p "$prompt" --temperature 0 --stop 0 -g 100 --cache fp8 --stats >"$tmp/a" 2>"$tmp/b"
 check "an fp8 cache generates, and takes less" "$([ "$(wc -c <"$tmp/a")" = $((${#prompt} + 101)) ] && grep -q '^cache: fp8' "$tmp/b" && echo 1)" "$(cat "$tmp/b")"
 
