@@ -2,6 +2,7 @@
 #
 #   make CC=clang            another compiler
 #   make BLAS=0              plain OpenMP loops instead of OpenBLAS
+#   make MPI=0               one process only, though there is an MPI
 #   make SANITIZE=1          address and undefined-behaviour sanitizers
 #   make OUT=build/clang ... put the programs in another folder, so that variants live side by side
 #   make train_t6cu ARCH="80 90a"   GPU code for these architectures instead of this machine's GPU
@@ -23,6 +24,11 @@ HAVE_UTF8PROC := $(call links,$(HASH)include <utf8proc.h>,-lutf8proc)
 HAVE_ZSTD := $(call links,$(HASH)include <zstd.h>,-lzstd)
 HAVE_OPENBLAS := $(call links,$(HASH)include <cblas.h>,-lopenblas)
 HAVE_OPENMP := $(call links,$(HASH)include <omp.h>,-fopenmp)
+# Where mpi.h and libmpi are, mpicc knows (Open MPI's first, then MPICH's way of asking).
+MPICC_SAYS := $(shell mpicc --showme 2>/dev/null || mpicc -show 2>/dev/null)
+MPI_FLAGS := $(filter -I%,$(MPICC_SAYS))
+MPI_LIBS := $(filter -L% -l%,$(MPICC_SAYS))
+HAVE_MPI := $(if $(MPICC_SAYS),$(call links,$(HASH)include <mpi.h>,$(MPI_FLAGS) $(MPI_LIBS)))
 
 ifeq ($(SANITIZE),1)
 COMMON += -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -31,19 +37,26 @@ ifeq ($(if $(filter 0,$(BLAS)),,$(HAVE_OPENBLAS)),yes)
 BLAS_FLAGS := -DUSE_OPENBLAS
 BLAS_LIBS := -lopenblas
 endif
+ifeq ($(if $(filter 0,$(MPI)),,$(HAVE_MPI)),yes)
+COMM_FLAGS := -DUSE_MPI $(MPI_FLAGS)
+COMM_LIBS := $(MPI_LIBS)
+endif
+# What the ranks of a run compare, so that they are one program: a checksum of the sources.
+CODE := $(shell cat train_t6.c train_t6.cu llmc/*.h llmc/*.cuh | cksum | cut -d ' ' -f 1)
+COMM_FLAGS += -DT6_CODE='"$(CODE)"'
 
 # CUDA: nvcc from the path or its usual place; code for the GPU that is here, else for sm_80 and sm_90a.
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
 ARCH ?= $(or $(patsubst 90,90a,$(GPU_ARCH)),80 90a)
-NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
+NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) $(COMM_FLAGS) \
              -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
-NVCC_LIBS := -lcublasLt -lcjson -lgomp
+NVCC_LIBS := -lcublasLt -lcjson -lgomp $(COMM_LIBS)
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
 PROGRAMS := $(P)train_t6 $(P)data/tokenize $(P)data/toy_corpus
-TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS)
-TRAINER_LIBS := $(BLAS_LIBS) -lcjson -lm
+TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS) $(COMM_FLAGS)
+TRAINER_LIBS := $(BLAS_LIBS) $(COMM_LIBS) -lcjson -lm
 
 .PHONY: all help check-libraries headers test clean
 .DELETE_ON_ERROR:
@@ -63,7 +76,7 @@ help:
 	@echo 'make test            every test there is (scripts/test.sh)'
 	@echo 'make headers         each header of llmc/ compiles alone'
 	@echo 'make clean           remove what was built'
-	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), cJSON: $(or $(HAVE_CJSON),NO),' \
+	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), MPI: $(or $(HAVE_MPI),no), cJSON: $(or $(HAVE_CJSON),NO),' \
 	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO)'
 	@echo 'CUDA: $(or $(NVCC),no nvcc), code for $(foreach a,$(ARCH),sm_$(a)) ($(if $(GPU_ARCH),the GPU here,no GPU here))'
 

@@ -76,6 +76,7 @@ struct T6 {
     int32_t *counts;            // (V + 1) scratch of encoder_groups
     cudaGraphExec_t graphs[2];  // a step's first micro-batch, and its others
     int runs[2];
+    SpikeLimits limits;
     HostWeights host;
 };
 
@@ -128,7 +129,7 @@ static double memory_bytes(const Buffer *table, int first, int last) {
 void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, Recompute recompute) {
     memset(t, 0, sizeof *t);
     model_init(&t->model, config, PAD);
-    t->B = B, t->T = T, t->recompute = recompute;
+    t->B = B, t->T = T, t->recompute = recompute, t->limits = {INFINITY, INFINITY}, t->host.moments = {0, 1};
     CUDA_CHECK(cudaStreamCreate(&t->stream));
     Buffer table[NUM_BUFFERS];
     memory_table(t, &t->model, B, T, recompute, table);
@@ -321,6 +322,7 @@ void t6_micro_step(T6 *t, int64_t B, int64_t T, double dloss, MatmulMode mode) {
 void t6_update(T6 *t, AdamWStep step, double max_norm) {
     size_t n = t->model.num_stored;
     global_norm(&t->results->norm, t->norm_partial, t->grads, n, max_norm, t->stream);
+    launch(global_norm_judge_kernel, {1, 1, 0, t->stream}, &t->results->norm, &t->results->loss, t->limits.loss, t->limits.norm);
     adamw_update(t->params, t->master, t->adam_m, t->adam_v, t->grads, n, step, &t->results->norm, t->stream);
 }
 
@@ -365,6 +367,16 @@ void trainer_start(TrainOptions *o) {
         die(EXIT_SYSTEM, "this program holds no code for the %s (sm_%d%d; at least sm_80 is needed): build it on this "
             "machine, make train_t6cu", gpu.name, gpu.major, gpu.minor);
     if (o->peak_tflops == 0) o->peak_tflops = gpu_peak_tflops(gpu.name);
+}
+
+void trainer_describe(char *out, size_t size) {
+    int driver = 0;
+    cudaDeviceProp gpu;
+    char library[64];
+    cudaDriverGetVersion(&driver);
+    CUDA_CHECK(cudaGetDeviceProperties(&gpu, 0));
+    snprintf(out, size, "%s, driver for CUDA %d.%d, CUDA %d.%d, %s", gpu.name, driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+             CUDART_VERSION % 1000 / 10, comm_library(library));
 }
 
 // What this program's kernels ask of a model, beyond what config_check knows.
@@ -471,6 +483,8 @@ void trainer_micro_step(T6 *t, const int32_t *inputs, const int32_t *targets, do
     }
     CUDA_CHECK(cudaGraphLaunch(*graph, t->stream));
 }
+
+void trainer_limits(T6 *t, SpikeLimits limits) { t->limits = limits; }
 
 void trainer_update(T6 *t, const TrainOptions *o, double lr, int64_t step, double *loss, double *norm) {
     t6_update(t, adamw_step(lr, o->beta1, o->beta2, o->adam_eps, o->weight_decay, step), o->clip);

@@ -6,7 +6,10 @@
 
 enum { NORM_BLOCKS = 512, NORM_THREADS = 512 };     // a fixed grid: the order of the sum does not depend on the GPU
 
-typedef struct { double norm; float clip_factor; } GradientNorm;
+typedef struct {
+    double norm;
+    float clip_factor;      // NAN: the step is to be skipped
+} GradientNorm;
 
 // Sum over a block in double; valid in thread 0. shared: 32 doubles.
 __device__ inline double block_sum_double(double x, double *shared) {
@@ -37,6 +40,11 @@ __global__ void global_norm_final_kernel(GradientNorm *out, const double *partia
     double norm = sqrt(sum), factor = max_norm / (norm + 1e-6);
     out->norm = norm;
     out->clip_factor = max_norm > 0 && factor < 1 ? (float)factor : 1.0f;
+}
+
+// Marks a step to be skipped: a sum of losses or a norm above its limit (llmc/spikes.h), or not finite.
+__global__ void global_norm_judge_kernel(GradientNorm *norm, const double *loss, double max_loss, double max_norm) {
+    if (!isfinite(norm->norm) || *loss > max_loss || norm->norm > max_norm) norm->clip_factor = NAN;
 }
 
 // out (1), partial (NORM_BLOCKS): on the GPU. grads (n), n a multiple of 4
