@@ -281,7 +281,7 @@ LLMC_FN int comm_failed(Comm *c, int rc, Error *err, const char *what) {
 
 // Ends the program on every rank if any of them failed, with one line in all.
 LLMC_FN void comm_check(Comm *c, int rc, int code, Error *err) {
-    if (comm_failed(c, rc, err, "errors") == 0) return;
+    if (comm_failed(c, rc, err, "agreement that all is well") == 0) return;
     if (comm_world(c) == 1) die(code, "%s", err->text);
     if (c->rank == 0) fprintf(stderr, "%s: %s\n", *program_name_(), err->text);
     fflush(stdout);

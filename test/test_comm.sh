@@ -196,5 +196,52 @@ check "ranks killed $kills times: a line says which rank" "$([ $silent = 0 ] && 
 mpi 3 "${big[@]}" -z 1 -o "$tmp/killed" --resume >"$tmp/log" 2>&1
 check "ranks killed $kills times: it ends with the weights of one process" "$([ "$(weights "$tmp/killed/step_00000150")" = "$want" ] && echo 1)" "$(tail -1 "$tmp/log")"
 
+# ---- two machines: network namespaces with a cable between them, which is cut in the middle of a run
+if ip netns add ${hosts}a 2>/dev/null && ip netns add ${hosts}b && ip link add v${hosts}a netns ${hosts}a type veth peer name v${hosts}b netns ${hosts}b 2>/dev/null; then
+    i=0
+    for h in a b; do
+        i=$((i + 1))
+        ip -n $hosts$h addr add 10.77.0.$i/24 dev v$hosts$h
+        ip -n $hosts$h link set v$hosts$h up
+        ip -n $hosts$h link set lo up
+    done
+    # mpirun's way to the other machine, in place of ssh; and each machine has a name of its own
+    printf '#!/bin/sh\nshift\nexec ip netns exec %sb unshare --uts sh -c "hostname %sb; $*"\n' $hosts $hosts >"$tmp/agent"
+    chmod +x "$tmp/agent"
+    two_machines() {
+        # mpirun notices a lost machine by its own keep-alives, whose usual patience is five minutes
+        timeout 60 ip netns exec ${hosts}a unshare --uts sh -c "hostname ${hosts}a; exec \"\$@\"" sh mpirun -np 4 --host 10.77.0.1:2,10.77.0.2:2 \
+            --mca plm_rsh_agent "$tmp/agent" --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
+            --mca oob_tcp_keepalive_time 1 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 1 "$@"
+    }
+    sleep 0.5
+    two_machines "${small[@]}" -z 2 -o "$tmp/machines" >"$tmp/log" 2>&1
+    check "two machines over TCP" "$(grep -q "^rank 3 on ${hosts}b: " "$tmp/log" && echo 1)" "$(grep -v '^-' "$tmp/log" | tail -3)"
+    same "two machines over TCP" "$tmp/machines"
+    two_machines "${big[@]}" -x 3000 -n 10 -z 1 --comm-timeout 5 -o "$tmp/cut" >"$tmp/log" 2>&1 &
+    job=$!
+    for i in $(seq 100); do grep -q '^step 40/' "$tmp/log" && break; sleep 0.1; done
+    ip -n ${hosts}a link set v${hosts}a down
+    start=$SECONDS
+    wait $job
+    rc=$?
+    check "a cut cable ends the job within 12 s" "$([ $rc != 0 ] && [ $rc != 124 ] && [ $((SECONDS - start)) -le 12 ] && echo 1)" "code $rc after $((SECONDS - start)) s"
+    check "the ranks on this side say where they waited" "$([ "$(grep -c 'rank [01] of 4 on .*\(gave up\|waits for another rank\) in "' "$tmp/log")" = 2 ] && echo 1)" "$(grep -v '^step' "$tmp/log" | tail -5)"
+    check "no rank lives on, on either side" "$(pgrep -f "^$train .* -o $tmp/cut" >/dev/null || echo 1)"
+    last=$(ls "$tmp/cut" | sed -n 's/^step_0*\([0-9]*\)$/\1/p' | tail -1)
+    "${big[@]}" -x 3000 -n 10 -o "$tmp/uncut" >/dev/null 2>&1 &
+    uncut=$!
+    "${big[@]}" -x 3000 -n 10 -o "$tmp/cut" -y >"$tmp/log" 2>&1 &
+    cut=$!
+    goal=$(printf 'step_%08d' $((last + 20)))
+    for i in $(seq 200); do [ -d "$tmp/cut/$goal" ] && [ -d "$tmp/uncut/$goal" ] && break; sleep 0.1; done
+    kill -9 $cut $uncut 2>/dev/null
+    wait $cut $uncut 2>/dev/null
+    n=$((2 * (last + 20)))      # of each step two numbers
+    check "resumed after the cut, the run is the one that was not cut" "$([ "$(curve "$tmp/cut" | grep -v step | head -$n | sha256sum)" = "$(curve "$tmp/uncut" | grep -v step | head -$n | sha256sum)" ] && [ "$last" -gt 20 ] && echo 1)" "$(tail -1 "$tmp/log")"
+else
+    echo "skip two machines: no network namespaces here (they need root)"
+fi
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
