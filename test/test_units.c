@@ -262,6 +262,9 @@ static void test_checkpoint(void) {
         model_free(&shared);
     }
     check(ok, "checkpoint: read as slices by 1 to 8 ranks, the moments are the same");
+    const char *old = "{\"step\": \"7\", \"epoch\": \"1\", \"position\": \"2\", \"seed\": \"3\", \"shuffle\": \"1\", \"seq_len\": \"8\", \"shards\": \"9\", \"bad_steps\": \"0\"}";
+    ok = state_from_json_(&back, old, "old", &err) == 0 && back.step == 7 && back.shards == 9 && back.skipped == 0 && back.spikes.seen == 0;
+    check(ok, "checkpoint: the state of before there was a window of spikes");
     ok = checkpoint_prune(out, 2, 3, &err) == 0;
     int64_t *steps = checkpoint_steps(out, &n), wanted[] = {3, 6, 8, 9};
     check(ok && n == 4 && !memcmp(steps, wanted, sizeof wanted), "checkpoint: --keep 2 --keep-every 3 leaves 3, 6, 8 and 9");
