@@ -2,7 +2,7 @@
 #
 #   make CC=clang            another compiler
 #   make BLAS=0              plain OpenMP loops instead of OpenBLAS
-#   make MPI=0               one process only, though there is an MPI
+#   make MPI=0 NCCL=0        one process only, though there is an MPI; GPUs without NCCL
 #   make SANITIZE=1          address and undefined-behaviour sanitizers
 #   make OUT=build/clang ... put the programs in another folder, so that variants live side by side
 #   make train_t6cu ARCH="80 90a"   GPU code for these architectures instead of this machine's GPU
@@ -49,9 +49,15 @@ COMM_FLAGS += -DT6_CODE='"$(CODE)"'
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
 ARCH ?= $(or $(patsubst 90,90a,$(GPU_ARCH)),80 90a)
-NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) $(COMM_FLAGS) \
+CUDA_PATHS := $(if $(NVCC),-I$(dir $(NVCC))../include -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../lib)
+HAVE_NCCL := $(if $(NVCC),$(call links,$(HASH)include <nccl.h>,$(CUDA_PATHS) -lnccl))
+ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
+NCCL_FLAGS := -DUSE_NCCL
+NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
+endif
+NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) $(COMM_FLAGS) $(NCCL_FLAGS) \
              -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
-NVCC_LIBS := -lcublasLt -lcjson -lgomp $(COMM_LIBS)
+NVCC_LIBS := -lcublasLt -lcjson -lgomp $(COMM_LIBS) $(NCCL_LIBS)
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
 PROGRAMS := $(P)train_t6 $(P)data/tokenize $(P)data/toy_corpus
@@ -76,7 +82,7 @@ help:
 	@echo 'make test            every test there is (scripts/test.sh)'
 	@echo 'make headers         each header of llmc/ compiles alone'
 	@echo 'make clean           remove what was built'
-	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), MPI: $(or $(HAVE_MPI),no), cJSON: $(or $(HAVE_CJSON),NO),' \
+	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), MPI: $(or $(HAVE_MPI),no), NCCL: $(or $(HAVE_NCCL),no), cJSON: $(or $(HAVE_CJSON),NO),' \
 	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO)'
 	@echo 'CUDA: $(or $(NVCC),no nvcc), code for $(foreach a,$(ARCH),sm_$(a)) ($(if $(GPU_ARCH),the GPU here,no GPU here))'
 

@@ -612,6 +612,7 @@ static void flush_denormals(void) {
 
 void trainer_start(TrainOptions *o) {
     int ranks = o->comm ? o->comm->local_world : 1, share = (int)sysconf(_SC_NPROCESSORS_ONLN) / ranks;
+    if (comm_world(o->comm) > 1 && !o->comm->run) die(EXIT_INPUT, "--comm-file is for GPUs: ranks on CPUs meet over MPI, started by mpirun or srun --mpi=pmix");
     flush_denormals();
     if (o->threads > 0) omp_set_num_threads((int)o->threads);
     else if (ranks > 1 && share < omp_get_max_threads()) omp_set_num_threads(share > 0 ? share : 1);

@@ -19,14 +19,17 @@
 
 enum { COMM_START_SECONDS = 120 };      // the deadline until the command line has said another
 
-typedef struct Comm {
+typedef struct Comm Comm;
+typedef struct CommCall CommCall;
+struct Comm {
     int rank, world;                    // this process among all
     int local_rank, local_world;        // and among those of its host
     char host[64];
     double timeout_seconds;
     int64_t step;                       // for the error line
     double seconds;                     // spent in collectives so far
-} Comm;
+    void (*run)(Comm *c, const CommCall *call);     // how it is done: over MPI, or (llmc/comm.cuh) over NCCL; NULL: not yet
+};
 
 LLMC_FN int comm_rank(const Comm *c) { return c ? c->rank : 0; }
 LLMC_FN int comm_world(const Comm *c) { return c ? c->world : 1; }
@@ -50,10 +53,10 @@ LLMC_FN void stop_on_signals(void) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What MPI is asked for: one kind of call, so that a build without it is one function shorter.
+// What a transport is asked for: one kind of call, so that another one is one function.
 
 typedef enum { COMM_SUM, COMM_EXCHANGE, COMM_ALL_GATHER, COMM_GATHER, COMM_BROADCAST } CommOp;
-typedef struct {
+struct CommCall {
     CommOp op;
     const char *what;           // for the error line
     void *recv;
@@ -61,7 +64,7 @@ typedef struct {
     size_t n;                   // doubles (SUM), floats (EXCHANGE, ALL_GATHER), bytes (GATHER, BROADCAST), of each rank
     int root;
     int givers;                 // EXCHANGE: ranks below this one send, the others only receive
-} CommCall;
+};
 
 // A rank that waited in vain ends: another one has died, hangs, or cannot be reached. Not by exit(), which might wait for it too.
 LLMC_FN __attribute__((noreturn)) void comm_give_up(const Comm *c, const char *what, const char *why) {
@@ -88,6 +91,19 @@ LLMC_FN void comm_still_waiting(const Comm *c, const char *what, double start, i
     else usleep(20);
 }
 
+// Libraries that do not return when a rank is missing are called between comm_start_deadline(seconds) and comm_start_deadline(0).
+LLMC_FN void comm_start_timeout_(int number) {
+    (void)number;
+    static const char text[] = "t6: gave up at the start: the ranks do not find each other\n";
+    ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)ignored;
+    _exit(EXIT_SYSTEM);
+}
+LLMC_FN void comm_start_deadline(unsigned seconds) {
+    signal(SIGALRM, comm_start_timeout_);
+    alarm(seconds);
+}
+
 #ifdef USE_MPI
 LLMC_FN void comm_mpi_check_(const Comm *c, int rc, const char *what) {
     if (rc == MPI_SUCCESS) return;
@@ -97,7 +113,7 @@ LLMC_FN void comm_mpi_check_(const Comm *c, int rc, const char *what) {
     comm_give_up(c, what, text);
 }
 
-LLMC_FN void comm_run_(Comm *c, const CommCall *call) {
+LLMC_FN void comm_mpi_run_(Comm *c, const CommCall *call) {
     MPI_Comm all = MPI_COMM_WORLD;
     MPI_Request request;
     int n = (int)call->n, rc = 0, turns = 0, done = 0, *plan = NULL;
@@ -128,20 +144,11 @@ LLMC_FN void comm_run_(Comm *c, const CommCall *call) {
     c->seconds += now_seconds() - start;
 }
 
-LLMC_FN void comm_init_timeout_(int number) {
-    (void)number;
-    static const char text[] = "MPI_Init did not return: the ranks do not find each other\n";
-    ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
-    (void)ignored;
-    _exit(EXIT_SYSTEM);
-}
-
 LLMC_FN void comm_start_(Comm *c) {
     MPI_Comm local;
-    signal(SIGALRM, comm_init_timeout_);
-    alarm(COMM_START_SECONDS);
+    comm_start_deadline(COMM_START_SECONDS);
     if (MPI_Init(NULL, NULL) != MPI_SUCCESS) die(EXIT_SYSTEM, "MPI_Init failed");
-    alarm(0);
+    comm_start_deadline(0);
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &c->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &c->world);
@@ -149,9 +156,14 @@ LLMC_FN void comm_start_(Comm *c) {
     MPI_Comm_rank(local, &c->local_rank);
     MPI_Comm_size(local, &c->local_world);
     MPI_Comm_free(&local);
+    c->run = comm_mpi_run_;
 }
 
-LLMC_FN void comm_finish_(void) { MPI_Finalize(); }
+LLMC_FN void comm_finish_(void) {
+    int started = 0;
+    MPI_Initialized(&started);
+    if (started) MPI_Finalize();
+}
 
 LLMC_FN const char *comm_library(char out[64]) {        // "Open MPI v4.1.4, ..." without what follows the comma
     char text[MPI_MAX_LIBRARY_VERSION_STRING];
@@ -162,7 +174,6 @@ LLMC_FN const char *comm_library(char out[64]) {        // "Open MPI v4.1.4, ...
     return out;
 }
 #else
-LLMC_FN void comm_run_(Comm *c, const CommCall *call) { (void)c, die(EXIT_SYSTEM, "internal error: \"%s\" without MPI", call->what); }
 LLMC_FN void comm_start_(Comm *c) {
     (void)c;
     die(EXIT_INPUT, "started as one of several ranks, but built without MPI: install Open MPI (scripts/setup.sh mpi) and build again");
@@ -186,13 +197,32 @@ LLMC_FN int comm_launched_(const char **slurm_alone) {
     return n;
 }
 
-LLMC_FN void comm_open(Comm *c) {
+// --comm-file: ranks that MPI cannot start, under a Slurm without PMIx say, are numbered by the environment alone, and meet through that
+// file and NCCL. That is looked for before the command line is read, because the command line is already read by all ranks together.
+LLMC_FN int comm_without_mpi_(Comm *c, int argc, char **argv) {
+    int asked = 0;
+    for (int i = 1; i < argc; i++) asked |= !strncmp(argv[i], "--comm-file", 11);
+    const char *names[][3] = {{"SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"}, {"WORLD_SIZE", "RANK", "LOCAL_RANK"}};
+    for (int i = 0; asked && i < 2; i++) {
+        const char *world = getenv(names[i][0]), *rank = getenv(names[i][1]), *local = getenv(names[i][2]);
+        if (!world || !rank || !local) continue;
+        c->world = atoi(world), c->rank = atoi(rank), c->local_rank = atoi(local), c->local_world = c->local_rank + 1;
+        if (c->world < 1 || c->rank < 0 || c->rank >= c->world) die(EXIT_INPUT, "%s=%s and %s=%s: not a rank", names[i][0], world, names[i][1], rank);
+        return 1;
+    }
+    if (asked) die(EXIT_INPUT, "--comm-file: the environment has neither SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID nor WORLD_SIZE, RANK and LOCAL_RANK");
+    return 0;
+}
+
+LLMC_FN void comm_open(Comm *c, int argc, char **argv) {
     const char *slurm;
     memset(c, 0, sizeof *c);
     c->world = c->local_world = 1, c->timeout_seconds = COMM_START_SECONDS;
     gethostname(c->host, sizeof c->host - 1);
-    if (comm_launched_(&slurm) == 1) return;
-    comm_start_(c);
+    if (!comm_without_mpi_(c, argc, argv)) {
+        if (comm_launched_(&slurm) == 1) return;
+        comm_start_(c);
+    } else slurm = NULL;
     if (c->world == 1 && slurm)
         die(EXIT_INPUT, "srun started %s tasks, but MPI sees each of them alone: use srun --mpi=pmix (srun --mpi=list says what there is), or mpirun", slurm);
     if (c->world > 1) set_program_name(xasprintf("%s (rank %d of %d on %s)", *program_name_(), c->rank, c->world, c->host));
@@ -200,7 +230,7 @@ LLMC_FN void comm_open(Comm *c) {
 
 LLMC_FN void comm_close(Comm *c) {
     if (c->world > 1) comm_finish_();
-    c->world = 1, c->rank = 0;
+    c->world = 1, c->rank = 0, c->run = NULL;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +239,7 @@ LLMC_FN void comm_close(Comm *c) {
 // x (n) becomes the sum over ranks. Where all but one have zeros the sum is exact, and so is not the order's business.
 LLMC_FN void comm_sum(Comm *c, double *x, size_t n, const char *what) {
     CommCall call = {COMM_SUM, what, x, NULL, n, 0, 0};
-    if (comm_world(c) > 1) comm_run_(c, &call);
+    if (comm_world(c) > 1) c->run(c, &call);
 }
 
 LLMC_FN void comm_barrier(Comm *c, const char *what) {
@@ -229,7 +259,7 @@ LLMC_FN int comm_any(Comm *c, int yes, const char *what) {
 LLMC_FN void comm_reduce_scatter(Comm *c, float *sum, const float *parts, float *scratch, size_t n, int givers, const char *what) {
     CommCall call = {COMM_EXCHANGE, what, scratch, parts, n, 0, givers};
     const float *from = comm_world(c) > 1 ? scratch : parts;
-    if (comm_world(c) > 1) comm_run_(c, &call);
+    if (comm_world(c) > 1) c->run(c, &call);
     for (int r = 0; r < givers; r++) {
         const float *part = from + (size_t)r * n;
 #ifdef _OPENMP
@@ -242,20 +272,20 @@ LLMC_FN void comm_reduce_scatter(Comm *c, float *sum, const float *parts, float 
 // x (world, n): every rank brings its row.
 LLMC_FN void comm_all_gather(Comm *c, float *x, size_t n, const char *what) {
     CommCall call = {COMM_ALL_GATHER, what, x, NULL, n, 0, 0};
-    if (comm_world(c) > 1) comm_run_(c, &call);
+    if (comm_world(c) > 1) c->run(c, &call);
 }
 
 // out (world, bytes) of rank root: mine (bytes) of every rank.
 LLMC_FN void comm_gather(Comm *c, void *out, const void *mine, size_t bytes, int root, const char *what) {
     CommCall call = {COMM_GATHER, what, out, mine, bytes, root, 0};
-    if (comm_world(c) > 1) comm_run_(c, &call);
+    if (comm_world(c) > 1) c->run(c, &call);
     else if (out != mine) memcpy(out, mine, bytes);
 }
 
 LLMC_FN void comm_broadcast(Comm *c, void *x, size_t bytes, int root, const char *what) {
     for (size_t at = 0; comm_world(c) > 1 && at < bytes; at += 1 << 30) {
         CommCall call = {COMM_BROADCAST, what, (char *)x + at, NULL, bytes - at < 1 << 30 ? bytes - at : 1 << 30, root, 0};
-        comm_run_(c, &call);
+        c->run(c, &call);
     }
 }
 
@@ -263,7 +293,7 @@ typedef struct { int rc; Error err; } CommVerdict;
 
 // Gives every rank the verdict of all: 0, or -1 with the line of the lowest rank that failed.
 LLMC_FN int comm_failed(Comm *c, int rc, Error *err, const char *what) {
-    if (comm_world(c) == 1) return rc;
+    if (comm_world(c) == 1 || !c->run) return rc;
     CommVerdict mine, *all = NULL;
     memset(&mine, 0, sizeof mine);
     mine.rc = rc;
@@ -282,7 +312,7 @@ LLMC_FN int comm_failed(Comm *c, int rc, Error *err, const char *what) {
 // Ends the program on every rank if any of them failed, with one line in all.
 LLMC_FN void comm_check(Comm *c, int rc, int code, Error *err) {
     if (comm_failed(c, rc, err, "agreement that all is well") == 0) return;
-    if (comm_world(c) == 1) die(code, "%s", err->text);
+    if (comm_world(c) == 1 || !c->run) die(code, "%s", err->text);
     if (c->rank == 0) fprintf(stderr, "%s: %s\n", *program_name_(), err->text);
     fflush(stdout);
     comm_finish_();

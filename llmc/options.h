@@ -30,6 +30,7 @@ typedef struct {
     const char *transport, *comm_file;
     double comm_timeout;
     Comm *comm;                 // NULL: one process
+    void *gpu_comm;             // GpuComm of llmc/comm.cuh, for the GPU trainer
     // derived
     Schedule schedule;
     int64_t accum;              // micro-batches a step, of all ranks together
@@ -94,7 +95,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2, "GPU: compute again instead of keeping; 1: the MLP's inside, 2: and factors", 0},
         {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6, "the machine's peak, for the % column; 0: not known", 0},
         {'z', "zero", FLAG_INT, &o->zero, "0", 0, 2, "ranks share out 0: the work alone, 1: AdamW's state too, 2: and gradients", 0},
-        {0, "comm", FLAG_TEXT, &o->transport, "nccl", 0, 0, "GPUs: nccl, or mpi, through host memory; ranks may then share a GPU", 0},
+        {0, "comm", FLAG_TEXT, &o->transport, "auto", 0, 0, "GPUs: nccl, or mpi, through host memory; auto: nccl if several", 0},
+        {0, "comm-file", FLAG_TEXT, &o->comm_file, NULL, 0, 0, "GPUs without MPI: a file, seen by all ranks, through which they meet", 0},
         {0, "comm-timeout", FLAG_REAL, &o->comm_timeout, "600", 0, 1e6, "seconds a rank waits for the others, saving included; 0: for ever", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory and arithmetic, and stop", 0},
     };
@@ -177,6 +179,8 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     if (o->lr < 0) o->lr = p->lr;
     if (o->min_lr < 0) o->min_lr = p->min_lr < o->lr ? p->min_lr : o->lr / 10;
     if (o->min_lr > o->lr) return fail(err, "--min-lr %g is above --lr %g", o->min_lr, o->lr);
+    if (strcmp(o->transport, "auto") && strcmp(o->transport, "nccl") && strcmp(o->transport, "mpi"))
+        return fail(err, "--comm: \"%s\" is not accepted; it takes auto, nccl or mpi", o->transport);
     if (o->tokens_per_step % micro != 0)
         return fail(err, "--tokens-per-step %lld is not a multiple of the micro-batch, %lld x %lld = %lld tokens; take %lld", (long long)o->tokens_per_step,
                     (long long)o->batch_size, (long long)o->seq_len, (long long)micro, (long long)((o->tokens_per_step + micro - 1) / micro * micro));

@@ -141,7 +141,7 @@ LLMC_FN int resume_data(DataLoader *train, const TrainState *state, const TrainS
 
 // What all ranks must have in common, one line each: the program, the data, and every flag but those of a host.
 LLMC_FN char *run_description(TrainOptions *o, const DataLoader *train, const DataLoader *val) {
-    static const char *const own[] = {"train-data", "val-data", "vocab", "threads", "peak-tflops", "comm-timeout", "plan"};
+    static const char *const own[] = {"train-data", "val-data", "vocab", "threads", "peak-tflops", "comm-timeout", "comm-file", "plan"};
     Flag flags[NUM_TRAIN_FLAGS];
     char *text = NULL;
     size_t size = 0;
@@ -284,7 +284,7 @@ LLMC_FN int trainer_main(int argc, char **argv, const char *title) {
     Model planned;
     int64_t last;
     set_program_name(argv[0]);
-    comm_open(&comm);
+    comm_open(&comm, argc, argv);
     comm_check(&comm, train_options(&o, argc, argv, title, checkpoint_load_config, &err), EXIT_INPUT, &err);
     o.comm = &comm, comm.timeout_seconds = o.comm_timeout;
     trainer_start(&o);

@@ -41,7 +41,7 @@ run=("$train" "${small[@]}" -v 0 -s 0)
 
 # ---- flags: every numeric one with nothing, a word, -1, a huge value; and 0 where 0 has no meaning
 flags=$("$train" --help | sed -n 's/^  .. --\([a-z0-9-]*\) .*/\1/p; s/^     --\([a-z0-9-]*\) .*/\1/p')
-texts=" train-data val-data vocab model attn out comm "
+texts=" train-data val-data vocab model attn out comm comm-file "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
 count=0
 for f in $flags; do
