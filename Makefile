@@ -55,14 +55,19 @@ ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
 NCCL_FLAGS := -DUSE_NCCL
 NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
 endif
-NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) $(COMM_FLAGS) $(NCCL_FLAGS) \
+NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
              -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
-NVCC_LIBS := -lcublasLt -lcjson -lgomp $(COMM_LIBS) $(NCCL_LIBS)
+NVCC_LIBS := -lcublasLt -lcjson -lgomp
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
-PROGRAMS := $(P)train_t6 $(P)data/tokenize $(P)data/toy_corpus
-TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS) $(COMM_FLAGS)
-TRAINER_LIBS := $(BLAS_LIBS) $(COMM_LIBS) -lcjson -lm
+PROGRAMS := $(P)train_t6 $(P)generate_t6 $(P)data/tokenize $(P)data/toy_corpus
+# Only the trainers are several processes.
+MODEL = $(COMMON) -fopenmp $(BLAS_FLAGS)
+MODEL_LIBS := $(BLAS_LIBS) -lcjson -lm
+TRAINER = $(MODEL) $(COMM_FLAGS)
+TRAINER_LIBS := $(MODEL_LIBS) $(COMM_LIBS)
+NVCC_TRAINER = $(NVCC_FLAGS) $(COMM_FLAGS) $(NCCL_FLAGS)
+NVCC_TRAINER_LIBS := $(NVCC_LIBS) $(COMM_LIBS) $(NCCL_LIBS)
 
 .PHONY: all help check-libraries headers test clean
 .DELETE_ON_ERROR:
@@ -70,13 +75,15 @@ TRAINER_LIBS := $(BLAS_LIBS) $(COMM_LIBS) -lcjson -lm
 all: $(PROGRAMS)
 
 help:
-	@echo 'make                 the CPU programs: train_t6, data/tokenize, data/toy_corpus'
+	@echo 'make                 the CPU programs: train_t6, generate_t6, data/tokenize, data/toy_corpus'
 	@echo 'make train_t6        the CPU trainer (the reference)'
+	@echo 'make generate_t6     text from a checkpoint, on the CPU'
 	@echo 'make test_t6         its gradient checks: finite differences and golden vectors; run ./test_t6'
 	@echo 'make test_units      tests of the headers in llmc/'
 	@echo 'make tokenize        text to token shards: data/tokenize'
 	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
 	@echo 'make train_t6cu      the GPU trainer (CUDA 12 or 13)'
+	@echo 'make generate_t6cu   text from a checkpoint, on the GPU'
 	@echo 'make test_t6cu       the GPU trainer against train_t6.c; run ./test_t6cu'
 	@echo 'make cuda_benches    microbenchmarks of the GPU operators, dev/cuda/X.cu to build/X'
 	@echo 'make test            every test there is (scripts/test.sh)'
@@ -94,6 +101,10 @@ check-libraries:
 $(P)train_t6: train_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) $< -o $@ $(TRAINER_LIBS)
+
+$(P)generate_t6: generate_t6.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(MODEL) $< -o $@ $(MODEL_LIBS) -lutf8proc
 
 # test_t6.c is compiled twice, the second time with the trainer in double precision for the finite differences; of that object
 # only one function stays visible.
@@ -121,18 +132,22 @@ check-nvcc: check-libraries
 
 $(P)train_t6cu: train_t6.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+	$(NVCC) $(NVCC_TRAINER) $< -o $@ $(NVCC_TRAINER_LIBS)
 
 # The reference that test_t6.cu checks against: train_t6.c as an object without its main.
 $(P)test_t6cu: test_t6.cu train_t6.c Makefile | check-nvcc
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) -DT6_NO_MAIN -c train_t6.c -o $@.ref.o
-	$(NVCC) $(NVCC_FLAGS) $< $@.ref.o -o $@ $(NVCC_LIBS) $(BLAS_LIBS)
+	$(NVCC) $(NVCC_TRAINER) $< $@.ref.o -o $@ $(NVCC_TRAINER_LIBS) $(BLAS_LIBS) -lutf8proc
+
+$(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS) -lutf8proc
 
 cuda_benches: $(CUDA_BENCHES)
 build/%: dev/cuda/%.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) -Illmc $< -o $@ $(NVCC_LIBS)
+	$(NVCC) $(NVCC_TRAINER) -Illmc $< -o $@ $(NVCC_TRAINER_LIBS)
 
 ifeq ($(OUT),)
 .PHONY: tokenize toy_corpus
@@ -144,13 +159,13 @@ endif
 headers:
 	@for h in llmc/*.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && g++ -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
-	@$(if $(NVCC),for h in llmc/*.cuh; do $(NVCC) $(filter-out -MMD -MP -O3,$(NVCC_FLAGS)) -diag-suppress 177 -O0 -x cu -c $$h -o /dev/null || exit 1; done)
+	@$(if $(NVCC),for h in llmc/*.cuh; do $(NVCC) $(filter-out -MMD -MP -O3,$(NVCC_TRAINER)) -diag-suppress 177 -O0 -x cu -c $$h -o /dev/null || exit 1; done)
 	@echo "headers: each compiles alone"
 
 test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 test_t6 train_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
+	rm -rf build train_t6 generate_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d build/*.d)

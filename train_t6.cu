@@ -164,10 +164,12 @@ void t6_alloc(T6 *t, const TrainOptions *o) {
     for (int i = 0; i < NUM_BUFFERS; i++) {
         size_t bytes = table[i].elements * table[i].bytes;
         cudaError_t error = cudaMalloc(table[i].pointer, bytes);
-        if (error == cudaErrorMemoryAllocation)
-            die(EXIT_SYSTEM, "out of GPU memory: %.2f GiB more are needed and not there; raise --recompute (-r), or lower "
-                "--batch-size (-b) or --seq-len (-t)",
-                memory_bytes(table, i, NUM_BUFFERS - 1) / 0x1p30);
+        if (error == cudaErrorMemoryAllocation) {
+            size_t free_bytes, total_bytes;
+            CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+            die(EXIT_SYSTEM, "out of GPU memory: %.2f GiB more are needed and %.2f are free; raise --recompute (-r), or lower "
+                "--batch-size (-b) or --seq-len (-t)", memory_bytes(table, i, NUM_BUFFERS - 1) / 0x1p30, (double)free_bytes / 0x1p30);
+        }
         CUDA_CHECK(error);
         if (bytes) CUDA_CHECK(cudaMemsetAsync(*table[i].pointer, 0, bytes, t->stream));
     }

@@ -61,7 +61,7 @@ struct alignas(16) Packed16 {
 };
 
 // Through int4, because the compiler may cut the copy of a struct into its elements. It may still cut what store16 writes, in four,
-// where it has moved the address out of a loop: look at the SASS, and take ptx_store_global_16.
+// where it has moved the address out of a loop: look at the SASS.
 template <class T>
 __device__ inline Packed16<T> load16(const T *p) {
     int4 bits = *reinterpret_cast<const int4 *>(p);

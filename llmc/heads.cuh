@@ -1,9 +1,10 @@
 // RoPE and the contraction of factors, one kernel each way: q, k and v of a token from its row of factors (Heads in model.h),
 //   head_i = scale sum_r a[i][r] b_r,   b_r rotated by the token's position where it belongs to q or k
 // and back: da[i][r] = scale <dhead_i, b_r>;  db_r = scale sum_i a[i][r] dhead_i, rotated back.
-// The factors are kept unrotated; the rotation happens in shared memory on the way. In bf16 the sums run on the tensor cores,
-// for few numbers though they are: by ordinary instructions the backward ones took four times as long as their bytes do
-// (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not copied out: q, k or v then has R heads, not NH.
+// The factors are kept unrotated; the rotation happens in shared memory on the way. In bf16 the sums of the backward pass run on the
+// tensor cores, for few numbers though they are: by ordinary instructions they took four times as long as their bytes do, while the
+// forward ones gain nothing there (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not copied out: q, k or v then has R
+// heads, not NH.
 #ifndef LLMC_HEADS_CUH
 #define LLMC_HEADS_CUH
 
@@ -12,8 +13,8 @@
 #include "ptx.cuh"
 
 enum {
-    HEADS_THREADS = 128,
-    HEADS_TOKENS = 2        // forward: tokens of a block, whose factors are fetched together
+    HEADS_FORWARD_THREADS = 32,     // a warp a token: four warps would each read all its vectors from shared memory (0.125 ms, not 0.104)
+    HEADS_THREADS = 128             // backward
 };
 
 typedef struct { Heads q, k, v; int T, NH, HS, Pp; } HeadsShape;
@@ -46,163 +47,90 @@ __device__ inline void heads_rotate_pair(float &x1, float &x2, const Heads &h, c
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Forward: pieces of the kernel. row (Pp): a token's factors, in shared memory
-//
-// Vectors b of a token, rotated and scaled, on their way to the heads. In fp32 they stand as they are, (R, HS). In bf16 the tensor cores
-// sum over 8 vectors at a time, and so that nothing is lost to rounding each number is split in two bf16, high + low, which stand side
-// by side as if there were 16 vectors: words of two vectors, (eights of R, high or low, 4, HS + 2). The two columns more put the words
-// that a warp reads together in different banks.
+// Forward: pieces of the kernel. row (Pp): a token's factors, fp32, in shared memory
 
-__host__ __device__ inline int heads_vectors_words(const Heads &h, int HS) {
-    if (h.kind == HEADS_GROUPED) return 0;
-    return sizeof(floatX) == 2 ? (h.R + 7) / 8 * 8 * (HS + 2) : h.R * HS;
-}
-
-// A rotated, scaled pair (i, i + HS / 2) of vector r; beyond the last vector zeros.
-__device__ inline float2 heads_scaled_pair(const floatX *row, const Heads &h, const float *table, int r, int i, int HS) {
-    if (r >= h.R) return make_float2(0, 0);
-    float x1 = (float)row[h.b + r * HS + i], x2 = (float)row[h.b + r * HS + HS / 2 + i];
-    heads_rotate_pair(x1, x2, h, table, i, HS, ROTATE);
-    return make_float2((float)h.scale * x1, (float)h.scale * x2);
-}
-
-__device__ inline void heads_vectors(float *vectors, const float *row, const Heads &h, const float *table, int HS) {
+// Turns the vectors of `h` in place by the angles of `table` (HS).
+__device__ inline void heads_rotate(float *row, const Heads &h, const float *table, int HS) {
     int half = HS / 2;
-    for (int p = threadIdx.x; p < h.R * half; p += HEADS_THREADS) {
-        int r = p / half, i = p % half;
-        float2 x = heads_scaled_pair((const floatX *)row, h, table, r, i, HS);
-        vectors[r * HS + i] = x.x, vectors[r * HS + half + i] = x.y;
+    for (int p = threadIdx.x; p < h.R * half; p += HEADS_FORWARD_THREADS) {
+        float *x1 = row + h.b + p / half * HS + p % half;
+        heads_rotate_pair(x1[0], x1[half], h, table, p % half, HS, ROTATE);
     }
 }
 
-__device__ inline void heads_vectors(float *vectors, const bf16 *row, const Heads &h, const float *table, int HS) {
-    int half = HS / 2, width = HS + 2;
-    for (int p = threadIdx.x; p < (h.R + 7) / 8 * 4 * half; p += HEADS_THREADS) {
-        int two = p / half, i = p % half;
-        float2 x = heads_scaled_pair((const floatX *)row, h, table, 2 * two, i, HS);
-        float2 y = heads_scaled_pair((const floatX *)row, h, table, 2 * two + 1, i, HS);
-        uint32_t *high = (uint32_t *)vectors + (two / 4 * 8 + two % 4) * width + i, *low = high + 4 * width;
-        high[0] = ptx_pack_bf16(x.x, y.x), high[half] = ptx_pack_bf16(x.y, y.y);
-        low[0] = ptx_pack_bf16(x.x - (float)(bf16)x.x, y.x - (float)(bf16)y.x);
-        low[half] = ptx_pack_bf16(x.y - (float)(bf16)x.y, y.y - (float)(bf16)y.y);
-    }
+template <class Values>
+__device__ inline void heads_store(floatX *to, const Values &x) {      // 16 bytes of heads
+    PackedX packed;
+    for (int k = 0; k < PackedX::size; k++) packed[k] = (floatX)x[k];
+    store16(to, packed);
 }
 
-// out (NH, HS) = a vectors, for one token. Several calls share the work among the warps, each beginning where `unit` says the last ended.
-__device__ inline void heads_contract(float *out, const float *row, const float *vectors, const Heads &h, int NH, int HS, int /*unit*/) {
-    for (int p = threadIdx.x; p < NH * HS; p += HEADS_THREADS) {
-        float sum = 0;
-        for (int r = 0; r < h.R; r++) sum += row[h.a + p / HS * h.R + r] * vectors[r * HS + p % HS];
-        out[p] = sum;
-    }
-}
-
-// A warp makes 16 heads, 32 columns at a time, by four products of 16 x 8. Column n of product j is column 8 (n / 2) + 2 j + n % 2 of
-// the 32: so a thread's parts of the four products are 8 columns in a row, 16 bytes.
-__device__ inline void heads_contract(bf16 *out, const bf16 *row, const float *vectors, const Heads &h, int NH, int HS, int unit) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = HEADS_THREADS / 32, m = lane / 4, n = lane % 4, width = HS + 2;
-    const uint32_t *b = (const uint32_t *)vectors + n * width + 8 * (m / 2) + m % 2;
-    for (int tile = (warp + warps - unit % warps) % warps; tile < (NH + 15) / 16; tile += warps) {
-        int i0 = 16 * tile;
-        for (int column = 0; column < HS; column += 32) {
-            float c[4][4] = {};
-            for (int r0 = 0; r0 < h.R; r0 += 8) {
-                uint32_t a[4];
-                #pragma unroll
-                for (int e = 0; e < 2; e++) {       // of heads i0 + m and i0 + m + 8: vectors 2 n and 2 n + 1
-                    int i = i0 + m + 8 * e, r = r0 + 2 * n;
-                    const bf16 *at = row + h.a + i * h.R + r;
-                    float x = i < NH && r < h.R ? (float)at[0] : 0, y = i < NH && r + 1 < h.R ? (float)at[1] : 0;
-                    a[e] = a[e + 2] = ptx_pack_bf16(x, y);      // the same for high and low
-                }
-                #pragma unroll
-                for (int j = 0; j < 4; j++) ptx_mma(c[j], a, b[r0 * width + column + 2 * j], b[(r0 + 4) * width + column + 2 * j]);
-            }
-            #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                uint32_t packed[4];
-                for (int j = 0; j < 4; j++) packed[j] = ptx_pack_bf16(c[j][2 * e], c[j][2 * e + 1]);
-                int i = i0 + m + 8 * e;
-                if (i < NH) ptx_store_global_16(out + i * HS + column + 8 * n, make_int4(packed[0], packed[1], packed[2], packed[3]));
-            }
-        }
-    }
-}
-
-// to (R, HS) = from, rotated: grouped heads are the vectors themselves, and so are their gradients. ROTATE writes to global memory,
-// ROTATE_BACK to shared.
-template <Direction direction>
-__device__ inline void heads_copy(floatX *to, const floatX *from, const Heads &h, const float *table, int HS) {
+// out (NH, HS). A thread owns 16 bytes of a head and walks over the heads; RANK vectors b stay in registers (RANK 0: any rank, from
+// shared memory).
+template <int RANK>
+__device__ inline void heads_contract(floatX *out, const float *row, const Heads &h, int NH, int HS) {
     constexpr int X = PackedX::size;
-    int half = HS / 2;
-    for (int p = threadIdx.x * X; p < h.R * half; p += HEADS_THREADS * X) {
-        int at = p / half * HS + p % half;
-        PackedX low = load16(from + at), high = load16(from + at + half);
-        for (int k = 0; k < X; k++) {
-            float x1 = (float)low[k], x2 = (float)high[k];
-            heads_rotate_pair(x1, x2, h, table, p % half + k, HS, direction);
-            low[k] = (floatX)x1, high[k] = (floatX)x2;
+    int R = RANK ? RANK : h.R, threads = HS / X, d = threadIdx.x % threads * X, stride = HEADS_FORWARD_THREADS / threads;
+    const float *a = row + h.a, *b = row + h.b + d;
+    float scale = (float)h.scale, kept[RANK ? RANK : 1][X];
+    if (RANK)
+        for (int r = 0; r < RANK; r++)
+            for (int k = 0; k < X; k++) kept[r][k] = scale * b[r * HS + k];
+    for (int i = threadIdx.x / threads; i < NH && (int)threadIdx.x < stride * threads; i += stride) {
+        float sum[X] = {};
+        for (int r = 0; r < R; r++) {
+            float weight = RANK ? a[i * R + r] : scale * a[i * R + r];
+            for (int k = 0; k < X; k++) sum[k] += weight * (RANK ? kept[RANK ? r : 0][k] : b[r * HS + k]);
         }
-        int4 bits[2];
-        memcpy(&bits[0], &low, 16), memcpy(&bits[1], &high, 16);
-        if (direction == ROTATE) ptx_store_global_16(to + at, bits[0]), ptx_store_global_16(to + at + half, bits[1]);
-        else *(int4 *)(to + at) = bits[0], *(int4 *)(to + at + half) = bits[1];
+        heads_store(out + i * HS + d, sum);
     }
 }
 
 // out (heads_stored, HS): one token's q, k or v
-__device__ inline void heads_of_token(floatX *out, const floatX *row, const float *vectors, const Heads &h, const float *table, int NH,
-                                      int HS, int unit) {
-    if (h.kind == HEADS_GROUPED) heads_copy<ROTATE>(out, row + h.b, h, table, HS);
-    else heads_contract(out, row, vectors, h, NH, HS, unit);
+__device__ inline void heads_of_token(floatX *out, const float *row, const Heads &h, int NH, int HS) {
+    if (h.kind == HEADS_GROUPED) {      // the vectors are the heads
+        constexpr int X = PackedX::size;
+        for (int c = threadIdx.x * X; c < h.R * HS; c += HEADS_FORWARD_THREADS * X) heads_store(out + c, row + h.b + c);
+        return;
+    }
+    switch (h.R) {      // the ranks that models have; the others work too, slower
+        case 1: heads_contract<1>(out, row, h, NH, HS); break;
+        case 2: heads_contract<2>(out, row, h, NH, HS); break;
+        case 4: heads_contract<4>(out, row, h, NH, HS); break;
+        case 6: heads_contract<6>(out, row, h, NH, HS); break;
+        default: heads_contract<0>(out, row, h, NH, HS);
+    }
 }
 
-template <int STATIC_HS>        // 0: any
-__global__ void __launch_bounds__(HEADS_THREADS)
-heads_forward_kernel(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, HeadsShape s, int64_t N) {
+template <int STATIC_HS>        // 0: any. One block: one token
+__global__ void __launch_bounds__(HEADS_FORWARD_THREADS)
+heads_forward_kernel(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, HeadsShape s) {
     extern __shared__ float4 heads_smem[];
-    int HS = STATIC_HS ? STATIC_HS : s.HS, words_q = heads_vectors_words(s.q, HS), words_k = heads_vectors_words(s.k, HS);
-    int words = words_q + words_k + heads_vectors_words(s.v, HS);
-    floatX *rows = (floatX *)heads_smem;                                        // (HEADS_TOKENS, Pp)
-    float *vectors = (float *)(rows + HEADS_TOKENS * s.Pp);                     // (HEADS_TOKENS, words)
-    int64_t first = (int64_t)blockIdx.x * HEADS_TOKENS;
-    int tokens = N - first < HEADS_TOKENS ? (int)(N - first) : HEADS_TOKENS;
-    for (int c = threadIdx.x * PackedX::size; c < tokens * s.Pp; c += HEADS_THREADS * PackedX::size)
-        ptx_cp_async_16(smem_address(rows + c), fac + first * s.Pp + c, true);
-    ptx_cp_async_wait_all();
+    float *row = (float *)heads_smem;
+    int64_t n = blockIdx.x;
+    int HS = STATIC_HS ? STATIC_HS : s.HS;
+    for (int c = threadIdx.x * PackedX::size; c < s.Pp; c += HEADS_FORWARD_THREADS * PackedX::size) {
+        PackedX p = load16(fac + n * s.Pp + c);
+        for (int i = 0; i < PackedX::size; i++) row[c + i] = (float)p[i];
+    }
     __syncthreads();            // the factors are there
-    for (int t = 0; t < tokens; t++) {
-        const floatX *row = rows + t * s.Pp;
-        const float *angles = table + (first + t) % s.T * HS;
-        float *to = vectors + t * words;
-        if (s.q.kind == HEADS_FACTORED) heads_vectors(to, row, s.q, angles, HS);
-        if (s.k.kind == HEADS_FACTORED) heads_vectors(to + words_q, row, s.k, angles, HS);
-        if (s.v.kind == HEADS_FACTORED) heads_vectors(to + words_q + words_k, row, s.v, angles, HS);
-    }
+    table += n % s.T * HS;
+    heads_rotate(row, s.q, table, HS);
+    heads_rotate(row, s.k, table, HS);
+    heads_rotate(row, s.v, table, HS);
     __syncthreads();            // and their vectors rotated
-    for (int t = 0; t < tokens; t++) {
-        const floatX *row = rows + t * s.Pp;
-        const float *angles = table + (first + t) % s.T * HS, *from = vectors + t * words;
-        int tiles = (s.NH + 15) / 16, unit = 3 * t * tiles;
-        heads_of_token(q + (first + t) * heads_stored(s.q, s.NH) * HS, row, from, s.q, angles, s.NH, HS, unit);
-        heads_of_token(k + (first + t) * heads_stored(s.k, s.NH) * HS, row, from + words_q, s.k, angles, s.NH, HS, unit + tiles);
-        heads_of_token(v + (first + t) * heads_stored(s.v, s.NH) * HS, row, from + words_q + words_k, s.v, angles, s.NH, HS,
-                       unit + 2 * tiles);
-    }
-}
-
-LLMC_FN size_t heads_forward_smem_bytes(const HeadsShape *s) {
-    int words = heads_vectors_words(s->q, s->HS) + heads_vectors_words(s->k, s->HS) + heads_vectors_words(s->v, s->HS);
-    return HEADS_TOKENS * ((size_t)words * sizeof(float) + (size_t)s->Pp * sizeof(floatX));
+    heads_of_token(q + n * heads_stored(s.q, s.NH) * HS, row, s.q, s.NH, HS);
+    heads_of_token(k + n * heads_stored(s.k, s.NH) * HS, row, s.k, s.NH, HS);
+    heads_of_token(v + n * heads_stored(s.v, s.NH) * HS, row, s.v, s.NH, HS);
 }
 
 // q (N, heads_stored(q), HS), k and v alike; fac (N, Pp), unrotated; table (T, HS); N = B*T. HS a multiple of 32
 inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, const HeadsShape &s, int64_t N,
                           cudaStream_t stream) {
-    Launch where((unsigned)ceil_div(N, HEADS_TOKENS), HEADS_THREADS, heads_forward_smem_bytes(&s), stream);
-    if (s.HS == 64) launch(heads_forward_kernel<64>, where, q, k, v, fac, table, s, N);
-    else if (s.HS == 128) launch(heads_forward_kernel<128>, where, q, k, v, fac, table, s, N);
-    else launch(heads_forward_kernel<0>, where, q, k, v, fac, table, s, N);
+    Launch where((unsigned)N, HEADS_FORWARD_THREADS, (size_t)s.Pp * sizeof(float), stream);
+    if (s.HS == 64) launch(heads_forward_kernel<64>, where, q, k, v, fac, table, s);
+    else if (s.HS == 128) launch(heads_forward_kernel<128>, where, q, k, v, fac, table, s);
+    else launch(heads_forward_kernel<0>, where, q, k, v, fac, table, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -211,6 +139,22 @@ inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, co
 // One of q, k, v of a token: its vectors b, rotated, and its gradient (NH, HS), in shared memory with rows `pitch` apart. The row of
 // zeros stands for all rows beyond NH.
 typedef struct { floatX *vectors, *dheads, *zeros; int NH, HS, pitch; } HeadsToken;
+
+// dfactors (R, HS) = dheads, turned back: grouped heads are the vectors themselves. To shared memory.
+__device__ inline void heads_grouped_backward(floatX *dfactors, const floatX *dheads, const Heads &h, const float *table, int HS) {
+    constexpr int X = PackedX::size;
+    int half = HS / 2;
+    for (int p = threadIdx.x * X; p < h.R * half; p += HEADS_THREADS * X) {
+        int at = p / half * HS + p % half;
+        PackedX low = load16(dheads + at), high = load16(dheads + at + half);
+        for (int k = 0; k < X; k++) {
+            float x1 = (float)low[k], x2 = (float)high[k];
+            heads_rotate_pair(x1, x2, h, table, p % half + k, HS, ROTATE_BACK);
+            low[k] = (floatX)x1, high[k] = (floatX)x2;
+        }
+        store16(dfactors + at, low), store16(dfactors + at + half, high);
+    }
+}
 
 // Fills in vectors, from the row of factors.
 __device__ inline void heads_token_vectors(const HeadsToken &t, const floatX *row, const Heads &h, const float *table) {
@@ -325,7 +269,7 @@ heads_backward_kernel(floatX *dfac, const floatX *dq, const floatX *dk, const fl
         const floatX *from = dhead[w] + n * heads_stored(h, s.NH) * HS;
         token[w] = {next, next + (h.R + 7) / 8 * 8 * pitch, zeros, s.NH, HS, pitch};
         next += heads_token_size(h, s.NH, pitch);
-        if (h.kind == HEADS_GROUPED) heads_copy<ROTATE_BACK>(drow + h.b, from, h, table, HS);
+        if (h.kind == HEADS_GROUPED) heads_grouped_backward(drow + h.b, from, h, table, HS);
         else
             for (int c = threadIdx.x * X; c < s.NH * HS; c += HEADS_THREADS * X)
                 ptx_cp_async_16(smem_address(token[w].dheads + c / HS * pitch + c % HS), from + c, true);

@@ -1,4 +1,5 @@
-// Matrix products through cuBLASLt. The first product of a shape times the library's candidates and keeps the fastest.
+// Matrix products through cuBLASLt. The first product of a shape times the library's candidates and keeps the fastest (MATMUL_FASTEST), or
+// takes the first suggestion (MATMUL_FIRST: for products that run too seldom to be worth it).
 //
 // The choice never changes a bit of a result, though timings differ from run to run: cuBLASLt's first suggestion, which depends on
 // the shape and the GPU alone, is the reference, and a faster candidate is taken only if it gives the same bits as that one on random
@@ -14,6 +15,7 @@
 
 typedef enum { AS_IS, TRANSPOSED } Layout;
 typedef enum { OVERWRITE, ACCUMULATE } MatmulMode;
+typedef enum { MATMUL_FASTEST, MATMUL_FIRST } MatmulChoice;
 
 // d (M, N) = a b (+ d), all row-major: a is (M, K), or stored (K, M) when TRANSPOSED; b is (K, N), or stored (N, K) when TRANSPOSED.
 typedef struct {
@@ -41,8 +43,9 @@ typedef struct {
     cublasLtHandle_t handle;
     void *workspace;
     size_t workspace_bytes;
+    MatmulChoice choice;        // for shapes that are met from now on
     MatmulPlan plans[MAX_MATMUL_PLANS];
-    int num_plans;
+    int num_plans, oldest;      // the table full, new plans take the place of the oldest
 } Matmul;
 
 LLMC_FN void cublas_check_(cublasStatus_t status, const char *statement, const char *file, int line) {
@@ -57,12 +60,14 @@ inline void matmul_init(Matmul *mm) {
     CUDA_CHECK(cudaMalloc(&mm->workspace, mm->workspace_bytes));
 }
 
+inline void matmul_plan_free_(MatmulPlan *p) {
+    cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+    cublasLtMatmulDescDestroy(p->operation);
+    memset(p, 0, sizeof *p);
+}
+
 inline void matmul_free(Matmul *mm) {
-    for (int i = 0; i < mm->num_plans; i++) {
-        MatmulPlan *p = &mm->plans[i];
-        cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
-        cublasLtMatmulDescDestroy(p->operation);
-    }
+    for (int i = 0; i < mm->num_plans; i++) matmul_plan_free_(&mm->plans[i]);
     cublasLtDestroy(mm->handle);
     cudaFree(mm->workspace);
 }
@@ -160,8 +165,9 @@ inline const MatmulPlan *matmul_plan(Matmul *mm, const MatmulShape &s, cudaStrea
             t.mode == s.mode)
             return &mm->plans[i];
     }
-    if (mm->num_plans == MAX_MATMUL_PLANS) die(EXIT_SYSTEM, "matmul: more than %d different shapes", MAX_MATMUL_PLANS);
-    MatmulPlan *p = &mm->plans[mm->num_plans++];
+    MatmulPlan *p;
+    if (mm->num_plans < MAX_MATMUL_PLANS) p = &mm->plans[mm->num_plans++];
+    else matmul_plan_free_(p = &mm->plans[mm->oldest++ % MAX_MATMUL_PLANS]);
     const cudaDataType_t type = sizeof(floatX) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     cublasOperation_t op_a = s.a_is == TRANSPOSED ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = s.b_is == TRANSPOSED ? CUBLAS_OP_T : CUBLAS_OP_N;
     p->shape = s;
@@ -189,7 +195,7 @@ inline const MatmulPlan *matmul_plan(Matmul *mm, const MatmulShape &s, cudaStrea
         die(EXIT_SYSTEM, "matmul: cuBLASLt knows no algorithm for M %lld, N %lld, K %lld", (long long)s.M, (long long)s.N, (long long)s.K);
     p->algorithm = found[0].algo;
     p->candidates = num_found;
-    matmul_choose_(mm, p, found, num_found, stream);
+    if (mm->choice == MATMUL_FASTEST) matmul_choose_(mm, p, found, num_found, stream);
     return p;
 }
 

@@ -31,11 +31,45 @@ __device__ inline uint32_t ptx_pack_bf16(float low, float high) {
     return y;
 }
 
-// One 16-byte store to global memory, which the compiler then cannot cut into four.
-// #data-movement-and-conversion-instructions-st
-__device__ inline void ptx_store_global_16(void *to, int4 x) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
-                 :: "l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+// The same to fp16.
+__device__ inline uint32_t ptx_pack_f16(float low, float high) {
+    uint32_t y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+// Products of two pairs, each rounded once.  #half-precision-floating-point-instructions-mul
+__device__ inline uint32_t ptx_mul_bf16(uint32_t x, uint32_t y) {       // as x y - 0, because sm_80 has no bf16 product alone
+    uint32_t z;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(0x80008000));
+    return z;
+}
+__device__ inline uint32_t ptx_mul_f16(uint32_t x, uint32_t y) {
+    uint32_t z;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
+    return z;
+}
+
+// Four e4m3 numbers to fp16, exactly: the two of the low half of x, and those of the high half.
+// #data-movement-and-conversion-instructions-cvt
+__device__ inline void ptx_e4m3_to_f16(uint32_t &low, uint32_t &high, uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    asm("{\n"
+        ".reg .b16 a, b;\n"
+        "mov.b32 {a, b}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, a;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, b;\n"
+        "}" : "=r"(low), "=r"(high) : "r"(x));
+#else       // sign, and the rest moved to fp16's place, is 2^-8 of the number; 0x7f is NaN
+    uint32_t pair[2] = {__byte_perm(x, 0, 0x1404), __byte_perm(x, 0, 0x3424)}, y[2];     // a number in the high byte of each half
+    for (int i = 0; i < 2; i++) {
+        y[i] = (pair[i] & 0x80008000) | (pair[i] & 0x7f007f00) >> 1;
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y[i]) : "r"(y[i]), "r"(0x5c005c00));
+        if ((pair[i] & 0x7f00) == 0x7f00) y[i] |= 0x7fff;
+        if ((pair[i] & 0x7f000000) == 0x7f000000) y[i] |= 0x7fff0000;
+    }
+    low = y[0], high = y[1];
+#endif
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -68,27 +102,61 @@ __device__ inline void ptx_ldmatrix_trans(uint32_t (&x)[4], uint32_t from) {
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(from) : "memory");
 }
 
+// Two of them; lanes 0 to 15 name the rows.
+__device__ inline void ptx_ldmatrix_x2(uint32_t (&x)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(from) : "memory");
+}
+
 // c (16 x 8) += a (16 x 16) b (16 x 8).  #warp-level-matrix-fragment-mma-16816-float
 __device__ inline void ptx_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same with fp16 factors.
+__device__ inline void ptx_mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Waits for `threads` threads of the block to come here, a multiple of 32; barrier 0 is __syncthreads'.
+// #parallel-synchronization-and-communication-instructions-bar
+__device__ inline void ptx_named_barrier(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
+
+// What another thread block wrote before it added to *p (with a fence between) is seen by whoever reads after this.
+// #data-movement-and-conversion-instructions-ld
+__device__ inline unsigned ptx_load_acquire(const unsigned *p) {
+    unsigned x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(__cvta_generic_to_global(p)) : "memory");
+    return x;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
-// sm_90: barriers in shared memory that count threads and bytes, and the copy engine that reports to them
+// Barriers in shared memory that count threads, and from sm_90 on bytes that the copy engine brings
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define PTX_BULK_COPIES 1
+#else
+#define PTX_BULK_COPIES 0
+#endif
 
 // #parallel-synchronization-and-communication-instructions-mbarrier-init
 __device__ inline void ptx_barrier_init(uint32_t barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
 }
 
 // Makes the inits above visible to the copy engine. A __syncthreads() must follow for the other threads.
 // #parallel-synchronization-and-communication-instructions-membar-fence
-__device__ inline void ptx_barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void ptx_barrier_init_fence() {
+#if PTX_BULK_COPIES
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
 
 // #parallel-synchronization-and-communication-instructions-mbarrier-arrive
 __device__ inline void ptx_barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
+    asm volatile("{ .reg .b64 phase; mbarrier.arrive.shared.b64 phase, [%0]; }" :: "r"(barrier) : "memory");
 }
 
 // Arrives, and makes the phase wait for so many bytes of copies too.
@@ -102,7 +170,11 @@ __device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
                  "again:\n"
+#if PTX_BULK_COPIES
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+#else
+                 "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+#endif
                  "@!done bra again;\n"
                  "}" :: "r"(barrier), "r"(parity) : "memory");
 }
@@ -119,6 +191,35 @@ __device__ inline void ptx_tensor_load(uint32_t to, const void *tensor_map, int 
 __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// A warp fetches rows of `bytes` bytes, `pitch` apart, to shared memory, where they are dense; the barrier's phase completes when they are
+// there. The barrier counts one arrival where there is a copy engine, 32 elsewhere. Addresses and sizes are multiples of 16.
+// #data-movement-and-conversion-instructions-cp-async-mbarrier-arrive
+__device__ inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, int bytes, int rows, int pitch, uint32_t barrier) {
+#if PTX_BULK_COPIES
+    if (threadIdx.x % 32 == 0) {
+        ptx_barrier_arrive_expect(barrier, rows * bytes);
+        for (int i = 0; i < rows; i++) ptx_bulk_load(to + i * bytes, from + (int64_t)i * pitch, bytes, barrier);
+    }
+#else
+    for (int i = 0; i < rows; i++)
+        for (int k = threadIdx.x % 32 * 16; k < bytes; k += 32 * 16) ptx_cp_async_16(to + i * bytes + k, from + (int64_t)i * pitch + k, true);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(barrier) : "memory");
+#endif
+}
+
+// A kernel launched with programmatic serialization begins before the one before it has ended, once that has called the first of these in
+// all its blocks; what the one before wrote is there after the second.  #parallel-synchronization-and-communication-instructions-griddepcontrol
+__device__ inline void ptx_let_next_begin() {
+#if PTX_BULK_COPIES
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void ptx_wait_for_previous() {
+#if PTX_BULK_COPIES
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

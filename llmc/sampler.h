@@ -1,4 +1,8 @@
 // The next token from a row of logits.
+//
+// What may come is chosen as in Hugging Face's generate: temperature, then top-k, then top-p, then min-p, the lowest id first among
+// equals. Of that set one is drawn by inverting its cumulative distribution in the order of ids, not of likelihood: so nothing needs to
+// be sorted beyond the set's last member, and a GPU can do the same by a threshold and a prefix sum.
 #ifndef LLMC_SAMPLER_H
 #define LLMC_SAMPLER_H
 
@@ -12,39 +16,70 @@ typedef struct {
     double min_p;           // drop what is less likely than min_p times the likeliest; 0: none
 } SamplerOptions;
 
-typedef struct { float p; int id; } SamplerEntry_;
+// The tokens by likelihood, sorted as far as they are asked for: a heap, whose top goes to the end when it is taken.
+typedef struct {
+    const float *p;         // (V) likelihoods
+    int *ids;               // (V) the heap, then what was taken, the likeliest last
+    int V, taken;
+} SamplerRanking_;
 
-LLMC_FN int sampler_compare_(const void *a, const void *b) {
-    const SamplerEntry_ *x = (const SamplerEntry_ *)a, *y = (const SamplerEntry_ *)b;
-    return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
+// Whether token a stands before b.
+LLMC_FN int sampler_before_(const float *p, int a, int b) { return p[a] != p[b] ? p[a] > p[b] : a < b; }
+
+// Lets ids[i] sink to its place among the first n.
+LLMC_FN void sampler_sink_(SamplerRanking_ *r, int n, int i) {
+    int id = r->ids[i];
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && sampler_before_(r->p, r->ids[child + 1], r->ids[child])) child++;
+        if (!sampler_before_(r->p, r->ids[child], id)) break;
+        r->ids[i] = r->ids[child];
+    }
+    r->ids[i] = id;
 }
 
-// Draws from logits (V) with the uniform number u in [0, 1). Among equals the lowest id comes first. Filters apply in the
-// order temperature, top-k, top-p, min-p, as in Hugging Face's generate.
+// The token of that rank, from 0; ranks are asked for in order.
+LLMC_FN int sampler_ranked_(SamplerRanking_ *r, int rank) {
+    for (; r->taken <= rank; r->taken++) {
+        int end = r->V - 1 - r->taken, top = r->ids[0];
+        r->ids[0] = r->ids[end], r->ids[end] = top;
+        sampler_sink_(r, end, 0);
+    }
+    return r->ids[r->V - 1 - rank];
+}
+
+// The last token, in the order of likelihood, that top-k and top-p keep.
+LLMC_FN int sampler_last_(const float *p, int V, const SamplerOptions *o) {
+    SamplerRanking_ r = {p, (int *)xmalloc((size_t)V * sizeof(int)), V, 0};
+    for (int i = 0; i < V; i++) r.ids[i] = i;
+    for (int i = V / 2; i-- > 0; ) sampler_sink_(&r, V, i);
+    int k = o->top_k > 0 && o->top_k < V ? (int)o->top_k : V, last = sampler_ranked_(&r, 0);
+    double total = 0, sum = p[last];
+    for (int i = 0; i < k; i++) total += p[k < V ? sampler_ranked_(&r, i) : i];
+    for (int i = 1; i < k && (o->top_p >= 1 || sum < o->top_p * total); i++) sum += p[last = sampler_ranked_(&r, i)];
+    free(r.ids);
+    return last;
+}
+
+// Draws from logits (V) with the uniform number u in [0, 1).
 LLMC_FN int sample_token(const float *logits, int V, const SamplerOptions *o, double u) {
     int best = 0;
     for (int i = 1; i < V; i++)
         if (logits[i] > logits[best]) best = i;
     if (o->temperature == 0) return best;
-    SamplerEntry_ *e = (SamplerEntry_ *)xmalloc((size_t)V * sizeof *e);
-    for (int i = 0; i < V; i++) e[i].p = expf((logits[i] - logits[best]) / (float)o->temperature), e[i].id = i;
-    qsort(e, (size_t)V, sizeof *e, sampler_compare_);
-    int n = o->top_k > 0 && o->top_k < V ? (int)o->top_k : V;
-    double total = 0, sum = 0;
-    for (int i = 0; i < n; i++) total += e[i].p;
-    if (o->top_p < 1) {
-        int keep = 0;
-        while (keep < n && sum < o->top_p * total) sum += e[keep++].p;
-        n = keep > 0 ? keep : 1;
+    float *p = (float *)xmalloc((size_t)V * sizeof *p);
+    for (int i = 0; i < V; i++) p[i] = expf((logits[i] - logits[best]) / (float)o->temperature);    // the likeliest has 1
+    int ranked = (o->top_k > 0 && o->top_k < V) || o->top_p < 1, last = ranked ? sampler_last_(p, V, o) : 0;
+    double sum = 0, below = 0;
+    for (int i = 0; i < V; i++) {
+        if (p[i] < o->min_p || (ranked && sampler_before_(p, last, i))) p[i] = 0;
+        sum += p[i];
     }
-    while (n > 1 && e[n - 1].p < o->min_p * e[0].p) n--;
-    sum = 0;
-    for (int i = 0; i < n; i++) sum += e[i].p;
-    u *= sum;
-    int i = 0;
-    while (i < n - 1 && u >= e[i].p) u -= e[i++].p;
-    int id = e[i].id;
-    free(e);
+    int id = best;          // for the last of rounding, should it leave u sum beyond all
+    for (int i = 0; i < V; i++) {
+        below += p[i];
+        if (u * sum < below) { id = i; break; }
+    }
+    free(p);
     return id;
 }
 

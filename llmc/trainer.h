@@ -254,7 +254,7 @@ LLMC_FN void load_weights(T6 *t, TrainOptions *o, int64_t last, DataLoader *trai
         char *folder = last < 0 ? xasprintf("%s", o->model) : xasprintf("%s/step_%08" PRId64, o->out, last);
         Config saved;
         if (first && last >= 0) {
-            if (checkpoint_verify(folder, &why) != 0 || checkpoint_load_config(folder, &saved, &why) != 0) rc = fail(&err, "--resume: %s", why.text);
+            if (checkpoint_verify(folder, ALL_FILES, &why) != 0 || checkpoint_load_config(folder, &saved, &why) != 0) rc = fail(&err, "--resume: %s", why.text);
             else if (config_difference(&saved, &o->config, &why) != 0) rc = fail(&err, "--resume: %s is of another model: %s", folder, why.text);
         }
         if (first && rc == 0 && checkpoint_load_weights(folder, m, host.params, &why) != 0)

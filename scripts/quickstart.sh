@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}      # threads that wait do not s
 scripts/setup.sh
 trainer=train_t6
 if nvidia-smi -L >/dev/null 2>&1 && make -s check-nvcc 2>/dev/null; then trainer=train_t6cu; fi
-make -s $trainer data/toy_corpus
+make -s $trainer generate_t6 data/toy_corpus
 [ -s data/toy/toy_manifest.json ] || ./data/toy_corpus -o data/toy
 
 ./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-batches 0 --sample-every 1400 --temperature 0.5
@@ -30,4 +30,4 @@ awk -v loss="$loss" -v entropy="$entropy" -v xz="$xz" -v bytes="$bytes" 'BEGIN {
     printf "  xz -9                  %.3f\n", 8 * xz / bytes }'
 echo
 echo "A story by this model:"
-awk '/^--- sample/ { text = ""; inside = 1; next } /^---$/ { inside = 0; next } inside { text = text $0 "\n" } END { printf "%s", text }' "$out/main.log"
+./generate_t6 -e "$out" -p '<|endoftext|>' --echo 0 --temperature 0.5 --stats

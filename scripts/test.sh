@@ -46,28 +46,34 @@ tests() {
 
 scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
 
-programs() { echo "$1/train_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
+programs() { echo "$1/train_t6 $1/generate_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
 step "headers compile alone" make -s headers
 step "gcc, no warnings" make -s OUT=build/gcc CC=gcc $(programs build/gcc)
 step "clang, no warnings" make -s OUT=build/clang CC=clang $(programs build/clang)
-step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc build/plain/train_t6 build/plain/test_t6
+step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc build/plain/train_t6 build/plain/generate_t6 build/plain/test_t6
 step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
 if make -s check-nvcc 2>/dev/null; then     # no GPU is needed to compile; what runs on one is test_t6cu
     for p in "" PRECISION=FP32; do
         step "nvcc for sm_80 and sm_90a, no warnings${p:+, $p}" make -s OUT="build/cuda$p" ARCH="80 90a" $p "build/cuda$p/train_t6cu" "build/cuda$p/test_t6cu"
     done
+    tests "GPU programs where they cannot run" test/test_no_gpu.sh build/cuda/train_t6cu build/cuda/test_t6cu
 else
     echo "skip CUDA: there is no nvcc"
 fi
 step "shell scripts parse" bash -n scripts/*.sh data/*.sh test/*.sh
 
-for b in gcc clang plain sanitize; do tests "gradients and golden vectors, $b" build/$b/test_t6; done
+for b in gcc clang plain sanitize; do
+    tests "gradients and golden vectors, $b" build/$b/test_t6
+    tests "golden tokens by the cache, $b" build/$b/generate_t6 --golden test/golden/*.safetensors
+done
 fuzz=5; [ -n "$long" ] && fuzz=60
 for b in gcc sanitize; do tests "units, $b" build/$b/test_units --fuzz $fuzz; done
 for b in gcc sanitize; do tests "toy corpus, $b" env TOY=build/$b/data/toy_corpus TOKENIZE=build/$b/data/tokenize test/test_toy.sh; done
 tests "training program" env BIN=build/gcc test/test_train.sh $long
 tests "training program, sanitizers" env BIN=build/sanitize test/test_train.sh
 tests "several ranks" env BIN=build/gcc test/test_comm.sh $long
+tests "generating program" env BIN=build/gcc test/test_generate.sh
+tests "generating program, sanitizers" env BIN=build/sanitize TRAIN=build/gcc/train_t6 test/test_generate.sh --quick
 for b in gcc sanitize; do tests "tokenizer and data scripts, $b" env TOKENIZE="$PWD/build/$b/data/tokenize" test/test_data.sh $long; done
 
 echo "$passed passed, $failed failed"

@@ -20,11 +20,7 @@ cleanup() {
     rm -rf "$tmp"
 }
 trap 'cd /; cleanup' EXIT
-passed=0 failed=0
-
-ok() { passed=$((passed + 1)); echo "ok   $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL $1: $2"; }
-check() { if [ "$2" = 1 ]; then ok "$1"; else bad "$1" "${3:-}"; fi; }
+. test/checks.sh
 
 # ---- data: real English, byte-level; models that take a few milliseconds a step
 mkdir -p "$tmp/d"
@@ -88,8 +84,7 @@ check "spikes: ten in a row end the run" "$([ $? = 1 ] && grep -q '10 steps in a
 # ---- several ranks
 if ! command -v mpirun >/dev/null || ! grep -q MPI_Init "$train"; then
     echo "skip several ranks: there is no MPI, or the program was built without it"
-    echo "$passed passed, $failed failed"
-    [ $failed = 0 ]
+    finish
     exit
 fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
@@ -120,7 +115,7 @@ mpi 4 "${small[@]}" -z 2 -o "$tmp/moved" -y >"$tmp/log" 2>&1
 same "saved by one process, resumed on 4" "$tmp/moved"
 
 # ---- ranks that disagree are refused: exit code 2, and a line that says who and in what
-refuses() {     # refuses NAME WORD MPIRUN'S ARGUMENTS...
+disagree() {    # disagree NAME WORD MPIRUN'S ARGUMENTS...
     local name=$1 word=$2 rc
     shift 2
     timeout 60 mpirun "$@" >"$tmp/stdout" 2>"$tmp/stderr"
@@ -128,13 +123,13 @@ refuses() {     # refuses NAME WORD MPIRUN'S ARGUMENTS...
     check "refused: $name" "$([ $rc = 2 ] && [ "$(grep -c "^train_t6.*$word" "$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(head -3 "$tmp/stderr")"
 }
 run=("${small[@]}" -o "$tmp/x")
-refuses "another learning rate on rank 2" "rank 2 on .*--lr 0.005 here, --lr 0.003 on rank 0" -np 2 "${run[@]}" : -np 1 "${run[@]}" -l 5e-3
-refuses "other shards on rank 1" "rank 1 on .*training shards" -np 1 "${run[@]}" : -np 2 "${run[@]}" -i "$tmp/d/planted250_train_*.bin"
-refuses "another attention on rank 1" "rank 1 on .*mha" -np 1 "${run[@]}" : -np 1 "${run[@]}" --attn mha
-refuses "a missing shard on rank 1" "rank 1 on .*no such file" -np 1 "${run[@]}" : -np 1 "${run[@]}" -i /nothing
-refuses "a nonsense flag on rank 1" "rank 1 on .*--lr" -np 1 "${run[@]}" : -np 1 "${run[@]}" -l x
-refuses "a nonsense flag on all, said once" "rank 0.*--lr" -np 3 "${run[@]}" -l x
-refuses "a run's folder without --resume, said once" "resume" -np 3 "${small[@]}" -o "$tmp/one"
+disagree "another learning rate on rank 2" "rank 2 on .*--lr 0.005 here, --lr 0.003 on rank 0" -np 2 "${run[@]}" : -np 1 "${run[@]}" -l 5e-3
+disagree "other shards on rank 1" "rank 1 on .*training shards" -np 1 "${run[@]}" : -np 2 "${run[@]}" -i "$tmp/d/planted250_train_*.bin"
+disagree "another attention on rank 1" "rank 1 on .*mha" -np 1 "${run[@]}" : -np 1 "${run[@]}" --attn mha
+disagree "a missing shard on rank 1" "rank 1 on .*no such file" -np 1 "${run[@]}" : -np 1 "${run[@]}" -i /nothing
+disagree "a nonsense flag on rank 1" "rank 1 on .*--lr" -np 1 "${run[@]}" : -np 1 "${run[@]}" -l x
+disagree "a nonsense flag on all, said once" "rank 0.*--lr" -np 3 "${run[@]}" -l x
+disagree "a run's folder without --resume, said once" "resume" -np 3 "${small[@]}" -o "$tmp/one"
 
 # ---- a rank that hangs: every other one says where it waited, and the job ends
 mpi 4 "${endless[@]}" -z 1 --comm-timeout 2 -o "$tmp/hangs" >"$tmp/log" 2>&1 &
@@ -243,5 +238,4 @@ else
     echo "skip two machines: no network namespaces here (they need root)"
 fi
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

@@ -11,24 +11,7 @@ long=0
 [ "${1:-}" = --long ] && long=1
 tmp=$(mktemp -d)
 trap 'cd /; umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
-passed=0 failed=0
-
-ok() { passed=$((passed + 1)); echo "ok   $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL $1: $2"; }
-check() { if [ "$2" = 1 ]; then ok "$1"; else bad "$1" "${3:-}"; fi; }
-
-# refuses NAME CODE WORD COMMAND...: the command must exit with that code and say one line on stderr that has the word in it.
-refuses() {
-    local name=$1 code=$2 word=$3 rc lines
-    shift 3
-    timeout 120 "$@" >"$tmp/stdout" 2>"$tmp/stderr"
-    rc=$?
-    lines=$(grep -cv '^note:' "$tmp/stderr")
-    if [ $rc != "$code" ]; then bad "$name" "exit code $rc instead of $code: $(tail -1 "$tmp/stderr")"
-    elif [ "$lines" != 1 ]; then bad "$name" "$lines lines on stderr instead of one: $(head -3 "$tmp/stderr")"
-    elif ! grep -q -- "$word" "$tmp/stderr"; then bad "$name" "\"$word\" is not in: $(cat "$tmp/stderr")"
-    else ok "$name"; fi
-}
+. test/checks.sh
 
 # ---- data: real English, byte-level; a small model that takes a few milliseconds a step
 text=README.md
@@ -40,29 +23,11 @@ small=("${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -t 32 -b 4 -
 run=("$train" "${small[@]}" -v 0 -s 0)
 
 # ---- flags: every numeric one with nothing, a word, -1, a huge value; and 0 where 0 has no meaning
-flags=$("$train" --help | sed -n 's/^  .. --\([a-z0-9-]*\) .*/\1/p; s/^     --\([a-z0-9-]*\) .*/\1/p')
+program=$train
 texts=" train-data val-data vocab model attn out comm comm-file "
+switches=" shuffle reset-data resume plan "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
-count=0
-for f in $flags; do
-    count=$((count + 1))
-    case $texts in *" $f "*) refuses "--$f with nothing" 2 "--$f" "$train" "--$f"; continue ;; esac
-    case " shuffle reset-data resume plan " in
-        *" $f "*) refuses "--$f=word" 2 "--$f" "$train" "--$f=word"; refuses "--$f=-1" 2 "--$f" "$train" "--$f=-1"; continue ;;
-    esac
-    refuses "--$f with nothing" 2 "--$f" "$train" "--$f"
-    for value in "" word 12x -1 1e40 99999999999999999999999 nan inf; do
-        refuses "--$f '$value'" 2 "--$f" "$train" "--$f" "$value"
-    done
-    case $nonzero in
-        *" $f "*) refuses "--$f 0" 2 "--$f" "$train" "--$f" 0 ;;
-        *) "$train" "${small[@]}" --plan "--$f" 0 >/dev/null 2>&1 && ok "--$f 0 has a meaning" || bad "--$f 0" "not accepted" ;;
-    esac
-done
-check "flags: --help lists them" "$([ $count -gt 40 ] && echo 1)" "only $count found"
-refuses "an unknown flag" 2 "no such flag" "$train" --no-such-flag
-refuses "an unknown letter" 2 "no such flag" "$train" -q
-refuses "a stray word" 2 "not a flag" "$train" hello
+test_flags '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
 refuses "an odd head_dim" 2 "head_dim" "${run[@]}" --head-dim 7
@@ -72,9 +37,6 @@ refuses "--min-lr above --lr" 2 "min-lr" "${run[@]}" --lr 1e-4 --min-lr 1e-3
 refuses "a vocabulary below the data's" 2 "vocab-size" "${run[@]}" --vocab-size 100 -o "$tmp/x"
 refuses "more memory than there is" 2 "GiB" "${run[@]}" -e 1.5B --n-embd 65536 --n-layer 1024 -o "$tmp/x"
 rm -rf "$tmp/x"
-"$train" --help | awk 'length > 140 { bad = 1 } END { exit bad || NR > 60 }' && ok "--help fits a screen" || bad "--help" "too long or too wide"
-undocumented=$(for f in $flags; do grep -q -- "--$f" README.md || printf ' --%s' "$f"; done)
-check "README describes every flag" "$([ -z "$undocumented" ] && echo 1)" "it lacks$undocumented"
 
 # ---- shards
 good=$(ls "$tmp"/d/t_train_*.bin | head -1)
@@ -143,12 +105,9 @@ for i in $(seq $flips); do
     rm -rf "$tmp/flip"; mkdir "$tmp/flip"; cp -r "$tmp/whole/step_00000012" "$tmp/flip/"
     files=("$tmp"/flip/step_00000012/*)
     f=${files[$((i % ${#files[@]}))]}
-    size=$(stat -c %s "$f")
-    at=$(((RANDOM * 32768 + RANDOM) % size))
-    byte=$(od -An -tu1 -j $at -N 1 "$f")
-    printf "$(printf '\\%03o' $((byte ^ (1 << (RANDOM % 8)))))" | dd of="$f" bs=1 seek=$at conv=notrunc 2>/dev/null
+    flip "$f"
     "${run[@]}" -o "$tmp/flip" -y -x 13 >/dev/null 2>"$tmp/stderr"
-    [ $? = 2 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] || { missed=$((missed + 1)); echo "     byte $at of $f: $(cat "$tmp/stderr")"; }
+    [ $? = 2 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] || { missed=$((missed + 1)); echo "     $f: $(cat "$tmp/stderr")"; }
 done
 check "checkpoint: $flips bits flipped anywhere are refused" "$([ $missed = 0 ] && echo 1)" "$missed were not"
 foreign() {     # a checkpoint from elsewhere has no CHECKSUMS: what is wrong is found by looking
@@ -201,5 +160,4 @@ else    # not root: a limit on file size fails writes in the same way
     check "file size limit: exit code 1 and one line" "$([ $rc = 1 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(cat "$tmp/stderr")"
 fi
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

@@ -4,6 +4,8 @@
 //   test_units --fuzz SECONDS       damaged safetensors files and shards at random, as long as asked
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
+#include "llmc/fp8.h"
+#include "llmc/generator.h"
 #include "llmc/options.h"
 
 static int passed, failed;
@@ -154,6 +156,76 @@ static void test_schedule(void) {
     check(schedule_lr(&none, 0) == 1, "schedule: no warm-up, one step");
 }
 
+static float *sampler_p_;      // of the comparison: qsort passes no context
+static int compare_likelihood(const void *a, const void *b) {
+    int x = *(const int *)a, y = *(const int *)b;
+    return sampler_p_[x] != sampler_p_[y] ? (sampler_p_[x] < sampler_p_[y] ? 1 : -1) : x - y;
+}
+
+// The draw against its definition: everything sorted, the kept set cut off, and the cumulative distribution in the order of ids. A number
+// just within either end of a kept token's step must give that token. Few levels of likelihood make many ties.
+static void test_sampler_steps(int V, int levels) {
+    float *logits = xmalloc((size_t)V * sizeof *logits), *p = sampler_p_ = xmalloc((size_t)V * sizeof *p);
+    int *order = xmalloc((size_t)V * sizeof *order), wrong = 0, draws = 0;
+    char *kept = xmalloc((size_t)V);
+    for (int trial = 0; trial < 60; trial++) {
+        uint64_t stream = rng_stream(5, (uint64_t)(trial + 1000 * V + levels));
+        SamplerOptions o = {0.3 + trial % 5, trial % 3 ? 0 : 1 + (int64_t)(rng_at(stream, 0) % (uint64_t)(V + 5)),
+                            trial % 2 ? 1 : 0.01 + 0.98 * rng_uniform(stream, 1), trial % 4 ? 0 : rng_uniform(stream, 2)};
+        for (int i = 0; i < V; i++) logits[i] = (float)floor(rng_uniform(stream, (uint64_t)(3 + i)) * (levels + 1)) * (8.0f / (float)levels);
+        float largest = 0;
+        for (int i = 0; i < V; i++) largest = fmaxf(largest, logits[i]);
+        for (int i = 0; i < V; i++) p[i] = expf((logits[i] - largest) / (float)o.temperature), order[i] = i, kept[i] = 0;
+        qsort(order, (size_t)V, sizeof *order, compare_likelihood);
+        int n = o.top_k && o.top_k < V ? (int)o.top_k : V;
+        double total = 0, sum = 0, below = 0;
+        for (int i = 0; i < n; i++) total += p[order[i]];
+        for (int i = 0; i < n && (i == 0 || o.top_p == 1 || sum < o.top_p * total); i++) sum += p[order[i]], kept[order[i]] = p[order[i]] >= o.min_p;
+        sum = 0;
+        for (int i = 0; i < V; i++) sum += kept[i] ? p[i] : 0;
+        for (int i = 0; i < V; i++) {
+            if (!kept[i]) continue;
+            int tested = p[i] > 1e-7 && (V < 100 || rng_at(stream, (uint64_t)(V + 3 + i)) % 100 == 0);      // no step too small for a double
+            wrong += tested && sample_token(logits, V, &o, (below + 1e-6 * p[i]) / sum) != i;
+            below += p[i];
+            wrong += tested && sample_token(logits, V, &o, (below - 1e-6 * p[i]) / sum) != i;
+            draws += 2 * tested;
+        }
+    }
+    check(wrong == 0 && draws > 1000, "sampler: %d ends of steps of the distribution in order of ids, V %d, %d likelihoods: %d wrong", draws, V, levels + 1, wrong);
+    free(logits), free(p), free(order), free(kept);
+}
+
+static void test_fp8(void) {
+    // All numbers there are, from the definition: (-1)^s 2^(e-7) (1 + m/8), for e = 0 2^-6 m/8
+    int wrong = 0, ties = 0;
+    for (int code = 0; code < 256; code++) {
+        int e = code >> 3 & 15, m = code & 7;
+        double x = (code & 0x80 ? -1 : 1) * (e ? pow(2, e - 7) * (1 + m / 8.0) : pow(2, -6) * m / 8.0);
+        if ((code & 0x7F) == 0x7F) wrong += !isnan(e4m3_to_float((uint8_t)code));
+        else wrong += e4m3_to_float((uint8_t)code) != x || e4m3_from_float((float)x) != code;
+    }
+    check(wrong == 0, "fp8: 256 codes are the numbers of their definition, and come back");
+    // Half-way between neighbours: to the even code; a hair to either side: to the nearer
+    for (int code = 0; code < 0x7E; code++)
+        for (int sign = 0; sign < 256; sign += 128) {
+            float a = e4m3_to_float((uint8_t)(code | sign)), b = e4m3_to_float((uint8_t)((code + 1) | sign)), middle = (a + b) / 2;
+            ties += e4m3_from_float(middle) != ((code & 1 ? code + 1 : code) | sign);
+            ties += e4m3_from_float(nextafterf(middle, a)) != (code | sign) || e4m3_from_float(nextafterf(middle, b)) != ((code + 1) | sign);
+        }
+    check(ties == 0, "fp8: ties go to the even code, everything else to the nearer");
+    check(e4m3_from_float(449) == 0x7E && e4m3_from_float(1e30f) == 0x7E && e4m3_from_float(-INFINITY) == 0xFE && e4m3_from_float(NAN) == 0x7F &&
+          e4m3_from_float(-0.0f) == 0x80 && e4m3_from_float(1e-30f) == 0, "fp8: saturates at 448, keeps NaN and the sign of zero");
+    float x[64], zero[4] = {0};
+    uint8_t codes[64];
+    double worst = 0;
+    for (int i = 0; i < 64; i++) x[i] = (float)((rng_uniform(9, (uint64_t)i) - 0.5) * 0.003);
+    float scale = e4m3_quantize(codes, x, 64);
+    for (int i = 0; i < 64; i++)    // half a step: 2^-4 of a number, or 2^-10 of the scale among the subnormals
+        worst = fmax(worst, fabs(scale * e4m3_to_float(codes[i]) - x[i]) / fmax(0x1p-4 * fabs(x[i]), 0x1p-10 * scale));
+    check(worst <= 1.0001 && e4m3_quantize(codes, zero, 4) == 1 && codes[0] == 0, "fp8: quantised within half a step (%.3f of it)", worst);
+}
+
 static void test_sampler(void) {
     float logits[6] = {1, 3, 2, 3, -1, 0};
     SamplerOptions greedy = {0, 0, 1, 0}, all = {1, 0, 1, 0}, top2 = {1, 2, 1, 0}, nucleus = {1, 0, 0.5, 0}, floor_ = {1, 0, 1, 0.5};
@@ -174,6 +246,17 @@ static void test_sampler(void) {
     check(worst < 1e-4, "sampler: frequencies are the softmax");
     check(sample_token(logits, 6, &greedy, 0.9) == 1, "sampler: greedy takes the first of the likeliest");
     check(!top2_bad && !nucleus_bad && !floor_bad, "sampler: top-k, top-p and min-p keep what they should");
+    for (int i = 0; i < 4; i++) test_sampler_steps(i % 2 ? 4096 : 50, 1 + 100 * (i / 2));
+}
+
+// Text that streams is never cut within a character: of every beginning of it, what is held back is the begun character, no more.
+static void test_streaming(void) {
+    static const char text[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z";     // 1, 2, 3, 4 and 1 bytes
+    static const size_t held[] = {0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 0};
+    int wrong = 0;
+    for (size_t n = 0; n < sizeof text; n++) wrong += utf8_begun_(text, n) != held[n];
+    wrong += utf8_begun_("\x80\x80\x80\x80", 4) != 0 || utf8_begun_("a\xFF", 2) != 0 || utf8_begun_("\xC0", 1) != 0 || utf8_begun_("\xC3z", 2) != 0;
+    check(wrong == 0, "streaming: only a character that has begun is held back");
 }
 
 static void test_model(void) {
@@ -230,7 +313,7 @@ static void test_checkpoint(void) {
     char *step9 = xasprintf("%s/step_00000009", out);
     Config read;
     Error what;
-    ok &= checkpoint_verify(step9, &err) == 0 && checkpoint_load_config(step9, &read, &err) == 0 && config_difference(&read, &c, &what) == 0;
+    ok &= checkpoint_verify(step9, ALL_FILES, &err) == 0 && checkpoint_load_config(step9, &read, &err) == 0 && config_difference(&read, &c, &what) == 0;
     ok &= checkpoint_load_weights(step9, &m, x[3], &err) == 0 && checkpoint_load_optimizer(step9, &m, &there, &back, &err) == 0;
     for (int i = 0; i < 3; i++) ok &= memcmp(x[i], x[3 + i], m.num_stored * sizeof(float)) == 0;
     ok &= memcmp(&s, &back, sizeof s) == 0;
@@ -346,6 +429,8 @@ int main(int argc, char **argv) {
     test_loader_sequential();
     test_schedule();
     test_sampler();
+    test_fp8();
+    test_streaming();
     test_model();
     test_checkpoint();
     fuzz(fuzz_seconds);

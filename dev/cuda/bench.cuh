@@ -82,6 +82,76 @@ static void time_version(const char *name, double bytes, double flop, F f) {
     fflush(stdout);
 }
 
+// Median microseconds of one of `burst` runs in a graph.
+template <class F>
+static inline double graph_us(int burst, F f) {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaEvent_t start, stop;
+    CUDA_CHECK(cudaStreamCreate(&stream));
+    CUDA_CHECK(cudaEventCreate(&start));
+    CUDA_CHECK(cudaEventCreate(&stop));
+    f(stream);
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < burst; i++) f(stream);
+    CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+    CUDA_CHECK(cudaGraphInstantiateWithFlags(&exec, graph, 0));
+    std::vector<float> times;
+    double spent = 0;
+    for (int i = -2; i < 15 && (i < 5 || spent < 300); i++) {
+        float ms;
+        CUDA_CHECK(cudaEventRecord(start, stream));
+        CUDA_CHECK(cudaGraphLaunch(exec, stream));
+        CUDA_CHECK(cudaEventRecord(stop, stream));
+        CUDA_CHECK(cudaEventSynchronize(stop));
+        CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
+        if (i >= 0) times.push_back(ms), spent += ms;
+    }
+    CUDA_CHECK(cudaGraphExecDestroy(exec));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    CUDA_CHECK(cudaEventDestroy(start));
+    CUDA_CHECK(cudaEventDestroy(stop));
+    CUDA_CHECK(cudaStreamDestroy(stream));
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2] * 1e3 / burst;
+}
+
+static __global__ void read_kernel(int *out, const int4 *x, size_t n) {
+    int sum = 0;
+    size_t stride = (size_t)gridDim.x * blockDim.x, i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    #pragma unroll 8
+    for (; i < n; i += stride) {
+        int4 y = __ldcs(x + i);
+        sum ^= y.x ^ y.y ^ y.z ^ y.w;
+    }
+    if (sum == 0x12345678) *out = sum;
+}
+
+static inline double read_gb_per_s() {
+    size_t bytes = (size_t)4 << 30;
+    Array<int> out(1);
+    int4 *x;
+    CUDA_CHECK(cudaMalloc((void **)&x, bytes));
+    CUDA_CHECK(cudaMemset(x, 1, bytes));
+    double best = 0;
+    for (int blocks : {4, 8, 16})
+        best = fmax(best, (double)bytes / graph_us(1, [&](cudaStream_t s) { launch(read_kernel, {(unsigned)(132 * blocks), 512, 0, s}, out.p, x, bytes / 16); }) / 1e3);
+    CUDA_CHECK(cudaFree(x));
+    return best;
+}
+
+// Random numbers in every place of a cache (factor_cache.cuh), none of them NaN: for timing only, where the factors themselves would not fit.
+static __global__ void fill_kernel(unsigned char *cache, size_t bytes, int number_bytes, uint64_t seed) {
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i * 2 < bytes; i += (size_t)gridDim.x * blockDim.x) {
+        uint64_t z = (i + seed) * 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u, z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        if (number_bytes == 2) ((bf16 *)cache)[i] = (bf16)((float)(z >> 40) * 0x1p-23f - 1);
+        else cache[2 * i] = (z >> 8) & 0xbf, cache[2 * i + 1] = (z >> 16) & 0xbf;      // up to 1.875 in size; as a scale, of some size
+    }
+}
+
 // Argument i, or what it is when not given.
 static inline int64_t argument(int argc, char **argv, int i, int64_t otherwise) { return argc > i ? atoll(argv[i]) : otherwise; }
 

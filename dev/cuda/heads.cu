@@ -1,5 +1,5 @@
 // Heads from factors, with RoPE: build/heads [B [T [PRESET]]], the preset's tpa model
-//   forward 1    the trainer's: two tokens a block, on the tensor cores with b split in two bf16
+//   forward 1    the trainer's: a warp a token, by plain instructions
 //   backward 1   the trainer's: the sums on the tensor cores (bf16)
 // Dead ends: dev/results/train_gpu.md
 #include "bench.cuh"

@@ -1,0 +1,176 @@
+// The cache that decoding reads: of each token and layer the factors of its keys and values, k's vectors rotated, and nothing else.
+//
+// Factored kinds have one stream of tokens that all heads read: RK + RV vectors b (HS) a token, and for each of them a weight a for
+// every head. Grouped kinds (MHA, GQA, MQA) have a stream for each key/value head, read by the heads of its group: one vector for k
+// and one for v a token, no weights. A stream is a row of pages of 16 tokens, so that what a tensor core wants together stands
+// together and a run of pages is one contiguous copy. A page holds, in this order,
+//     aK (RK, heads, 16)   bK (RK, 16, HS)   aV (RV, heads, 16)   bV (RV, 16, HS)   and with fp8 numbers scales (2, 16) fp32
+// whose 16-byte chunks are permuted so that tensor cores load them from shared memory without bank conflicts (cache_a, cache_b).
+//
+// Numbers are the program's own (floatX), or e4m3: then each of a token's aK, bK, aV, bV has a scale, its largest magnitude / 448.
+// Only their products matter, and are kept: scales[0] of aK bK, scales[1] of aV bV. An e4m3 page is little over half a bf16 one.
+#ifndef LLMC_FACTOR_CACHE_CUH
+#define LLMC_FACTOR_CACHE_CUH
+
+#include <cuda_fp8.h>
+
+#include "fp8.h"
+#include "model.h"
+#include "precision.cuh"
+
+enum { PAGE = 16 };             // tokens
+typedef uint8_t e4m3;           // a number's code (fp8.h)
+
+typedef struct {
+    int streams, heads;         // heads that read one stream
+    int RK, RV, HS;
+    int factored;               // 1: there are weights a
+    int number_bytes;           // 4, 2, or 1: e4m3
+} CacheShape;
+
+LLMC_FN CacheShape cache_shape(const Model *m, int number_bytes) {
+    int NH = (int)m->config.n_head, factored = m->k.kind == HEADS_FACTORED, streams = factored ? 1 : m->k.R;
+    CacheShape s = {streams, NH / streams, factored ? m->k.R : 1, factored ? m->v.R : 1, (int)m->config.head_dim, factored, number_bytes};
+    return s;
+}
+
+__host__ __device__ inline size_t cache_page_bytes(const CacheShape &s) {
+    return (size_t)PAGE * s.number_bytes * (s.RK + s.RV) * (s.factored * s.heads + s.HS) + (s.number_bytes == 1 ? 2 * PAGE * sizeof(float) : 0);
+}
+
+// Pages of a stream with room for so many tokens.
+__host__ __device__ inline int64_t cache_pages(int64_t tokens) { return (tokens + PAGE - 1) / PAGE; }
+
+// Bytes of one layer's cache of B sequences of up to `tokens` tokens: (B, streams, pages).
+__host__ __device__ inline size_t cache_layer_bytes(const CacheShape &s, int64_t B, int64_t tokens) {
+    return (size_t)B * s.streams * cache_pages(tokens) * cache_page_bytes(s);
+}
+
+typedef enum { CACHE_K, CACHE_V } CachePart;
+
+// Byte in a page where the weights of K or V begin, and their vectors.
+__host__ __device__ inline int cache_a_start(const CacheShape &s, CachePart part) {
+    return part == CACHE_K ? 0 : PAGE * s.number_bytes * s.RK * (s.factored * s.heads + s.HS);
+}
+__host__ __device__ inline int cache_b_start(const CacheShape &s, CachePart part) {
+    return cache_a_start(s, part) + PAGE * s.number_bytes * (part == CACHE_K ? s.RK : s.RV) * s.factored * s.heads;
+}
+
+// The chunk of 16 bytes that stands in place of chunk c of a row of weights (16 tokens), row = r heads + head. In bf16 a row is two
+// chunks, 8 rows are 256 bytes: swapping them in every other four rows puts any 8 rows' chunks in different banks.
+__host__ __device__ inline int cache_a_chunk(int number_bytes, int row, int c) { return number_bytes == 2 ? c ^ (row >> 2 & 1) : c; }
+
+// The same of a vector of token `t` of the page. bf16: 8 tokens that follow each other are loaded together. e4m3: tokens 0 1 4 5 8 9
+// 12 13 are, and the others (flashtpa_decode.cuh says why). Head sizes but 64 and 128 are not for tensor cores, and stand as they are.
+__host__ __device__ inline int cache_b_chunk(int number_bytes, int HS, int t, int c) {
+    if (number_bytes == 4 || (HS != 64 && HS != 128)) return c;
+    return number_bytes == 2 ? c ^ (t & 7) : c ^ (((t >> 2) * 2 + (t & 1)) >> (HS == 64));
+}
+
+// Byte in a page of weight r of a head for token t, and of element d of vector r of token t.
+__host__ __device__ inline int cache_a(const CacheShape &s, CachePart part, int r, int head, int t) {
+    int row = r * s.heads + head, byte = t * s.number_bytes;
+    return cache_a_start(s, part) + row * PAGE * s.number_bytes + cache_a_chunk(s.number_bytes, row, byte / 16) * 16 + byte % 16;
+}
+__host__ __device__ inline int cache_b(const CacheShape &s, CachePart part, int r, int t, int d) {
+    int byte = d * s.number_bytes, row = r * PAGE + t;
+    return cache_b_start(s, part) + row * s.HS * s.number_bytes + cache_b_chunk(s.number_bytes, s.HS, t, byte / 16) * 16 + byte % 16;
+}
+__host__ __device__ inline int cache_scale(const CacheShape &s, CachePart part, int t) {
+    return (int)cache_page_bytes(s) - 2 * PAGE * (int)sizeof(float) + (part * PAGE + t) * (int)sizeof(float);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Numbers
+
+__device__ inline float cache_number(const float *p) { return *p; }
+__device__ inline float cache_number(const bf16 *p) { return (float)*p; }
+__device__ inline float cache_number(const e4m3 *p) { return __half2float(__half(__nv_cvt_fp8_to_halfraw(*p, __NV_E4M3))); }
+__device__ inline void cache_store(float *p, float x) { *p = x; }
+__device__ inline void cache_store(bf16 *p, float x) { *p = (bf16)x; }
+__device__ inline void cache_store(e4m3 *p, float x) { *p = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing
+
+typedef struct {
+    unsigned char *cache;       // of one layer: (B, streams, pages)
+    floatX *fac;                // (B n, Pp) factors, not rotated
+    const int32_t *lengths;     // (B) tokens that the cache holds already
+    const double *frequencies;  // (HS / 2) radians a token, of RoPE's pairs
+    CacheShape shape;
+    Heads q, k, v;
+    int n, Pp;
+    int64_t pages;              // of a stream
+    int rotate_queries;         // 1: q's vectors are turned too, in place, as decoding wants them
+} CacheWrite;
+
+enum { CACHE_THREADS = 128 };
+
+// One block: a token and a stream.
+template <class Number>
+__global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid_constant__ CacheWrite w) {
+    __shared__ float cosine[64], sine[64], shared[32];
+    const CacheShape &s = w.shape;
+    int b = blockIdx.x / w.n, stream = blockIdx.y, half = s.HS / 2;
+    int64_t position = w.lengths[b] + blockIdx.x % w.n;
+    floatX *row = w.fac + (int64_t)blockIdx.x * w.Pp;
+    unsigned char *page = w.cache + (((int64_t)b * s.streams + stream) * w.pages + position / PAGE) * cache_page_bytes(s);
+    int t = (int)(position % PAGE);
+    for (int i = threadIdx.x; i < half; i += CACHE_THREADS) {       // turns in double: at position 10^6 a float's angle is off by 0.06
+        double turns = (double)position * w.frequencies[i] * 0.15915494309189535;
+        sincospif(2 * (float)(turns - rint(turns)), &sine[i], &cosine[i]);
+    }
+    __syncthreads();
+    auto pair = [&](const Heads &h, int r, int i) {                 // elements i and i + HS/2 of vector r, rotated where h is
+        float x1 = (float)row[h.b + r * s.HS + i], x2 = (float)row[h.b + r * s.HS + half + i];
+        return h.rope ? make_float2(x1 * cosine[i] + x2 * sine[i], x2 * cosine[i] - x1 * sine[i]) : make_float2(x1, x2);
+    };
+    for (int p = 0; p < 2; p++) {
+        CachePart part = (CachePart)p;
+        const Heads &h = p == CACHE_K ? w.k : w.v;
+        int R = p == CACHE_K ? s.RK : s.RV;
+        float a_scale = 1, b_scale = 1;
+        if (s.number_bytes == 1) {
+            float a_top = 0, b_top = 0;
+            for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS) a_top = fmaxf(a_top, fabsf((float)row[h.a + i]));
+            for (int i = threadIdx.x; i < R * half; i += CACHE_THREADS) {
+                float2 x = pair(h, s.factored ? i / half : stream, i % half);
+                b_top = fmaxf(b_top, fmaxf(fabsf(x.x), fabsf(x.y)));
+            }
+            a_top = block_max(a_top, shared), b_top = block_max(b_top, shared);
+            a_scale = a_top > 0 ? a_top / E4M3_MAX : 1, b_scale = b_top > 0 ? b_top / E4M3_MAX : 1;
+            if (threadIdx.x == 0) *(float *)(page + cache_scale(s, part, t)) = a_scale * b_scale;
+        }
+        for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS)
+            cache_store((Number *)(page + cache_a(s, part, i % R, i / R, t)), (float)row[h.a + i] / a_scale);
+        for (int i = threadIdx.x; i < R * half; i += CACHE_THREADS) {
+            int r = s.factored ? i / half : 0, d = i % half;
+            float2 x = pair(h, s.factored ? r : stream, d);
+            cache_store((Number *)(page + cache_b(s, part, r, t, d)), x.x / b_scale);
+            cache_store((Number *)(page + cache_b(s, part, r, t, half + d)), x.y / b_scale);
+        }
+    }
+    if (!w.rotate_queries) return;
+    for (int i = threadIdx.x; i < w.q.R * half; i += CACHE_THREADS) {   // the streams' blocks share q's vectors out
+        int r = i / half, d = i % half;
+        if (r % s.streams != stream) continue;
+        float2 x = pair(w.q, r, d);
+        row[w.q.b + r * s.HS + d] = (floatX)x.x, row[w.q.b + r * s.HS + half + d] = (floatX)x.y;
+    }
+}
+
+// Writes the n tokens of each of B sequences behind the lengths[b] that are there. Lengths are left as they are.
+inline void cache_write(const CacheWrite &w, int64_t B, cudaStream_t stream) {
+    if (w.shape.HS > 128) die(EXIT_SYSTEM, "cache_write: head size %d is above 128", w.shape.HS);
+    Launch where(dim3((unsigned)(B * w.n), (unsigned)w.shape.streams), CACHE_THREADS, 0, stream);
+    if (w.shape.number_bytes == 1) launch(cache_write_kernel<e4m3>, where, w);
+    else launch(cache_write_kernel<floatX>, where, w);
+}
+
+// (HS / 2) on the host: radians a token.
+LLMC_FN void rope_frequencies(double *out, int64_t HS, double base) {
+    for (int64_t i = 0; i < HS / 2; i++) out[i] = pow(base, -2.0 * (double)i / (double)HS);
+}
+
+#endif
