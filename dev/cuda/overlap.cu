@@ -33,7 +33,8 @@ int main(int argc, char **argv) {
     memset(&alone, 0, sizeof alone);
     alone.world = alone.local_world = 1;
     GpuComm *g = (GpuComm *)xcalloc(1, sizeof *g);
-    g->comm = o.comm = &alone, g->transport = TRANSPORT_SIMULATED, g->simulated_world = argc > 4 ? atoi(argv[4]) : 8;
+    g->comm = o.comm = &alone, g->transport = TRANSPORT_SIMULATED;
+    g->simulated_world = argc > 4 ? atoi(argv[4]) : 8, g->simulated_GBps = 1e9;
     CUDA_CHECK(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
     o.gpu_comm = g;
     T6 *t = trainer_open(&o);
