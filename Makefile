@@ -2,6 +2,7 @@
 #
 #   make CC=clang            another compiler
 #   make BLAS=0              plain OpenMP loops instead of OpenBLAS
+#   make MPI=0 NCCL=0        one process only, though there is an MPI; GPUs without NCCL
 #   make SANITIZE=1          address and undefined-behaviour sanitizers
 #   make OUT=build/clang ... put the programs in another folder, so that variants live side by side
 #   make train_t6cu ARCH="80 90a"   GPU code for these architectures instead of this machine's GPU
@@ -23,6 +24,11 @@ HAVE_UTF8PROC := $(call links,$(HASH)include <utf8proc.h>,-lutf8proc)
 HAVE_ZSTD := $(call links,$(HASH)include <zstd.h>,-lzstd)
 HAVE_OPENBLAS := $(call links,$(HASH)include <cblas.h>,-lopenblas)
 HAVE_OPENMP := $(call links,$(HASH)include <omp.h>,-fopenmp)
+# Where mpi.h and libmpi are, mpicc knows (Open MPI's first, then MPICH's way of asking).
+MPICC_SAYS := $(shell mpicc --showme 2>/dev/null || mpicc -show 2>/dev/null)
+MPI_FLAGS := $(filter -I%,$(MPICC_SAYS))
+MPI_LIBS := $(filter -L% -l%,$(MPICC_SAYS))
+HAVE_MPI := $(if $(MPICC_SAYS),$(call links,$(HASH)include <mpi.h>,$(MPI_FLAGS) $(MPI_LIBS)))
 
 ifeq ($(SANITIZE),1)
 COMMON += -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -31,19 +37,37 @@ ifeq ($(if $(filter 0,$(BLAS)),,$(HAVE_OPENBLAS)),yes)
 BLAS_FLAGS := -DUSE_OPENBLAS
 BLAS_LIBS := -lopenblas
 endif
+ifeq ($(if $(filter 0,$(MPI)),,$(HAVE_MPI)),yes)
+COMM_FLAGS := -DUSE_MPI $(MPI_FLAGS)
+COMM_LIBS := $(MPI_LIBS)
+endif
+# What the ranks of a run compare, so that they are one program: a checksum of the sources.
+CODE := $(shell cat train_t6.c train_t6.cu llmc/*.h llmc/*.cuh | cksum | cut -d ' ' -f 1)
+COMM_FLAGS += -DT6_CODE='"$(CODE)"'
 
 # CUDA: nvcc from the path or its usual place; code for the GPU that is here, else for sm_80 and sm_90a.
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
 ARCH ?= $(or $(patsubst 90,90a,$(GPU_ARCH)),80 90a)
+CUDA_PATHS := $(if $(NVCC),-I$(dir $(NVCC))../include -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../lib)
+HAVE_NCCL := $(if $(NVCC),$(call links,$(HASH)include <nccl.h>,$(CUDA_PATHS) -lnccl))
+ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
+NCCL_FLAGS := -DUSE_NCCL
+NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
+endif
 NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
              -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
 NVCC_LIBS := -lcublasLt -lcjson -lgomp
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
 PROGRAMS := $(P)train_t6 $(P)generate_t6 $(P)data/tokenize $(P)data/toy_corpus
-TRAINER = $(COMMON) -fopenmp $(BLAS_FLAGS)
-TRAINER_LIBS := $(BLAS_LIBS) -lcjson -lm
+# Only the trainers are several processes.
+MODEL = $(COMMON) -fopenmp $(BLAS_FLAGS)
+MODEL_LIBS := $(BLAS_LIBS) -lcjson -lm
+TRAINER = $(MODEL) $(COMM_FLAGS)
+TRAINER_LIBS := $(MODEL_LIBS) $(COMM_LIBS)
+NVCC_TRAINER = $(NVCC_FLAGS) $(COMM_FLAGS) $(NCCL_FLAGS)
+NVCC_TRAINER_LIBS := $(NVCC_LIBS) $(COMM_LIBS) $(NCCL_LIBS)
 
 .PHONY: all help check-libraries headers test clean
 .DELETE_ON_ERROR:
@@ -65,7 +89,7 @@ help:
 	@echo 'make test            every test there is (scripts/test.sh)'
 	@echo 'make headers         each header of llmc/ compiles alone'
 	@echo 'make clean           remove what was built'
-	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), cJSON: $(or $(HAVE_CJSON),NO),' \
+	@echo 'compiler $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no), MPI: $(or $(HAVE_MPI),no), NCCL: $(or $(HAVE_NCCL),no), cJSON: $(or $(HAVE_CJSON),NO),' \
 	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO)'
 	@echo 'CUDA: $(or $(NVCC),no nvcc), code for $(foreach a,$(ARCH),sm_$(a)) ($(if $(GPU_ARCH),the GPU here,no GPU here))'
 
@@ -80,7 +104,7 @@ $(P)train_t6: train_t6.c Makefile | check-libraries
 
 $(P)generate_t6: generate_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
-	$(CC) $(TRAINER) $< -o $@ $(TRAINER_LIBS) -lutf8proc
+	$(CC) $(MODEL) $< -o $@ $(MODEL_LIBS) -lutf8proc
 
 # test_t6.c is compiled twice, the second time with the trainer in double precision for the finite differences; of that object
 # only one function stays visible.
@@ -108,13 +132,13 @@ check-nvcc: check-libraries
 
 $(P)train_t6cu: train_t6.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+	$(NVCC) $(NVCC_TRAINER) $< -o $@ $(NVCC_TRAINER_LIBS)
 
 # The reference that test_t6.cu checks against: train_t6.c as an object without its main.
 $(P)test_t6cu: test_t6.cu train_t6.c Makefile | check-nvcc
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) -DT6_NO_MAIN -c train_t6.c -o $@.ref.o
-	$(NVCC) $(NVCC_FLAGS) $< $@.ref.o -o $@ $(NVCC_LIBS) $(BLAS_LIBS) -lutf8proc
+	$(NVCC) $(NVCC_TRAINER) $< $@.ref.o -o $@ $(NVCC_TRAINER_LIBS) $(BLAS_LIBS) -lutf8proc
 
 $(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
@@ -123,7 +147,7 @@ $(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
 cuda_benches: $(CUDA_BENCHES)
 build/%: dev/cuda/%.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) -Illmc $< -o $@ $(NVCC_LIBS)
+	$(NVCC) $(NVCC_TRAINER) -Illmc $< -o $@ $(NVCC_TRAINER_LIBS)
 
 ifeq ($(OUT),)
 .PHONY: tokenize toy_corpus
@@ -135,7 +159,7 @@ endif
 headers:
 	@for h in llmc/*.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && g++ -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
-	@$(if $(NVCC),for h in llmc/*.cuh; do $(NVCC) $(filter-out -MMD -MP -O3,$(NVCC_FLAGS)) -diag-suppress 177 -O0 -x cu -c $$h -o /dev/null || exit 1; done)
+	@$(if $(NVCC),for h in llmc/*.cuh; do $(NVCC) $(filter-out -MMD -MP -O3,$(NVCC_TRAINER)) -diag-suppress 177 -O0 -x cu -c $$h -o /dev/null || exit 1; done)
 	@echo "headers: each compiles alone"
 
 test:

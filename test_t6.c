@@ -72,7 +72,7 @@ static void check_shape(Score *score, int i, uint64_t seed, int verbose) {
     T6 t;
     uint64_t stream = rng_stream(seed, (uint64_t)i), draw = 0;
     if (config_check(&config, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-    t6_alloc(&t, &config, B, T, shapes[i].pad);
+    t6_alloc(&t, &config, B, T, shapes[i].pad, 1, (Slice){0, 1});
     const Model *m = &t.model;
     int32_t *idx = xmalloc((size_t)N * sizeof *idx), *targets = xmalloc((size_t)N * sizeof *targets);
     for (int64_t n = 0; n < N; n++) {
@@ -232,7 +232,7 @@ static void check_golden(Score *score, const char *path, int pad) {
     const SafeTensor *adamw = safetensors_find(&g.file, "adamw.losses");
     int64_t B = shape->shape[0], T = shape->shape[1], N = B * T, V = config.vocab_size, longest = T + (int64_t)gen->elements;
     g.compared = xcalloc((size_t)g.file.num_tensors, 1);
-    t6_alloc(&t, &config, B, longest, pad);
+    t6_alloc(&t, &config, B, longest, pad, 1, (Slice){0, 1});
     const Model *m = &t.model;
 
     int used = 0;
@@ -272,7 +272,7 @@ static void check_golden(Score *score, const char *path, int pad) {
     AdamW o = {1e-3, 0.9, 0.95, 1e-8, 0.1};
     for (uint64_t s = 0; s < steps; s++) {
         losses[s] = (float)loss_and_gradients(&t, idx, targets, B, T);
-        t6_adamw(&t, &o, (int64_t)s + 1, clip_factor(t6_gradient_norm(&t), 1.0));
+        adamw_update(t.params, t.adam_m, t.adam_v, t.grads, m->num_stored, &o, (int64_t)s + 1, clip_factor(gradient_norm(m, t.grads, NULL), 1.0));
     }
     double *want_losses = golden_read(&g, "adamw.losses", steps);
     for (uint64_t s = 0; s < steps; s++)

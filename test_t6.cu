@@ -554,7 +554,7 @@ static void test_operators(Score *score, uint64_t seed, Extent extent) {
 static TrainOptions options_of(const Config *config, int64_t B, int64_t T) {
     TrainOptions o;
     memset(&o, 0, sizeof o);
-    o.config = *config, o.batch_size = B, o.seq_len = T;
+    o.config = *config, o.batch_size = B, o.seq_len = T, o.accum = 2;
     o.weight_decay = 0.1, o.clip = 1, o.beta1 = 0.9, o.beta2 = 0.95, o.adam_eps = 1e-8;
     return o;
 }

@@ -394,9 +394,10 @@ struct T6 {
     Model model;
     int64_t B, T;               // the largest batch there is room for
     real *params, *grads;       // (num_stored), laid out by model.tensors
-    real *adam_m, *adam_v;      // (num_stored)
+    real *adam_m, *adam_v;      // (num_stored / moments.world)
+    Slice moments;              // which slices those are
     Activations acts;
-    double loss;                // sum of the step's losses so far
+    struct Sums *sums;          // of several micro-batches and ranks; for the training program, below
 };
 
 // Bytes that t6_alloc will take for activations.
@@ -409,13 +410,14 @@ double activation_bytes(const Model *m, int64_t B, int64_t T) {
     return bytes;
 }
 
-// Allocates what the model needs for batches up to B x T. Padding of every buffer starts at zero and stays so.
-void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, int pad) {
+// Allocates what the model needs for batches up to B x T. Padding of every buffer starts at zero and stays so. world: ranks that share
+// it out; moments: this rank's slices of them.
+void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, int pad, int world, Slice moments) {
     memset(t, 0, sizeof *t);
-    model_init(&t->model, config, pad);
-    t->B = B, t->T = T;
+    model_init_shared(&t->model, config, pad, world);
+    t->B = B, t->T = T, t->moments = moments;
     real **four[] = {&t->params, &t->grads, &t->adam_m, &t->adam_v};
-    for (int i = 0; i < 4; i++) *four[i] = xcalloc(t->model.num_stored, sizeof(real));
+    for (int i = 0; i < 4; i++) *four[i] = xcalloc(t->model.num_stored / (size_t)(i < 2 ? 1 : moments.world), sizeof(real));
     Buffer table[NUM_BUFFERS];
     activation_table(&t->acts, &t->model, B, T, table);
     for (int i = 0; i < NUM_BUFFERS; i++) *table[i].pointer = xcalloc(table[i].elements, table[i].bytes);
@@ -530,36 +532,40 @@ void t6_logits(const T6 *t, int64_t n, real *out) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Update
 
-// Norm of all gradients together: rows in parallel, their sums in order, so that it has the same bits with any number of threads.
-double t6_gradient_norm(const T6 *t) {
-    double sum = 0;
-    for (int i = 0; i < t->model.num_tensors; i++) {
-        const Tensor *w = &t->model.tensors[i];
-        double *rows = xmalloc((size_t)w->rows * sizeof *rows);
+// Norm of all gradients together. sum: the slices that this rank has of them. Squares are summed over SLICE_UNIT numbers at a time, and
+// those sums added up in order: the same bits with any number of threads and ranks.
+double gradient_norm(const Model *m, const real *sum, Comm *comm) {
+    size_t world = (size_t)comm_world(comm), rank = (size_t)comm_rank(comm), units = 0, at = 0;
+    for (int k = 0; k < model_buckets(m); k++) units += (model_bucket(m, k).size + SLICE_UNIT - 1) / SLICE_UNIT;
+    double *squares = xcalloc(units, sizeof *squares), total = 0;
+    for (int k = 0; k < model_buckets(m); k++) {
+        Bucket b = model_bucket(m, k);
+        const real *g = sum + b.offset / world;
+        size_t n = b.size / world, first = at + rank * (n / SLICE_UNIT);
         #pragma omp parallel for
-        for (int64_t r = 0; r < w->rows; r++) {
-            const real *g = t->grads + w->offset + (size_t)(r * w->ld);
-            rows[r] = 0;
-            for (int64_t c = 0; c < w->cols; c++) rows[r] += (double)g[c] * g[c];
-        }
-        for (int64_t r = 0; r < w->rows; r++) sum += rows[r];
-        free(rows);
+        for (size_t i = 0; i < n; i += SLICE_UNIT)
+            for (size_t j = i; j < n && j < i + SLICE_UNIT; j++) squares[first + i / SLICE_UNIT] += (double)g[j] * g[j];
+        at += (b.size + SLICE_UNIT - 1) / SLICE_UNIT;
     }
-    return sqrt(sum);
+    comm_sum(comm, squares, units, "norm of the gradients");
+    for (size_t i = 0; i < units; i++) total += squares[i];
+    free(squares);
+    return sqrt(total);
 }
 
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 
-// One step of AdamW (Loshchilov & Hutter 2019, as PyTorch computes it), number `step` = 1, 2, ...; gradients count grad_scale times.
-void t6_adamw(T6 *t, const AdamW *o, int64_t step, double grad_scale) {
+// One step of AdamW (Loshchilov & Hutter 2019, as PyTorch computes it), number `step` = 1, 2, ..., on n weights; gradients count
+// grad_scale times.
+void adamw_update(real *w, real *m, real *v, const real *dw, size_t n, const AdamW *o, int64_t step, double grad_scale) {
     real decay = (real)(1 - o->lr * o->weight_decay), rate = (real)(o->lr / (1 - pow(o->beta1, (double)step)));
     real root = (real)sqrt(1 - pow(o->beta2, (double)step)), beta1 = (real)o->beta1, beta2 = (real)o->beta2, eps = (real)o->eps, scale = (real)grad_scale;
     #pragma omp parallel for
-    for (size_t i = 0; i < t->model.num_stored; i++) {
-        real g = t->grads[i] * scale;
-        real m = t->adam_m[i] = beta1 * t->adam_m[i] + (1 - beta1) * g;
-        real v = t->adam_v[i] = beta2 * t->adam_v[i] + (1 - beta2) * g * g;
-        t->params[i] = t->params[i] * decay - rate * m / (sqrt(v) / root + eps);
+    for (size_t i = 0; i < n; i++) {
+        real g = dw[i] * scale;
+        m[i] = beta1 * m[i] + (1 - beta1) * g;
+        v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+        w[i] = w[i] * decay - rate * m[i] / (sqrt(v[i]) / root + eps);
     }
 }
 
@@ -577,6 +583,25 @@ void t6_zero_gradients(T6 *t) { memset(t->grads, 0, t->model.num_stored * sizeof
 
 int trainer_pad(void) { return 1; }
 
+// Gradients of a step. Micro-batch g of the step belongs to rank g % world, and after each round of micro-batches every rank gets its
+// slices of all their gradients and adds them to its sum, in the order of the micro-batches: (g0 + g1) + g2 ... Every sum in this
+// program is taken in an order that the number of ranks and threads has no part in, and so is every bit of a run. That costs an exchange
+// for each micro-batch instead of one a step, little beside the time a CPU takes for it. (The GPU trainer adds up first.)
+//   stage 0: the sums are gathered, and every rank updates all weights;  1 and 2: every rank updates its slices, and weights are gathered
+// A gradient is whole for one micro-batch only, at every stage; stage 2 has nothing left to share out here.
+struct Sums {
+    Comm *comm;
+    int64_t zero;
+    int64_t micro_batches;      // a step
+    real *grads;                // (num_stored / world) the sums; of one micro-batch by one rank, T6's own gradients
+    real *scratch;              // (largest bucket) what the other ranks send
+    double *losses;             // (micro_batches) each one's sum
+    SpikeLimits limits;
+};
+
+static size_t largest_bucket(const Model *m) { return m->layers > m->layer_stride ? m->layers : m->layer_stride; }
+static int sums_apart(const TrainOptions *o) { return comm_world(o->comm) > 1 || o->accum > 1; }
+
 // Numbers below 1e-38 count as zero, in this thread and those it starts: sharp attention makes many, and arithmetic with them is so
 // slow that a step took twice its time. No gradient is near them.
 static void flush_denormals(void) {
@@ -586,11 +611,19 @@ static void flush_denormals(void) {
 }
 
 void trainer_start(TrainOptions *o) {
+    int ranks = o->comm ? o->comm->local_world : 1, share = (int)sysconf(_SC_NPROCESSORS_ONLN) / ranks;
+    if (comm_world(o->comm) > 1 && !o->comm->run) die(EXIT_INPUT, "--comm-file is for GPUs: ranks on CPUs meet over MPI, started by mpirun or srun --mpi=pmix");
     flush_denormals();
     if (o->threads > 0) omp_set_num_threads((int)o->threads);
+    else if (ranks > 1 && share < omp_get_max_threads()) omp_set_num_threads(share > 0 ? share : 1);
 #ifdef USE_OPENBLAS
     openblas_set_num_threads(1);    // matmul shares the work out itself
 #endif
+}
+
+void trainer_describe(char *out, size_t size) {
+    char library[64];
+    snprintf(out, size, "CPU, %d threads, %s", omp_get_max_threads(), comm_library(library));
 }
 
 static double available_memory_bytes(void) {
@@ -604,10 +637,14 @@ static double available_memory_bytes(void) {
 }
 
 void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
-    double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len);
-    double need = 4 * weights + acts, have = available_memory_bytes(), GiB = 0x1p30;
-    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f = %.2f GiB of %.2f available\n",
-                  weights / GiB, weights / GiB, 2 * weights / GiB, acts / GiB, need / GiB, have / GiB);
+    double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len), world = comm_world(o->comm);
+    double grads = weights + (sums_apart(o) ? weights / world : 0) + (world > 1 ? (double)(largest_bucket(m) * sizeof(real)) : 0);
+    double moments = 2 * weights / (o->zero ? world : 1), ranks = o->comm ? o->comm->local_world : 1;
+    double need = (weights + grads + moments + acts) * ranks, have = available_memory_bytes(), GiB = 0x1p30;
+    char times[32] = "";
+    if (ranks > 1) snprintf(times, sizeof times, ", %.0f ranks here:", ranks);
+    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f%s = %.2f GiB of %.2f available\n",
+                  weights / GiB, grads / GiB, moments / GiB, acts / GiB, times, need / GiB, have / GiB);
     if (need > have)
         die(EXIT_INPUT, "this run needs %.1f GiB of memory and %.1f are available: lower --batch-size (-b) or --seq-len (-t), or take a smaller --model (-e)",
             need / GiB, have / GiB);
@@ -615,11 +652,20 @@ void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
 
 T6 *trainer_open(const TrainOptions *o) {
     T6 *t = xmalloc(sizeof *t);
-    t6_alloc(t, &o->config, o->batch_size, o->seq_len, trainer_pad());
+    struct Sums *s = t->sums = xcalloc(1, sizeof *s);
+    int rank = comm_rank(o->comm), world = comm_world(o->comm);
+    t6_alloc(t, &o->config, o->batch_size, o->seq_len, trainer_pad(), world, o->zero ? (Slice){rank, world} : (Slice){0, 1});
+    t->sums = s;
+    s->comm = o->comm, s->zero = o->zero, s->micro_batches = o->accum > 0 ? o->accum : 1, s->limits = (SpikeLimits){INFINITY, INFINITY};
+    s->grads = sums_apart(o) ? xcalloc(t->model.num_stored / (size_t)world, sizeof(real)) : t->grads;
+    s->scratch = world > 1 ? xmalloc(largest_bucket(&t->model) * sizeof(real)) : NULL;
+    s->losses = xcalloc((size_t)s->micro_batches, sizeof *s->losses);
     return t;
 }
 
 void trainer_close(T6 *t) {
+    if (t->sums->grads != t->grads) free(t->sums->grads);
+    free(t->sums->scratch), free(t->sums->losses), free(t->sums);
     t6_free(t);
     free(t);
 }
@@ -627,7 +673,7 @@ void trainer_close(T6 *t) {
 const Model *trainer_model(T6 *t) { return &t->model; }
 
 // The model's own memory is host memory: there is nothing to copy either way.
-HostWeights trainer_host_weights(T6 *t, int read) { (void)read; return (HostWeights){t->params, t->adam_m, t->adam_v}; }
+HostWeights trainer_host_weights(T6 *t, int read) { (void)read; return (HostWeights){t->params, t->adam_m, t->adam_v, t->moments}; }
 void trainer_take_weights(T6 *t, int moments) { (void)t, (void)moments; }
 
 double trainer_loss(T6 *t, const int32_t *inputs, const int32_t *targets, int64_t B) {
@@ -636,16 +682,50 @@ double trainer_loss(T6 *t, const int32_t *inputs, const int32_t *targets, int64_
 }
 
 void trainer_micro_step(T6 *t, const int32_t *inputs, const int32_t *targets, double dloss, int64_t k) {
-    if (k == 0) t6_zero_gradients(t), t->loss = 0;
-    t6_forward(t, inputs, t->B, t->T);
-    t->loss += t6_loss(t, targets, t->B * t->T, dloss);
-    t6_backward(t, inputs, t->B, t->T);
+    struct Sums *s = t->sums;
+    const Model *m = &t->model;
+    int world = comm_world(s->comm), givers = s->micro_batches - k * world < world ? (int)(s->micro_batches - k * world) : world;
+    if (k == 0) {
+        memset(s->losses, 0, (size_t)s->micro_batches * sizeof *s->losses);
+        memset(s->grads, 0, m->num_stored / (size_t)world * sizeof *s->grads);
+    }
+    if (inputs) {
+        t6_zero_gradients(t);
+        t6_forward(t, inputs, t->B, t->T);
+        s->losses[k * world + comm_rank(s->comm)] = t6_loss(t, targets, t->B * t->T, dloss);
+        t6_backward(t, inputs, t->B, t->T);
+    }
+    for (int i = 0; s->grads != t->grads && i < model_buckets(m); i++) {
+        Bucket b = model_bucket(m, i);
+        comm_reduce_scatter(s->comm, s->grads + b.offset / (size_t)world, t->grads + b.offset, s->scratch, b.size / (size_t)world, givers, "gradients");
+    }
 }
 
+void trainer_limits(T6 *t, SpikeLimits limits) { t->sums->limits = limits; }
+
 void trainer_update(T6 *t, const TrainOptions *o, double lr, int64_t step, double *loss, double *norm) {
-    *loss = t->loss, *norm = t6_gradient_norm(t);
-    AdamW adamw = {lr, o->beta1, o->beta2, o->adam_eps, o->weight_decay};
-    if (isfinite(*norm)) t6_adamw(t, &adamw, step, clip_factor(*norm, o->clip));
+    struct Sums *s = t->sums;
+    const Model *m = &t->model;
+    Slice mine = {comm_rank(s->comm), comm_world(s->comm)};
+    AdamW options = {lr, o->beta1, o->beta2, o->adam_eps, o->weight_decay};
+    comm_sum(s->comm, s->losses, (size_t)s->micro_batches, "losses");
+    *loss = 0;
+    for (int64_t i = 0; i < s->micro_batches; i++) *loss += s->losses[i];
+    *norm = gradient_norm(m, s->grads, s->comm);
+    if (!isfinite(*norm) || *loss > s->limits.loss || *norm > s->limits.norm) return;
+    for (int k = 0; k < model_buckets(m); k++) {
+        Bucket b = model_bucket(m, k), slice = model_slice(m, mine, k);
+        const real *grads = s->grads + b.offset / (size_t)mine.world;
+        size_t part = slice.size;
+        if (mine.world > 1 && s->zero == 0) {
+            memcpy(t->grads + slice.offset, grads, part * sizeof *grads);
+            comm_all_gather(s->comm, t->grads + b.offset, part, "sums of gradients");
+            grads = t->grads + b.offset, slice = b;
+        }
+        size_t at = b.offset / (size_t)t->moments.world;
+        adamw_update(t->params + slice.offset, t->adam_m + at, t->adam_v + at, grads, slice.size, &options, step, clip_factor(*norm, o->clip));
+        if (s->zero) comm_all_gather(s->comm, t->params + b.offset, part, "weights");
+    }
 }
 
 void trainer_logits(T6 *t, float *logits, const int32_t *ids, int64_t n) {
@@ -653,7 +733,7 @@ void trainer_logits(T6 *t, float *logits, const int32_t *ids, int64_t n) {
     t6_logits(t, n - 1, logits);
 }
 
-const float *trainer_gradients(T6 *t) { return t->grads; }      // for test_t6.cu, which links this without main
+const float *trainer_gradients(T6 *t) { return t->sums->grads; }      // for test_t6.cu, which links this without main
 
 #ifndef T6_NO_MAIN
 int main(int argc, char **argv) {

@@ -19,12 +19,12 @@ LLMC_FN AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, 
     return s;
 }
 
-// One thread: 4 weights. A step whose gradient is not finite leaves everything as it was.
+// One thread: 4 weights. A step whose gradient is not finite, or that is to be skipped, leaves everything as it was.
 __global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s,
                              const GradientNorm *norm) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (i >= n || !isfinite(norm->norm)) return;
     float scale = norm->clip_factor;
+    if (i >= n || !isfinite(norm->norm) || !isfinite(scale)) return;
     Packed16<float> w = load16_streaming(master + i), g = load16_streaming(grads + i);
     Packed16<float> m = load16_streaming(adam_m + i), v = load16_streaming(adam_v + i);
     for (int k = 0; k < 4; k++) {

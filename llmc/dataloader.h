@@ -4,7 +4,7 @@
 // Nothing is mapped and nothing is kept: a window is one pread into a fixed buffer, so memory stays flat however long the run.
 // The order of windows is a function of (seed, epoch, position): shards are permuted, and windows within a shard, so that
 // reading stays within one file at a time. A run is resumed by setting epoch and position; no order depends on the number of
-// ranks. With shuffling off the order is llm.c's: micro-batch k reads tokens k*B*T to (k+1)*B*T of a shard.
+// ranks, which read disjoint windows of it. With shuffling off the order is llm.c's: micro-batch k reads tokens k*B*T to (k+1)*B*T of a shard.
 #ifndef LLMC_DATALOADER_H
 #define LLMC_DATALOADER_H
 
@@ -34,7 +34,6 @@ typedef struct {
     int64_t T;
     LoaderOrder order;
     uint64_t seed;
-    int rank, world;                    // this process reads rows rank*B to (rank+1)*B of each world*B
     uint64_t epoch, position;           // next window to be read, position < windows
     // the open shard
     int fd, open_shard;
@@ -120,10 +119,10 @@ LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
 
 // Opens the shards that `pattern` names (one path or a glob, in the order of their names). unit: --shuffle 0 leaves out what
 // does not fill a micro-batch of unit = B windows at a shard's end, as llm.c does; 1 leaves nothing out.
-LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed, int rank, int world, Error *err) {
+LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed, Error *err) {
     memset(d, 0, sizeof *d);
     d->fd = -1, d->open_shard = -1;
-    d->T = T, d->order = order, d->seed = seed, d->rank = rank, d->world = world;
+    d->T = T, d->order = order, d->seed = seed;
     glob_t files;
     int found = glob(pattern, 0, NULL, &files);
     if (found != 0) {
@@ -193,8 +192,9 @@ LLMC_FN uint64_t loader_locate_(const DataLoader *d, uint64_t epoch, uint64_t po
     die(EXIT_SYSTEM, "internal error: window %llu is beyond the epoch", (unsigned long long)position);
 }
 
-// Reads B windows that start `ahead` windows behind the loader's place: inputs and targets are (B, T).
-LLMC_FN int loader_read_(DataLoader *d, uint64_t ahead, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
+// Reads B windows that start `ahead` windows behind the loader's place, which stays: inputs and targets are (B, T). Rank r of `world` reads
+// micro-batches r, r + world, ... of a step, `ahead` being k * B for micro-batch k, and all ranks then advance by the whole step.
+LLMC_FN int loader_read(DataLoader *d, uint64_t ahead, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
     int64_t T = d->T;
     for (int64_t b = 0; b < B; b++) {
         uint64_t place = d->position + ahead + (uint64_t)b;
@@ -219,10 +219,10 @@ LLMC_FN void loader_advance(DataLoader *d, uint64_t windows) {
     d->position %= d->windows;
 }
 
-// The next micro-batch of this rank; the loader moves on by world * B windows.
+// The next B windows; the loader moves on.
 LLMC_FN int loader_next(DataLoader *d, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
-    if (loader_read_(d, (uint64_t)(d->rank * B), B, inputs, targets, err) != 0) return -1;
-    loader_advance(d, (uint64_t)(d->world * B));
+    if (loader_read(d, 0, B, inputs, targets, err) != 0) return -1;
+    loader_advance(d, (uint64_t)B);
     return 0;
 }
 

@@ -6,7 +6,10 @@
 
 enum { NORM_BLOCKS = 512, NORM_THREADS = 512 };     // a fixed grid: the order of the sum does not depend on the GPU
 
-typedef struct { double norm; float clip_factor; } GradientNorm;
+typedef struct {
+    double norm;
+    float clip_factor;      // NAN: the step is to be skipped
+} GradientNorm;
 
 // Sum over a block in double; valid in thread 0. shared: 32 doubles.
 __device__ inline double block_sum_double(double x, double *shared) {
@@ -29,20 +32,35 @@ __global__ void global_norm_partial_kernel(double *partial, const float *grads, 
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// As torch.nn.utils.clip_grad_norm_: factor max_norm / (norm + 1e-6) where that is below 1; max_norm 0: never clip.
-__global__ void global_norm_final_kernel(GradientNorm *out, const double *partial, double max_norm) {
+__global__ void global_norm_sum_kernel(GradientNorm *out, const double *partial) {
     __shared__ double shared[32];
     double sum = block_sum_double(partial[threadIdx.x], shared);
-    if (threadIdx.x != 0) return;
-    double norm = sqrt(sum), factor = max_norm / (norm + 1e-6);
-    out->norm = norm;
-    out->clip_factor = max_norm > 0 && factor < 1 ? (float)factor : 1.0f;
+    if (threadIdx.x == 0) out->norm = sum;
 }
 
-// out (1), partial (NORM_BLOCKS): on the GPU. grads (n), n a multiple of 4
-inline void global_norm(GradientNorm *out, double *partial, const float *grads, size_t n, double max_norm, cudaStream_t stream) {
+// As torch.nn.utils.clip_grad_norm_: factor clip / (norm + 1e-6) where that is below 1; clip 0: never. A step whose norm or sum of losses
+// (or NULL) is above its limit, or whose norm is not finite, is marked to be skipped (llmc/spikes.h).
+__global__ void global_norm_finish_kernel(GradientNorm *out, double clip, const double *loss, double max_loss, double max_norm) {
+    double norm = sqrt(out->norm), factor = clip / (norm + 1e-6);
+    out->norm = norm;
+    out->clip_factor = clip > 0 && factor < 1 ? (float)factor : 1.0f;
+    if (!isfinite(norm) || norm > max_norm || (loss && *loss > max_loss)) out->clip_factor = NAN;
+}
+
+// out (1), partial (NORM_BLOCKS): on the GPU. grads (n), n a multiple of 4. First out->norm is the sum of squares, which several ranks
+// add up; then comes the root of it.
+inline void global_norm_squares(GradientNorm *out, double *partial, const float *grads, size_t n, cudaStream_t stream) {
     launch(global_norm_partial_kernel, {NORM_BLOCKS, NORM_THREADS, 0, stream}, partial, grads, n);
-    launch(global_norm_final_kernel, {1, NORM_BLOCKS, 0, stream}, out, partial, max_norm);
+    launch(global_norm_sum_kernel, {1, NORM_BLOCKS, 0, stream}, out, partial);
+}
+
+inline void global_norm_finish(GradientNorm *out, double clip, const double *loss, double max_loss, double max_norm, cudaStream_t stream) {
+    launch(global_norm_finish_kernel, {1, 1, 0, stream}, out, clip, loss, max_loss, max_norm);
+}
+
+inline void global_norm(GradientNorm *out, double *partial, const float *grads, size_t n, double clip, cudaStream_t stream) {
+    global_norm_squares(out, partial, grads, n, stream);
+    global_norm_finish(out, clip, NULL, INFINITY, INFINITY, stream);
 }
 
 #endif

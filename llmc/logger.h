@@ -8,6 +8,7 @@
 typedef struct {
     FILE *log, *metrics;
     char *folder;
+    int silent;             // of several ranks only the first speaks
 } Logger;
 
 LLMC_FN void logger_check_(const Logger *g, int failed) {
@@ -58,6 +59,7 @@ LLMC_FN void logger_close(Logger *g) {
 // One line (or more) to the screen and to main.log.
 LLMC_FN __attribute__((format(printf, 2, 3))) void logger_printf(Logger *g, const char *format, ...) {
     va_list args, copy;
+    if (g->silent) return;
     va_start(args, format);
     va_copy(copy, args);
     vprintf(format, args);

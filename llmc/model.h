@@ -197,6 +197,27 @@ typedef struct {
     int num_tensors;
 } Model;
 
+// The parameter buffer is handed about in buckets: wte, then the layers. With several ranks a bucket's storage is a multiple of
+// world * SLICE_UNIT, so that every rank can have an equal slice of every bucket: its part of gradients, moments and master weights.
+// A rank's slices lie one behind the other, that of bucket k at bucket.offset / world.
+enum { SLICE_UNIT = 1024 };     // also what the squares of the gradient norm are summed over: see t6_gradient_norm
+typedef struct { size_t offset, size; } Bucket;
+typedef struct { int rank, world; } Slice;      // {0, 1}: the whole
+
+LLMC_FN int model_buckets(const Model *m) { return 1 + (int)m->config.n_layer; }
+LLMC_FN Bucket model_bucket(const Model *m, int k) {
+    if (k == 0) return (Bucket){m->wte, m->layers};
+    return (Bucket){m->layers + (size_t)(k - 1) * m->layer_stride, m->layer_stride};
+}
+LLMC_FN int tensor_bucket(const Model *m, const Tensor *t) { return t->offset < m->layers ? 0 : 1 + (int)((t->offset - m->layers) / m->layer_stride); }
+
+// Where a slice of bucket k lies in a whole buffer.
+LLMC_FN Bucket model_slice(const Model *m, Slice s, int k) {
+    Bucket b = model_bucket(m, k);
+    size_t part = b.size / (size_t)s.world;
+    return (Bucket){b.offset + (size_t)s.rank * part, part};
+}
+
 LLMC_FN int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 LLMC_FN void model_add_tensor_(Model *m, size_t offset, int64_t rows, int64_t cols, int64_t ld, double init, const char *name) {
@@ -235,8 +256,8 @@ LLMC_FN Heads heads_(const Config *c, int factored, int64_t R, int rope, int64_t
 }
 
 // Lays out the model of a checked config. Storage of P, F and NH * HS is padded to multiples of `pad` (what the matrix unit
-// wants; 1: nothing), the vocabulary's always to 128. Free with model_free.
-LLMC_FN void model_init(Model *m, const Config *config, int pad) {
+// wants; 1: nothing), the vocabulary's always to 128. world: ranks that share it out. Free with model_free.
+LLMC_FN void model_init_shared(Model *m, const Config *config, int pad, int world) {
     memset(m, 0, sizeof *m);
     const Config *c = &m->config;
     m->config = *config;
@@ -249,9 +270,10 @@ LLMC_FN void model_init(Model *m, const Config *config, int pad) {
     m->Pp = round_up(m->P, pad), m->F = c->hidden, m->Fp = round_up(m->F, pad), m->Vp = round_up(c->vocab_size, 128);
     m->D = NH * c->head_dim, m->Dp = round_up(m->D, pad);
 
-    m->wte = 0, m->layers = (size_t)(m->Vp * C);
+    int64_t unit = world > 1 ? (int64_t)world * SLICE_UNIT : 1;
+    m->wte = 0, m->layers = (size_t)round_up(m->Vp * C, unit);
     m->wqkv = 0, m->wo = (size_t)(m->Pp * C), m->w12 = m->wo + (size_t)(C * m->Dp), m->w3 = m->w12 + (size_t)(2 * m->Fp * C);
-    m->layer_stride = m->w3 + (size_t)(C * m->Fp);
+    m->layer_stride = (size_t)round_up((int64_t)m->w3 + C * m->Fp, unit);
     m->num_stored = m->layers + (size_t)L * m->layer_stride;
 
     m->tensors = (Tensor *)xcalloc((size_t)(1 + L * 10), sizeof *m->tensors);
@@ -272,6 +294,8 @@ LLMC_FN void model_init(Model *m, const Config *config, int pad) {
         model_add_tensor_(m, base + m->w3, C, m->F, m->Fp, 0, name);
     }
 }
+
+LLMC_FN void model_init(Model *m, const Config *config, int pad) { model_init_shared(m, config, pad, 1); }
 
 LLMC_FN void model_free(Model *m) {
     free(m->tensors);

@@ -2,6 +2,7 @@
 #ifndef LLMC_OPTIONS_H
 #define LLMC_OPTIONS_H
 
+#include "comm.h"
 #include "flags.h"
 #include "model.h"
 #include "sampler.h"
@@ -16,7 +17,7 @@ typedef struct {
     Config config;              // as the flags say it; 0 where they say nothing
     // training
     int64_t batch_size, tokens_per_step, max_steps, warmup_steps;
-    double lr, min_lr, weight_decay, clip, beta1, beta2, adam_eps;
+    double lr, min_lr, weight_decay, clip, beta1, beta2, adam_eps, skip_spikes;
     // evaluation and output
     const char *out;
     int64_t resume, save_every, keep, keep_every, val_every, val_batches, sample_every, sample_tokens;
@@ -24,12 +25,18 @@ typedef struct {
     // machine
     int64_t threads, recompute, plan;
     double peak_tflops;
+    // several ranks
+    int64_t zero;
+    const char *transport, *comm_file;
+    double comm_timeout;
+    Comm *comm;                 // NULL: one process
+    void *gpu_comm;             // GpuComm of llmc/comm.cuh, for the GPU trainer
     // derived
     Schedule schedule;
-    int64_t accum;              // micro-batches a step
+    int64_t accum;              // micro-batches a step, of all ranks together
 } TrainOptions;
 
-enum { NUM_TRAIN_FLAGS = 56 };
+enum { NUM_TRAIN_FLAGS = 62 };
 
 LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
     Config *c = &o->config;
@@ -71,6 +78,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "beta1", FLAG_REAL, &o->beta1, "0.9", 0, 0.999999, "AdamW's decay of the first moment", 0},
         {0, "beta2", FLAG_REAL, &o->beta2, "0.95", 0, 0.999999, "AdamW's decay of the second moment", 0},
         {0, "adam-eps", FLAG_REAL, &o->adam_eps, "1e-8", 1e-30, 1, "AdamW's epsilon", 0},
+        {0, "skip-spikes", FLAG_REAL, &o->skip_spikes, "0", 0, 1e6, "skip updates whose loss or norm is this many deviations up; 0: none", 0},
         SECTION("Evaluation and output (every N steps; 0: never)"),
         {'o', "out", FLAG_TEXT, &o->out, "out", 0, 0, "folder for checkpoints, main.log, metrics.jsonl", 0},
         {'y', "resume", FLAG_SWITCH, &o->resume, "0", 0, 1, "go on from the last checkpoint in --out, if there is one", 0},
@@ -86,6 +94,10 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
         {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2, "GPU: compute again instead of keeping; 1: the MLP's inside, 2: and factors", 0},
         {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6, "the machine's peak, for the % column; 0: not known", 0},
+        {'z', "zero", FLAG_INT, &o->zero, "0", 0, 2, "ranks share out 0: the work alone, 1: AdamW's state too, 2: and gradients", 0},
+        {0, "comm", FLAG_TEXT, &o->transport, "auto", 0, 0, "GPUs: nccl, or mpi, through host memory; auto: nccl if several", 0},
+        {0, "comm-file", FLAG_TEXT, &o->comm_file, NULL, 0, 0, "GPUs without MPI: a file, seen by all ranks, through which they meet", 0},
+        {0, "comm-timeout", FLAG_REAL, &o->comm_timeout, "600", 0, 1e6, "seconds a rank waits for the others, saving included; 0: for ever", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory and arithmetic, and stop", 0},
     };
 #undef SECTION
@@ -167,6 +179,8 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     if (o->lr < 0) o->lr = p->lr;
     if (o->min_lr < 0) o->min_lr = p->min_lr < o->lr ? p->min_lr : o->lr / 10;
     if (o->min_lr > o->lr) return fail(err, "--min-lr %g is above --lr %g", o->min_lr, o->lr);
+    if (strcmp(o->transport, "auto") && strcmp(o->transport, "nccl") && strcmp(o->transport, "mpi"))
+        return fail(err, "--comm: \"%s\" is not accepted; it takes auto, nccl or mpi", o->transport);
     if (o->tokens_per_step % micro != 0)
         return fail(err, "--tokens-per-step %lld is not a multiple of the micro-batch, %lld x %lld = %lld tokens; take %lld", (long long)o->tokens_per_step,
                     (long long)o->batch_size, (long long)o->seq_len, (long long)micro, (long long)((o->tokens_per_step + micro - 1) / micro * micro));

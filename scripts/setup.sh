@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Installs what is missing to build and run on Debian or Ubuntu (root or sudo); says so where it cannot.
 #   scripts/setup.sh          compiler, libraries, gnuplot, xz
-#   scripts/setup.sh test     also what the tests need: clang
+#   scripts/setup.sh mpi      also Open MPI, for several ranks
+#   scripts/setup.sh test     also what the tests need: Open MPI, clang
 set -euo pipefail
 
 packages="ca-certificates curl gcc g++ make libc6-dev binutils libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev zstd libopenblas-dev gnuplot-nox xz-utils unzip"
-[ "${1:-}" = test ] && packages="$packages clang libomp-dev python3 python3-venv"
+[ "${1:-}" = mpi ] || [ "${1:-}" = test ] && packages="$packages openmpi-bin libopenmpi-dev"
+[ "${1:-}" = test ] && packages="$packages clang libomp-dev python3 python3-venv iproute2 openssh-client"
 
 missing=""
 for p in $packages; do

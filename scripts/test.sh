@@ -71,6 +71,7 @@ for b in gcc sanitize; do tests "units, $b" build/$b/test_units --fuzz $fuzz; do
 for b in gcc sanitize; do tests "toy corpus, $b" env TOY=build/$b/data/toy_corpus TOKENIZE=build/$b/data/tokenize test/test_toy.sh; done
 tests "training program" env BIN=build/gcc test/test_train.sh $long
 tests "training program, sanitizers" env BIN=build/sanitize test/test_train.sh
+tests "several ranks" env BIN=build/gcc test/test_comm.sh $long
 tests "generating program" env BIN=build/gcc test/test_generate.sh
 tests "generating program, sanitizers" env BIN=build/sanitize TRAIN=build/gcc/train_t6 test/test_generate.sh --quick
 for b in gcc sanitize; do tests "tokenizer and data scripts, $b" env TOKENIZE="$PWD/build/$b/data/tokenize" test/test_data.sh $long; done

@@ -47,7 +47,7 @@ test_flags() {
     refuses "an unknown letter" 2 "no such flag" "$program" -q
     refuses "a stray word" 2 "not a flag" "$program" hello
     "$program" --help | awk 'length > 140 { bad = 1 } END { exit bad || NR > 60 }' && ok "--help fits a screen" || bad "--help" "too long or too wide"
-    undocumented=$(for f in $flags; do sed -n "/$from/,/$to/p" README.md | grep -q -- "--$f[\` ]" || printf ' --%s' "$f"; done)
+    undocumented=$(for f in $flags; do sed -n "/$from/,/$to/p" README.md | grep -- "--$f[\` ]" >/dev/null || printf ' --%s' "$f"; done)
     check "README describes every flag" "$([ -z "$undocumented" ] && echo 1)" "it lacks$undocumented"
 }
 

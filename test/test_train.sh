@@ -24,7 +24,7 @@ run=("$train" "${small[@]}" -v 0 -s 0)
 
 # ---- flags: every numeric one with nothing, a word, -1, a huge value; and 0 where 0 has no meaning
 program=$train
-texts=" train-data val-data vocab model attn out "
+texts=" train-data val-data vocab model attn out comm comm-file "
 switches=" shuffle reset-data resume plan "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
 test_flags '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
