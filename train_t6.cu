@@ -504,7 +504,7 @@ void trainer_start(TrainOptions *o) {
             "or build with an older toolkit",
             driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     if (error != cudaSuccess || count == 0)
-        die(EXIT_SYSTEM, "no NVIDIA GPU to be used here (%s); ./train_t6 trains on the CPU",
+        die(EXIT_SYSTEM, "no NVIDIA GPU to be used here (%s); ./train_t6 and ./generate_t6 need none",
             driver == 0 ? "no driver" : error != cudaSuccess ? cudaGetErrorString(error) : "the driver shows none");
     cudaDeviceProp gpu;
     cudaFuncAttributes kernel;
