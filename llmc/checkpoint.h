@@ -352,7 +352,7 @@ LLMC_FN int checkpoint_read_moments_(const SafeTensors *st, int part, int parts,
                 const Tensor *t = &m->tensors[j];
                 if (tensor_bucket(m, t) != k) continue;
                 const SafeTensor *s = checkpoint_find_(st, m, i ? "v." : "m.", t, err);
-                int64_t first = ((int64_t)slice.offset - (int64_t)t->offset) / t->ld, last = ((int64_t)(slice.offset + slice.size) - (int64_t)t->offset) / t->ld + 1;
+                int64_t from = (int64_t)slice.offset - (int64_t)t->offset, first = from / t->ld, last = (from + (int64_t)slice.size) / t->ld + 1;
                 if (first < 0) first = 0;
                 if (last > t->rows) last = t->rows;
                 rc = s ? 0 : -1;

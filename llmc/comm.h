@@ -210,7 +210,9 @@ LLMC_FN int comm_without_mpi_(Comm *c, int argc, char **argv) {
         if (c->world < 1 || c->rank < 0 || c->rank >= c->world) die(EXIT_INPUT, "%s=%s and %s=%s: not a rank", names[i][0], world, names[i][1], rank);
         return 1;
     }
-    if (asked) die(EXIT_INPUT, "--comm-file: the environment has neither SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID nor WORLD_SIZE, RANK and LOCAL_RANK");
+    if (asked)
+        die(EXIT_INPUT, "--comm-file: the environment has neither SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID nor WORLD_SIZE, RANK and "
+            "LOCAL_RANK");
     return 0;
 }
 
@@ -224,7 +226,8 @@ LLMC_FN void comm_open(Comm *c, int argc, char **argv) {
         comm_start_(c);
     } else slurm = NULL;
     if (c->world == 1 && slurm)
-        die(EXIT_INPUT, "srun started %s tasks, but MPI sees each of them alone: use srun --mpi=pmix (srun --mpi=list says what there is), or mpirun", slurm);
+        die(EXIT_INPUT, "srun started %s tasks, but MPI sees each of them alone: use srun --mpi=pmix (srun --mpi=list says what there is), "
+            "or mpirun", slurm);
     if (c->world > 1) set_program_name(xasprintf("%s (rank %d of %d on %s)", *program_name_(), c->rank, c->world, c->host));
 }
 

@@ -395,7 +395,7 @@ LLMC_FN void compare_logits_(WayErrors *e, double *worst, const float *logits, c
     double difference = 0, size = 0;
     for (int64_t i = 0; i < V; i++) difference += pow((double)logits[i] - want[i], 2), size += pow(want[i], 2);
     double error = sqrt(difference / size);
-    if (!(error <= *worst)) *worst = error;     // NaN too
+    if (!isnan(*worst) && !(error <= *worst)) *worst = error;     // NaN is worst
     e->hash = XXH64(logits, (size_t)V * sizeof *logits, e->hash);
 }
 

@@ -147,8 +147,8 @@ LLMC_FN char *run_description(TrainOptions *o, const DataLoader *train, const Da
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
     if (!f) die(EXIT_SYSTEM, "out of memory for the description of the run");
-    fprintf(f, "program's code " T6_CODE "\ntraining shards %016" PRIx64 "\nvalidation shards %016" PRIx64 "\nmodel's attention %s\n", loader_fingerprint(train),
-            o->val_every ? loader_fingerprint(val) : 0, attn_name(o->config.attn));
+    fprintf(f, "program's code " T6_CODE "\ntraining shards %016" PRIx64 "\nvalidation shards %016" PRIx64 "\nmodel's attention %s\n",
+            loader_fingerprint(train), o->val_every ? loader_fingerprint(val) : 0, attn_name(o->config.attn));
     for (int i = 0, n = train_flags(o, flags); i < n; i++) {
         int skip = flags[i].type == FLAG_SECTION;
         for (size_t k = 0; k < sizeof own / sizeof *own && !skip; k++) skip = !strcmp(flags[i].name, own[k]);
@@ -206,13 +206,15 @@ LLMC_FN int open_data(const TrainOptions *o, DataLoader *train, DataLoader *val,
     Error why;
     memset(tokenizer, 0, sizeof *tokenizer);
     memset(val, 0, sizeof *val);
-    if (loader_open(train, o->train_data, o->seq_len, o->shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL, (uint64_t)o->batch_size, (uint64_t)o->seed, &why) != 0)
+    LoaderOrder order = o->shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
+    if (loader_open(train, o->train_data, o->seq_len, order, (uint64_t)o->batch_size, (uint64_t)o->seed, &why) != 0)
         return fail(err, "--train-data: %s", why.text);
     if (o->val_every && loader_open(val, o->val_data, o->seq_len, ORDER_SEQUENTIAL, 1, 0, &why) != 0) return fail(err, "--val-data: %s", why.text);
     if (o->val_every && strcmp(train->vocab, val->vocab))
         return fail(err, "--val-data: its tokens are %s, those of --train-data %s", val->vocab, train->vocab);
     if (train->windows < (uint64_t)o->batch_size)
-        return fail(err, "--train-data: %llu tokens, fewer than one batch of %lld x %lld; lower --batch-size (-b) or --seq-len (-t), or bring more data",
+        return fail(err, "--train-data: %llu tokens, fewer than one batch of %lld x %lld; lower --batch-size (-b) or "
+                    "--seq-len (-t), or bring more data",
                     (unsigned long long)train->tokens, (long long)o->batch_size, (long long)o->seq_len);
     if (!strcmp(train->vocab, "bytes")) tokenizer_init_bytes(tokenizer);
     else if (o->sample_every && comm_rank(o->comm) == 0 && tokenizer_init_gpt2(tokenizer, o->vocab, &why) != 0)
@@ -237,7 +239,8 @@ LLMC_FN int open_output(const TrainOptions *o, int64_t *last, Logger *log, Error
     *last = n ? steps[n - 1] : -1;
     free(steps);
     if (*last >= 0 && !o->resume && !o->plan)
-        return fail(err, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to go on, or name another folder", o->out, *last);
+        return fail(err, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to go on, or name "
+                    "another folder", o->out, *last);
     if (!o->plan && (make_dirs(o->out, &why) != 0 || logger_open(log, o->out, *last, &why) != 0)) return fail(err, "--out: %s", why.text);
     return 0;
 }
@@ -254,7 +257,8 @@ LLMC_FN void load_weights(T6 *t, TrainOptions *o, int64_t last, DataLoader *trai
         char *folder = last < 0 ? xasprintf("%s", o->model) : xasprintf("%s/step_%08" PRId64, o->out, last);
         Config saved;
         if (first && last >= 0) {
-            if (checkpoint_verify(folder, ALL_FILES, &why) != 0 || checkpoint_load_config(folder, &saved, &why) != 0) rc = fail(&err, "--resume: %s", why.text);
+            if (checkpoint_verify(folder, ALL_FILES, &why) != 0 || checkpoint_load_config(folder, &saved, &why) != 0)
+                rc = fail(&err, "--resume: %s", why.text);
             else if (config_difference(&saved, &o->config, &why) != 0) rc = fail(&err, "--resume: %s is of another model: %s", folder, why.text);
         }
         if (first && rc == 0 && checkpoint_load_weights(folder, m, host.params, &why) != 0)

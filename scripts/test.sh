@@ -51,6 +51,7 @@ step "headers compile alone" make -s headers
 step "gcc, no warnings" make -s OUT=build/gcc CC=gcc $(programs build/gcc)
 step "clang, no warnings" make -s OUT=build/clang CC=clang $(programs build/clang)
 step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc build/plain/train_t6 build/plain/generate_t6 build/plain/test_t6
+step "gcc without MPI" make -s OUT=build/alone MPI=0 CC=gcc build/alone/train_t6
 step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
 if make -s check-nvcc 2>/dev/null; then     # no GPU is needed to compile; what runs on one is test_t6cu
     for p in "" PRECISION=FP32; do

@@ -29,6 +29,7 @@ switches=" shuffle reset-data resume plan "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
 test_flags '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
+refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
 refuses "an odd head_dim" 2 "head_dim" "${run[@]}" --head-dim 7
 refuses "groups that do not divide the heads" 2 "n_kv_head" "${run[@]}" --attn gqa --n-kv-head 2
