@@ -70,14 +70,15 @@ int main(int argc, char **argv) {
         double total = 0, last = 0, compute = ms_between(begin, end);
         int first = g->num_pending - model_buckets(m);      // before: the gathering of the weights of the step before
         for (int k = first; k < g->num_pending; k++) {
-            double from = ms_between(begin, g->pending[k].start), to = ms_between(begin, g->pending[k].end);
-            total += to - from, last = to;
-            if (speeds[i] < 1e9)
-                printf("  %-28s bucket %2d: %8.3f to %8.3f ms\n", g->pending[k].what, g->num_pending - 1 - k, from, to);
+            last = ms_between(begin, g->pending[k].end);
+            total += ms_between(g->pending[k].start, g->pending[k].end);
         }
         printf("%s %s, B %d, ZeRO %d, %d ranks at %.0f GB/s: step %.2f ms; forward and backward %.2f ms, collectives %.2f ms in all, exposed %.2f ms\n",
                p->name, attn_name(o.config.attn), (int)o.batch_size, (int)o.zero, g->simulated_world, speeds[i], step_ms, compute, total,
                last > compute ? last - compute : 0.0);
+        for (int k = first; k < g->num_pending && speeds[i] < 1e9; k++)
+            printf("  %-28s bucket %2d: %8.3f to %8.3f ms\n", g->pending[k].what, g->num_pending - 1 - k,
+                   ms_between(begin, g->pending[k].start), ms_between(begin, g->pending[k].end));
     }
     trainer_close(t);
     return 0;
