@@ -54,10 +54,10 @@ step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc build/plain/tr
 step "gcc without MPI" make -s OUT=build/alone MPI=0 CC=gcc build/alone/train_t6
 step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
 if make -s check-nvcc 2>/dev/null; then     # no GPU is needed to compile; what runs on one is test_t6cu
-    for p in "" PRECISION=FP32; do
-        step "nvcc for sm_80 and sm_90a, no warnings${p:+, $p}" make -s OUT="build/cuda$p" ARCH="80 90a" $p "build/cuda$p/train_t6cu" "build/cuda$p/generate_t6cu" "build/cuda$p/test_t6cu"
+    for p in BF16 FP32; do
+        step "nvcc for sm_80 and sm_90a, no warnings, $p" make -s OUT="build/$p" ARCH="80 90a" PRECISION=$p "build/$p/train_t6cu" "build/$p/generate_t6cu" "build/$p/test_t6cu"
     done
-    tests "GPU programs where they cannot run" test/test_no_gpu.sh build/cuda/train_t6cu build/cuda/generate_t6cu build/cuda/test_t6cu
+    tests "GPU programs where they cannot run" test/test_no_gpu.sh build/BF16/train_t6cu build/BF16/generate_t6cu build/BF16/test_t6cu
 else
     echo "skip CUDA: there is no nvcc"
 fi
