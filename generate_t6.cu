@@ -23,7 +23,7 @@ struct Generator {
     CacheShape shape;           // of a layer's cache
     floatX *params;             // (num_stored)
     unsigned char *cache;       // (L, B, streams, pages)
-    int32_t *lengths, *zeros;   // (B) tokens of each sequence; of an empty one
+    int32_t *lengths;           // (B) tokens of each sequence
     double *frequencies;        // (HS / 2)
     // one row a token, of a step or a prefill
     int32_t *ids;               // (rows)
@@ -51,7 +51,7 @@ struct Generator {
     int steps;                  // of one token, so far
 };
 
-enum { NUM_GENERATOR_BUFFERS = 22 };
+enum { NUM_GENERATOR_BUFFERS = 21 };
 
 // Tokens of a prefill as it is run: few lengths, because each asks for plans of its matrix products. Rows beyond the prompt see it and are
 // not seen.
@@ -69,8 +69,7 @@ static void generator_table(Generator *g, const Model *m, int64_t B, int64_t cap
     g->shape = cache_shape(m, fp8 ? 1 : (int)sizeof(floatX)), g->B = B, g->capacity = capacity, g->prefill_rows = T;
     const Buffer table[] = {
         {(void **)&g->params, m->num_stored, X}, {(void **)&g->cache, (size_t)c->n_layer * cache_layer_bytes(g->shape, B, capacity), 1},
-        {(void **)&g->lengths, (size_t)B, sizeof(int32_t)}, {(void **)&g->zeros, (size_t)B, sizeof(int32_t)},
-        {(void **)&g->frequencies, HS / 2, sizeof(double)}, {(void **)&g->ids, rows, sizeof(int32_t)},
+        {(void **)&g->lengths, (size_t)B, sizeof(int32_t)}, {(void **)&g->frequencies, HS / 2, sizeof(double)}, {(void **)&g->ids, rows, sizeof(int32_t)},
         {(void **)&g->x, rows * c->n_embd, X}, {(void **)&g->n, rows * c->n_embd, X}, {(void **)&g->rstd, rows, f},
         {(void **)&g->fac, rows * m->Pp, X}, {(void **)&g->y, rows * m->Dp, X}, {(void **)&g->u, rows * 2 * m->Fp, X}, {(void **)&g->s, rows * m->Fp, X},
         {(void **)&g->q, T * m->D, X}, {(void **)&g->k, T * D_kv, X}, {(void **)&g->v, T * D_kv, X}, {(void **)&g->lse, T * c->n_head, f},

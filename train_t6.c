@@ -599,7 +599,6 @@ struct Sums {
     SpikeLimits limits;
 };
 
-static size_t largest_bucket(const Model *m) { return m->layers > m->layer_stride ? m->layers : m->layer_stride; }
 static int sums_apart(const TrainOptions *o) { return comm_world(o->comm) > 1 || o->accum > 1; }
 
 // Numbers below 1e-38 count as zero, in this thread and those it starts: sharp attention makes many, and arithmetic with them is so
@@ -638,7 +637,7 @@ static double available_memory_bytes(void) {
 
 void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
     double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len), world = comm_world(o->comm);
-    double grads = weights + (sums_apart(o) ? weights / world : 0) + (world > 1 ? (double)(largest_bucket(m) * sizeof(real)) : 0);
+    double grads = weights + (sums_apart(o) ? weights / world : 0) + (world > 1 ? (double)(model_largest_bucket(m) * sizeof(real)) : 0);
     double moments = 2 * weights / (o->zero ? world : 1), ranks = o->comm ? o->comm->local_world : 1;
     double need = (weights + grads + moments + acts) * ranks, have = available_memory_bytes(), GiB = 0x1p30;
     char times[32] = "";
@@ -658,7 +657,7 @@ T6 *trainer_open(const TrainOptions *o) {
     t->sums = s;
     s->comm = o->comm, s->zero = o->zero, s->micro_batches = o->accum > 0 ? o->accum : 1, s->limits = (SpikeLimits){INFINITY, INFINITY};
     s->grads = sums_apart(o) ? xcalloc(t->model.num_stored / (size_t)world, sizeof(real)) : t->grads;
-    s->scratch = world > 1 ? xmalloc(largest_bucket(&t->model) * sizeof(real)) : NULL;
+    s->scratch = world > 1 ? xmalloc(model_largest_bucket(&t->model) * sizeof(real)) : NULL;
     s->losses = xcalloc((size_t)s->micro_batches, sizeof *s->losses);
     return t;
 }
@@ -687,7 +686,7 @@ void trainer_micro_step(T6 *t, const int32_t *inputs, const int32_t *targets, do
     int world = comm_world(s->comm), givers = s->micro_batches - k * world < world ? (int)(s->micro_batches - k * world) : world;
     if (k == 0) {
         memset(s->losses, 0, (size_t)s->micro_batches * sizeof *s->losses);
-        memset(s->grads, 0, m->num_stored / (size_t)world * sizeof *s->grads);
+        if (s->grads != t->grads) memset(s->grads, 0, m->num_stored / (size_t)world * sizeof *s->grads);
     }
     if (inputs) {
         t6_zero_gradients(t);

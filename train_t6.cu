@@ -100,7 +100,6 @@ static AttentionShape attention_shape(const Model *m, int64_t B, int64_t T) {
     return AttentionShape{(int)B, (int)T, NH, NKV, HS, (int64_t)NH * HS, (int64_t)NKV * HS, (int64_t)NKV * HS};
 }
 
-static size_t largest_bucket(const Model *m) { return m->layers > m->layer_stride ? m->layers : m->layer_stride; }
 
 static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_size(N); }
 
@@ -112,7 +111,7 @@ static int memory_table(T6 *t, const Model *m, int64_t B, int64_t T, Recompute r
     size_t X = sizeof(floatX), f = sizeof(float);
     size_t D_kv = (size_t)heads_stored(m->k, (int)c->n_head) * c->head_dim, rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
     size_t own = all / t->moments.world, held = t->zero == 2 ? m->layers + 2 * m->layer_stride : all;
-    size_t sums = t->zero ? all / t->mine.world : 0, part = t->zero == 2 ? largest_bucket(m) / t->mine.world : 0;
+    size_t sums = t->zero ? all / t->mine.world : 0, part = t->zero == 2 ? model_largest_bucket(m) / t->mine.world : 0;
     size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_fac = recompute >= RECOMPUTE_MLP_AND_FACTORS ? 1 : L;
     const Buffer table[] = {
         // the first seven are the weights and what belongs to them
@@ -219,7 +218,7 @@ static float *bucket_gradient(T6 *t, int k) {
 static void ranks_open(T6 *t, GpuComm *comm) {
     int n = model_buckets(&t->model);
     t->comm = comm;
-    gpu_comm_reserve(comm, largest_bucket(&t->model));
+    gpu_comm_reserve(comm, model_largest_bucket(&t->model));
     t->ready = (cudaEvent_t *)xcalloc(n, sizeof *t->ready), t->done = (cudaEvent_t *)xcalloc(n, sizeof *t->done);
     for (int k = 0; k < n; k++) {
         CUDA_CHECK(cudaEventCreateWithFlags(&t->ready[k], cudaEventDisableTiming));

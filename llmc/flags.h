@@ -24,6 +24,14 @@ typedef struct {
     const char *help;           // one line: meaning, unit, what 0 does
     int given;                  // out: the user gave it
 } Flag;
+#define FLAGS_SECTION(help) {0, NULL, FLAG_SECTION, NULL, NULL, 0, 0, help, 0}
+
+// Copies a program's table of n flags to out, which has room for `room`. Returns n.
+LLMC_FN int flags_copy(Flag *out, int room, const Flag *table, int n) {
+    if (n > room) die(EXIT_SYSTEM, "internal error: a table of %d flags, and room for %d", n, room);
+    memcpy(out, table, (size_t)n * sizeof *table);
+    return n;
+}
 
 // What a value must be, as words: "an integer from 1 to 65536".
 LLMC_FN void flag_accepts_(const Flag *f, char *out, size_t size) {

@@ -65,12 +65,11 @@ enum { NUM_GENERATE_FLAGS = 32 };
 
 LLMC_FN int generate_flags(GenerateOptions *o, Flag out[NUM_GENERATE_FLAGS]) {
     const double many = 1 << 24;
-#define SECTION(help) {0, NULL, FLAG_SECTION, NULL, NULL, 0, 0, help, 0}
     const Flag flags[] = {
-        SECTION("Model"),
+        FLAGS_SECTION("Model"),
         {'e', "model", FLAG_TEXT, &o->model, "out", 0, 0, "a checkpoint's folder, or a run's, for its last checkpoint", 0},
         {0, "vocab", FLAG_TEXT, &o->vocab, "data/gpt2.tiktoken", 0, 0, "GPT-2's vocabulary, for models of GPT-2 tokens", 0},
-        SECTION("Text"),
+        FLAGS_SECTION("Text"),
         {'p', "prompt", FLAG_TEXT, &o->prompt, NULL, 0, 0, "the text to go on from; <|endoftext|> in it is that token", 0},
         {'f', "prompt-file", FLAG_TEXT, &o->prompt_file, NULL, 0, 0, "many prompts, one a line; without either, standard input is one", 0},
         {0, "ids", FLAG_SWITCH, &o->ids, "0", 0, 1, "prompts and output are numbers of tokens instead of text", 0},
@@ -79,13 +78,13 @@ LLMC_FN int generate_flags(GenerateOptions *o, Flag out[NUM_GENERATE_FLAGS]) {
         {'g', "max-tokens", FLAG_INT, &o->max_tokens, "256", 1, many, "new tokens of each text, at most", 0},
         {0, "context", FLAG_INT, &o->context, "0", 0, many, "tokens that prompt and --max-tokens may have together; 0: any number", 0},
         {0, "stop", FLAG_SWITCH, &o->stop, "1", 0, 1, "1: end-of-text ends a text; 0: go on to --max-tokens", 0},
-        SECTION("Sampling"),
+        FLAGS_SECTION("Sampling"),
         {0, "temperature", FLAG_REAL, &o->sampler.temperature, "0.8", 0, 100, "divides the logits; 0: greedy", 0},
         {0, "top-k", FLAG_INT, &o->sampler.top_k, "0", 0, many, "only the k likeliest tokens; 0: all", 0},
         {0, "top-p", FLAG_REAL, &o->sampler.top_p, "1", 1e-6, 1, "then only the likeliest whose sum reaches p; 1: all", 0},
         {0, "min-p", FLAG_REAL, &o->sampler.min_p, "0", 0, 1, "then none below p times the likeliest; 0: all", 0},
         {0, "seed", FLAG_INT, &o->seed, "1337", 0, 9e15, "of the random numbers", 0},
-        SECTION("Cache and machine"),
+        FLAGS_SECTION("Cache and machine"),
         {0, "cache", FLAG_TEXT, &o->cache, "native", 0, 0, "native (CPU fp32, GPU bf16), or fp8: e4m3, scaled by the token", 0},
         {0, "no-cache", FLAG_SWITCH, &o->no_cache, "0", 0, 1, "run the whole text again for every token, to compare", 0},
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
@@ -93,11 +92,7 @@ LLMC_FN int generate_flags(GenerateOptions *o, Flag out[NUM_GENERATE_FLAGS]) {
         {0, "check", FLAG_SWITCH, &o->check, "0", 0, 1, "instead of text: do all ways to the prompt's logits agree?", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory, and stop", 0},
     };
-#undef SECTION
-    int n = (int)(sizeof flags / sizeof *flags);
-    if (n > NUM_GENERATE_FLAGS) die(EXIT_SYSTEM, "internal error: NUM_GENERATE_FLAGS is below %d", n);
-    memcpy(out, flags, sizeof flags);
-    return n;
+    return flags_copy(out, NUM_GENERATE_FLAGS, flags, (int)(sizeof flags / sizeof *flags));
 }
 
 LLMC_FN int generate_options(GenerateOptions *o, int argc, char **argv, const char *help_head, Error *err) {
@@ -157,8 +152,11 @@ LLMC_FN int64_t encode_text_(const Tokenizer *t, const char *text, size_t bytes,
 
 // The same from decimal numbers with white space between them. -1: with the reason in err.
 LLMC_FN int64_t encode_numbers_(const char *text, size_t bytes, int64_t V, int32_t *ids, Error *err) {
-    char *copy = xasprintf("%.*s", (int)bytes, text), *save = NULL;
+    char *copy = (char *)xmalloc(bytes + 1), *save = NULL;
     int64_t n = 0;
+    memcpy(copy, text, bytes);
+    copy[bytes] = 0;
+    if (strlen(copy) < bytes) n = fail(err, "a zero byte is among the tokens; with --ids they are numbers with white space between them");
     for (char *word = strtok_r(copy, " \t\r\n", &save), *end; word && n >= 0; word = strtok_r(NULL, " \t\r\n", &save)) {
         errno = 0;
         long long id = strtoll(word, &end, 10);

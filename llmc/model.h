@@ -200,7 +200,7 @@ typedef struct {
 // The parameter buffer is handed about in buckets: wte, then the layers. With several ranks a bucket's storage is a multiple of
 // world * SLICE_UNIT, so that every rank can have an equal slice of every bucket: its part of gradients, moments and master weights.
 // A rank's slices lie one behind the other, that of bucket k at bucket.offset / world.
-enum { SLICE_UNIT = 1024 };     // also what the squares of the gradient norm are summed over: see t6_gradient_norm
+enum { SLICE_UNIT = 1024 };     // also what the squares of the gradient norm are summed over: see gradient_norm (train_t6.c)
 typedef struct { size_t offset, size; } Bucket;
 typedef struct { int rank, world; } Slice;      // {0, 1}: the whole
 
@@ -209,6 +209,8 @@ LLMC_FN Bucket model_bucket(const Model *m, int k) {
     if (k == 0) return (Bucket){m->wte, m->layers};
     return (Bucket){m->layers + (size_t)(k - 1) * m->layer_stride, m->layer_stride};
 }
+// Numbers in the largest of them: all layers are alike.
+LLMC_FN size_t model_largest_bucket(const Model *m) { return m->layers > m->layer_stride ? m->layers : m->layer_stride; }
 LLMC_FN int tensor_bucket(const Model *m, const Tensor *t) { return t->offset < m->layers ? 0 : 1 + (int)((t->offset - m->layers) / m->layer_stride); }
 
 // Where a slice of bucket k lies in a whole buffer.

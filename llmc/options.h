@@ -41,9 +41,8 @@ enum { NUM_TRAIN_FLAGS = 62 };
 LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
     Config *c = &o->config;
     const double many = 1e12, never = 0;
-#define SECTION(help) {0, NULL, FLAG_SECTION, NULL, NULL, 0, 0, help, 0}
     const Flag flags[] = {
-        SECTION("Data"),
+        FLAGS_SECTION("Data"),
         {'i', "train-data", FLAG_TEXT, &o->train_data, "data/toy/toy_train_*.bin", 0, 0, "training shards: a path or a glob", 0},
         {'j', "val-data", FLAG_TEXT, &o->val_data, "data/toy/toy_val_*.bin", 0, 0, "validation shards", 0},
         {'t', "seq-len", FLAG_INT, &o->seq_len, NULL, 1, 1 << 24, "T, tokens of a sequence (preset)", 0},
@@ -51,7 +50,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "seed", FLAG_INT, &o->seed, "1337", 0, 9e15, "of initial weights, data order and samples", 0},
         {0, "reset-data", FLAG_SWITCH, &o->reset_data, "0", 0, 1, "1: resume weights and step, but begin the data anew", 0},
         {0, "vocab", FLAG_TEXT, &o->vocab, "data/gpt2.tiktoken", 0, 0, "GPT-2's vocabulary, to print samples of GPT-2 tokens", 0},
-        SECTION("Model"),
+        FLAGS_SECTION("Model"),
         {'e', "model", FLAG_TEXT, &o->model, "tiny", 0, 0, "preset tiny, 124M, 353M, 773M or 1.5B, or a checkpoint's folder", 0},
         {0, "attn", FLAG_TEXT, &o->attn, "tpa", 0, 0, "tpa, tpa_kvonly, mha, gqa or mqa", 0},
         {0, "n-layer", FLAG_INT, &c->n_layer, NULL, 1, 1024, "L, layers (preset)", 0},
@@ -66,7 +65,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "vocab-size", FLAG_INT, &c->vocab_size, NULL, 2, 65536, "V (what the data say)", 0},
         {0, "rope-base", FLAG_REAL, &c->rope_base, NULL, 1.001, 1e11, "base of RoPE's angles (10000)", 0},
         {0, "rms-eps", FLAG_REAL, &c->rms_eps, NULL, 1e-30, 0.1, "epsilon of RMSNorm (1e-6)", 0},
-        SECTION("Training"),
+        FLAGS_SECTION("Training"),
         {'b', "batch-size", FLAG_INT, &o->batch_size, NULL, 1, 65536, "B, sequences of a micro-batch (preset)", 0},
         {'d', "tokens-per-step", FLAG_INT, &o->tokens_per_step, NULL, 1, 1 << 30, "tokens of an update; gradients accumulate (preset)", 0},
         {'x', "steps", FLAG_INT, &o->max_steps, NULL, 0, many, "updates; 0: write the initial checkpoint and stop (preset)", 0},
@@ -79,7 +78,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "beta2", FLAG_REAL, &o->beta2, "0.95", 0, 0.999999, "AdamW's decay of the second moment", 0},
         {0, "adam-eps", FLAG_REAL, &o->adam_eps, "1e-8", 1e-30, 1, "AdamW's epsilon", 0},
         {0, "skip-spikes", FLAG_REAL, &o->skip_spikes, "0", 0, 1e6, "skip updates whose loss or norm is this many deviations up; 0: none", 0},
-        SECTION("Evaluation and output (every N steps; 0: never)"),
+        FLAGS_SECTION("Evaluation and output (every N steps; 0: never)"),
         {'o', "out", FLAG_TEXT, &o->out, "out", 0, 0, "folder for checkpoints, main.log, metrics.jsonl", 0},
         {'y', "resume", FLAG_SWITCH, &o->resume, "0", 0, 1, "go on from the last checkpoint in --out, if there is one", 0},
         {'n', "save-every", FLAG_INT, &o->save_every, "1000", never, many, "checkpoint; the last step always gets one unless 0", 0},
@@ -90,7 +89,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {'s', "sample-every", FLAG_INT, &o->sample_every, "1000", never, many, "text from the model", 0},
         {'g', "sample-tokens", FLAG_INT, &o->sample_tokens, "256", 1, 1 << 24, "its length, at most --seq-len", 0},
         {0, "temperature", FLAG_REAL, &o->sampler.temperature, "0.8", 0, 100, "of samples; 0: greedy", 0},
-        SECTION("Machine"),
+        FLAGS_SECTION("Machine"),
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
         {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2, "GPU: compute again instead of keeping; 1: the MLP's inside, 2: and factors", 0},
         {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6, "the machine's peak, for the % column; 0: not known", 0},
@@ -100,11 +99,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "comm-timeout", FLAG_REAL, &o->comm_timeout, "600", 0, 1e6, "seconds a rank waits for the others, saving included; 0: for ever", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory and arithmetic, and stop", 0},
     };
-#undef SECTION
-    int n = (int)(sizeof flags / sizeof *flags);
-    if (n > NUM_TRAIN_FLAGS) die(EXIT_SYSTEM, "internal error: NUM_TRAIN_FLAGS is below %d", n);
-    memcpy(out, flags, sizeof flags);
-    return n;
+    return flags_copy(out, NUM_TRAIN_FLAGS, flags, (int)(sizeof flags / sizeof *flags));
 }
 
 // Overrides the integers of a preset's config with the flags that were given; 0 stands for "not given".
