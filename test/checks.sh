@@ -20,12 +20,15 @@ refuses() {
     else ok "$name"; fi
 }
 
-# Every flag of $program's --help, with a value that has no meaning: nothing, a word, -1, a huge number; and 0. texts, switches and
+# shards FOLDER ARGUMENTS...: token shards $tmp/FOLDER/t_*, by $tokenize with these arguments. Without them there is nothing to test.
+shards() { "$tokenize" -o "$tmp/$1/t" "${@:2}" >"$tmp/log" 2>&1 || { echo "FAIL tokenize: $(tail -1 "$tmp/log")"; exit 1; }; }
+
+# Every flag of $program's --help, more than $1 of them, with a value that has no meaning: nothing, a word, -1, a huge number; and 0. texts, switches and
 # nonzero name the flags (with blanks around each) that take a text, 0 or 1, and no 0; README.md must describe all of them between the
-# headings that match $1 and $2. The rest is a command that ends well with any good flag behind it.
+# headings that match $2 and $3. The rest is a command that ends well with any good flag behind it.
 test_flags() {
-    local from=$1 to=$2 count=0 f value flags undocumented
-    shift 2
+    local least=$1 from=$2 to=$3 count=0 f value flags undocumented
+    shift 3
     flags=$("$program" --help | sed -n 's/^  .. --\([a-z0-9-]*\) .*/\1/p; s/^     --\([a-z0-9-]*\) .*/\1/p')
     for f in $flags; do
         count=$((count + 1))
@@ -42,7 +45,7 @@ test_flags() {
             *) "$@" "--$f" 0 >/dev/null 2>&1 && ok "--$f 0 has a meaning" || bad "--$f 0" "not accepted" ;;
         esac
     done
-    check "flags: --help lists them" "$([ $count -gt 15 ] && echo 1)" "only $count found"
+    check "flags: --help lists them" "$([ $count -gt "$least" ] && echo 1)" "only $count found"
     refuses "an unknown flag" 2 "no such flag" "$program" --no-such-flag
     refuses "an unknown letter" 2 "no such flag" "$program" -q
     refuses "a stray word" 2 "not a flag" "$program" hello

@@ -6,7 +6,7 @@
 #   test/test_comm_gpu.sh            the program from $TRAIN, losses equal to $LARGEST (1e-4), relative; ends with "N passed, N failed"
 set -uo pipefail
 cd "$(dirname "$0")/.."
-program=$(realpath "${TRAIN:-build/fp32/train_t6cu}")
+program=$(realpath "${TRAIN:-build/fp32/train_t6cu}") tokenize=data/tokenize
 largest=${LARGEST:-1e-4}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -15,9 +15,8 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 mpi() { timeout 120 mpirun -np "$@"; }
 
 # ---- real English in bytes; 16 micro-batches a step
-mkdir "$tmp/d"
 for i in $(seq 30); do cat README.md; done >"$tmp/text.txt"
-data/tokenize --bytes --val-tokens 20000 --shard-size 100000 -o "$tmp/d/t" "$tmp/text.txt" >/dev/null 2>&1 || { echo "FAIL data/tokenize: cannot make the test's shards"; exit 1; }
+shards d --bytes --val-tokens 20000 --shard-size 100000 "$tmp/text.txt"
 train=("$program" -i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin" -e tiny -b 4 -d 16384 -x 20 -n 10 -v 20 -m 0 -s 0 -u 2 --comm-timeout 60)
 curve() { grep -o '"\(loss\|val_loss\)":[^,}]*' "$1/metrics.jsonl" 2>/dev/null | cut -d: -f2; }
 # same NAME FOLDER: 20 losses and the last validation are those of one process

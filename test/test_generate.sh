@@ -18,14 +18,13 @@ trap 'rm -rf "$tmp"' EXIT
 # ---- models: byte-level ones of every kind that have learnt some English, one that ends its documents, one of GPT-2 tokens
 kinds="tpa tpa_kvonly mha gqa mqa"
 model() { "$train" -v 0 -s 0 -u 5 --keep 1 "$@" >"$tmp/log" 2>&1 || { echo "FAIL training: $(tail -1 "$tmp/log")"; exit 1; }; }
-shards() { "$tokenize" -o "$tmp/$1/t" --val-tokens 0 "${@:2}" >"$tmp/log" 2>&1 || { echo "FAIL tokenize: $(tail -1 "$tmp/log")"; exit 1; }; }
 cat README.md data/README.md >"$tmp/english.txt"
-shards english --bytes "$tmp/english.txt"
+shards english --val-tokens 0 --bytes "$tmp/english.txt"
 for kind in $kinds; do
     model -i "$tmp/english/t_train_*.bin" --attn $kind --n-layer 2 --n-embd 64 --n-head 6 --head-dim 32 --n-kv-head 2 -t 128 -b 4 -d 512 -x 150 -n 150 -l 3e-3 -o "$tmp/$kind"
 done
 for i in $(seq 400); do echo "{\"text\": \"The $((i % 7 + 1)) cats sat.\"}"; done >"$tmp/cats.jsonl"
-shards cats --bytes "$tmp/cats.jsonl"
+shards cats --val-tokens 0 --bytes "$tmp/cats.jsonl"
 model -i "$tmp/cats/t_train_*.bin" --n-layer 1 --n-embd 32 --n-head 3 --head-dim 16 -t 64 -b 4 -d 256 -x 250 -n 250 -l 1e-2 -o "$tmp/cats_model"
 tokens=$(($(stat -c %s test/data/sample.u16) / 2))
 mkdir "$tmp/gpt2_data"
@@ -136,7 +135,7 @@ check "--stats: cache, speed, latency" "$(grep -q '^cache: .*MHA' "$tmp/b" && gr
 texts=" model vocab prompt prompt-file cache "
 switches=" ids echo stop no-cache stats check plan "
 nonzero=" num-samples max-tokens top-p "
-test_flags '^## Generate' '^## On a GPU' "${generate[@]}" -p "$prompt" -g 2
+test_flags 15 '^## Generate' '^## On a GPU' "${generate[@]}" -p "$prompt" -g 2
 refuses "no such model" 2 "--model" "$program" -e "$tmp/nothing" -p x
 refuses "a model's folder without a model" 2 "config.json" "$program" -e "$tmp/english" -p x
 refuses "an empty prompt" 2 "empty" "${generate[@]}" --ids -p ' '
@@ -153,6 +152,8 @@ refuses "a prompt beyond --context" 2 "context" "${generate[@]}" -p "$prompt" --
 refuses "--ids beyond the vocabulary" 2 "0 to 256" "${generate[@]}" --ids -p '1 257'
 refuses "--ids below zero" 2 "0 to 256" "${generate[@]}" --ids -p '-1'
 refuses "--ids that is no number" 2 "0 to 256" "${generate[@]}" --ids -p '1 2x'
+printf '1 2\0 3' >"$tmp/zero.txt"
+refuses "--ids with a zero byte" 2 "zero byte" "${generate[@]}" --ids -f "$tmp/zero.txt"
 refuses "--check of one token" 2 "at least 2" "${generate[@]}" -p x --check
 refuses "GPT-2 tokens without their vocabulary" 2 "gpt2_vocab.sh" "$program" -e "$tmp/gpt2" --vocab "$tmp/nothing" -p x
 refuses "GPT-2 tokens with another vocabulary" 2 "not GPT-2" "$program" -e "$tmp/gpt2" --vocab README.md -p x

@@ -17,7 +17,7 @@ trap 'cd /; umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 text=README.md
 mkdir -p "$tmp/d" "$tmp/flat"
 for i in 1 2 3 4 5 6; do cat $text; done >"$tmp/text.txt"
-"$tokenize" --bytes --val-tokens 5000 --shard-size 20000 -o "$tmp/d/t" "$tmp/text.txt" >/dev/null 2>&1 || { echo "FAIL tokenize: cannot make the test's shards"; exit 1; }
+shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
 data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin")
 small=("${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -t 32 -b 4 -d 256 -m 2 -u 2)
 run=("$train" "${small[@]}" -v 0 -s 0)
@@ -27,7 +27,7 @@ program=$train
 texts=" train-data val-data vocab model attn out comm comm-file "
 switches=" shuffle reset-data resume plan "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
-test_flags '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
+test_flags 40 '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
 refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
