@@ -113,7 +113,7 @@ static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass
     CacheWrite write = {NULL, g->fac, g->lengths + first, g->frequencies, g->shape, m->q, m->k, m->v, (int)n, (int)m->Pp, cache_pages(g->capacity),
                         pass == STEP};
     DecodeArgs decode = {NULL, g->lengths + first, g->fac, g->y, g->scratch, g->shape, m->q, (int)B, (int)n, (int)c->n_head, (int)m->Pp,
-                         cache_pages(g->capacity), 0, 0};
+                         cache_pages(g->capacity), 0, 0, 0};
     encoder_forward(g->x, g->ids, g->params + m->wte, N, C, stream);
     for (int64_t l = 0; l < c->n_layer; l++) {
         const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;

@@ -435,7 +435,7 @@ static void test_decode(Score *score, Random *random, const Config *config, std:
         CUDA_CHECK(cudaMemset(scratch.p, 0, scratch.n * sizeof(float)));
         CacheWrite w = {(unsigned char *)cache.p, d_queries.p, d_before.p, d_frequencies.p, shape, m.q, m.k, m.v, n, (int)Pp, cache_pages(capacity), 1};
         cache_write(w, B, 0);
-        DecodeArgs a = {(unsigned char *)cache.p, d_before.p, d_queries.p, fast.p, scratch.p, shape, m.q, (int)B, n, (int)NH, (int)Pp, cache_pages(capacity), 0, 0};
+        DecodeArgs a = {(unsigned char *)cache.p, d_before.p, d_queries.p, fast.p, scratch.p, shape, m.q, (int)B, n, (int)NH, (int)Pp, cache_pages(capacity), 0, 0, 0};
         flashtpa_decode(a, 0);
         a.out = again.p;
         flashtpa_decode(a, 0);

@@ -22,6 +22,14 @@ LLMC_FN void cuda_check_(cudaError_t error, const char *statement, const char *f
 // ---------------------------------------------------------------------------------------------------------------------
 // Launches
 
+// A fact about the GPU that this process uses.
+inline int device_attribute(cudaDeviceAttr attribute) {
+    int device, value;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+    return value;
+}
+
 // Where and how a kernel runs. The place of the call is remembered for the error line.
 struct Launch {
     dim3 grid, block;
@@ -29,6 +37,9 @@ struct Launch {
     cudaStream_t stream;
     const char *file;
     int line;
+    // Both are Hopper's; `early` means nothing before it.
+    int cluster = 1;            // thread blocks, along x, that run together (ptx.cuh)
+    bool early = false;         // it may begin while the kernel before it ends, and calls ptx_wait_for_previous
     Launch(dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream, const char *file = __builtin_FILE(), int line = __builtin_LINE())
         : grid(grid), block(block), smem_bytes(smem_bytes), stream(stream), file(file), line(line) {}
 };
@@ -38,12 +49,26 @@ struct Launch {
 template <class... Params, class... Args>
 inline void launch(void (*kernel)(Params...), Launch where, Args... args) {
     if (where.grid.x == 0 || where.grid.y == 0 || where.grid.z == 0) return;
-    // More than 48 KB of shared memory has to be asked for (once would do; asking again is cheap and needs no state).
+    auto check = [&](cudaError_t error, const char *what) { cuda_check_(error, what, where.file, where.line); };
+    // More than 48 KB of shared memory, or 8 blocks a cluster, have to be asked for (once would do; asking again is cheap and needs no state).
     if (where.smem_bytes > 48 * 1024)
-        cuda_check_(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
-                    "cudaFuncSetAttribute(max dynamic shared memory)", where.file, where.line);
-    kernel<<<where.grid, where.block, where.smem_bytes, where.stream>>>(static_cast<Params>(args)...);
-    cuda_check_(cudaGetLastError(), "kernel launch", where.file, where.line);
+        check(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
+              "cudaFuncSetAttribute(max dynamic shared memory)");
+    if (where.cluster > 8)
+        check(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute(cluster size)");
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = where.grid, config.blockDim = where.block, config.dynamicSmemBytes = where.smem_bytes, config.stream = where.stream;
+    config.attrs = attributes;
+    if (where.cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {(unsigned)where.cluster, 1, 1};
+    }
+    if (where.early && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
 }
 
 template <class A, class B>

@@ -9,11 +9,14 @@
 // makes dense queries (tpa_kvonly) and grouped heads (MHA, GQA, MQA: a = 1, RK = RV = 1) the same kernel.
 //
 // A warp owns a tile of 16 rows, heads of one query (grouped: pairs of query and head), the 16 rows of mma.sync: so L, p and p aV stay in
-// registers, laid out as the next product wants them. Groups of warps share the tokens out by pages. One warp fetches queries and pages
-// into shared memory, pages into a ring. Each thread block has one contiguous run of all sequences' pages, equal to a page, whatever the lengths;
-// where a sequence has several thread blocks they leave partial sums, wait for each other (the launch is cooperative, so all of them
-// run), and each adds up a part of the output, in one order: the same bits every time. A short sequence is a matter of latency: what a
-// thread block does once counts as much as what it does for every page.
+// registers, laid out as the next product wants them. Groups of warps share a thread block's pages out. One warp fetches queries and pages
+// into shared memory, pages into a ring.
+//
+// Thread blocks come in clusters, of 16 where there are few sequences. All sequences' pages stand in one row, and each cluster has one run of
+// it, equal to a page, whatever the lengths; its blocks share out each sequence's part of the run, and add up their sums in each other's shared
+// memory, every block a slice of the output. A sequence of several clusters: they leave their slices in global memory, and the cluster
+// that comes last to a slice adds it up, in one order, so the bits are the same every time. A short sequence is a matter of
+// latency: what a thread block does once counts as much as what it does for every page.
 // Source: ours; the equations are the paper's.
 #ifndef LLMC_FLASHTPA_DECODE_CUH
 #define LLMC_FLASHTPA_DECODE_CUH
@@ -23,11 +26,14 @@
 
 enum {
     DECODE_MAX_TILES = 8,       // of 16 rows, in a thread block: 128 heads
-    DECODE_MAX_QUERIES = 16
+    DECODE_MAX_QUERIES = 16,
+    DECODE_MAX_CLUSTER = 16
 };
 // Warps that compute; one more fetches. With it they are a multiple of four: a quarter of a multiprocessor shares its registers evenly.
 __host__ __device__ constexpr int decode_max_warps(int HS) { return HS == 64 ? 15 : 11; }
 
+// The kernel begins while the one launched before it ends: that one may write the queries and their tokens' factors, but neither lengths nor
+// what the cache holds of the tokens before.
 typedef struct {
     const unsigned char *cache; // of one layer (B, streams, pages), the queries' own tokens in it
     const int32_t *lengths;     // (B) tokens before the queries
@@ -38,8 +44,9 @@ typedef struct {
     Heads q;
     int B, n, NH, Pp;           // n: queries of a sequence, its last n tokens, each of which sees those up to itself
     int64_t pages;              // of a stream
-    int splits;                 // thread blocks a stream, at most; 0: chosen
-    int min_pages;              // with splits 0: fewer pages than this are not worth a thread block of their own; 0: chosen
+    int cluster;                // thread blocks in a cluster: 1, 2, 4, 8 or 16; 0: chosen
+    int splits;                 // clusters a stream, at most; 0: chosen
+    int min_pages;              // with splits 0: fewer pages than this are not worth a cluster of their own; 0: chosen
 } DecodeArgs;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -120,9 +127,9 @@ typedef struct {
     int chunks, tiles, groups;      // chunks (blockIdx.y) of the rows; tiles of 16 rows in a chunk; groups of warps, one for each tile
     int queries, query_bytes;       // of a chunk, at most; what is fetched of each: the factors of q, or the rows of the stream's heads
     int stage_pages, stages;        // of the ring
-    int blocks;                     // gridDim.x
-    int min_pages;                  // of a thread block, where there are not enough for all
-    int counters;                   // at the head of the scratch, two a stream and chunk, for as many chunks as there can be
+    int cluster, cluster_log2, clusters;        // thread blocks in each, and how many
+    int min_pages;                  // of a cluster, where there are not enough for all
+    int counters;                   // at the head of the scratch, one a slice of a stream and chunk, for as many chunks as there can be
     int page_bytes, k_b, v_a, v_b, scales;     // of a page: its size, and where its parts begin (aK at 0)
     float q_unit, out_unit;         // what q is multiplied by, so that p = 2^(q k), and the sum of p v
     size_t smem_bytes;
@@ -260,6 +267,15 @@ __device__ __forceinline__ void decode_page(DecodeState<HS> &st, const unsigned 
         }
     }
 
+    // the first of v, so that they come while p is made
+    constexpr int V_AHEAD = RANKS == 1 ? AHEAD : 0;
+    uint32_t v_weights[4], v_first[AHEAD][4];
+    if (V_AHEAD) {
+        if (FACTORED) load_weights(v_weights, page + plan.v_a, 0);
+        #pragma unroll
+        for (int d = 0; d < AHEAD; d++) ptx_ldmatrix_trans(v_first[d], page + plan.v_b + (v_at ^ 32 * d));
+    }
+
     // s = p, and its sum
     float top0 = fmaxf(fmaxf(s[0][0], s[0][1]), fmaxf(s[1][0], s[1][1])), top1 = fmaxf(fmaxf(s[0][2], s[0][3]), fmaxf(s[1][2], s[1][3]));
     if (__any_sync(0xffffffff, top0 > st.top[0] + DECODE_SLACK || top1 > st.top[1] + DECODE_SLACK)) {
@@ -291,12 +307,16 @@ __device__ __forceinline__ void decode_page(DecodeState<HS> &st, const unsigned 
     for (int r = 0; r < RV; r++) {
         const uint32_t vector = page + plan.v_b + r * VECTOR_BYTES;
         uint32_t a[4];
-        if (FACTORED) load_weights(a, page + plan.v_a, r);
+        if (FACTORED && V_AHEAD && r == 0) memcpy(a, v_weights, sizeof a);
+        else if (FACTORED) load_weights(a, page + plan.v_a, r);
         #pragma unroll
         for (int d0 = 0; d0 < LOADS; d0 += AHEAD) {
             uint32_t y[AHEAD][4];
             #pragma unroll
-            for (int d = 0; d < AHEAD; d++) ptx_ldmatrix_trans(y[d], vector + (v_at ^ 32 * (d0 + d)));
+            for (int d = 0; d < AHEAD; d++) {
+                if (V_AHEAD && r == 0 && d0 == 0) memcpy(y[d], v_first[d], sizeof y[d]);
+                else ptx_ldmatrix_trans(y[d], vector + (v_at ^ 32 * (d0 + d)));
+            }
             if (d0 == 0) {
                 #pragma unroll
                 for (int x = 0; x < 4; x++) {
@@ -338,34 +358,37 @@ struct DecodeRow {
     }
 };
 
-// The runs of pages that thread blocks have. All streams' pages stand in one row, sequence by sequence.
+// Things shared out among n: the i-th's begin here where each has `each` and the first `more` one more.
+__host__ __device__ inline int decode_share(int i, int each, int more) { return i * each + (i < more ? i : more); }
+
+// The runs of pages that clusters have. All streams' pages stand in one row, sequence by sequence.
 struct DecodeRuns {
     const int *first;           // (B + 1) pages before each sequence, of one stream
-    int B, streams, splits;
-    int parts, each, more;      // splits 0: `parts` blocks have pages, the first `more` of them each + 1 pages, the others `each`
-    __device__ DecodeRuns(const DecodeArgs &a, const DecodePlan &plan, const int *first) : first(first), B(a.B), streams(a.shape.streams), splits(a.splits) {
-        unsigned total = first[B] * streams;
-        parts = max(min(plan.blocks, (int)(total / (unsigned)plan.min_pages)), 1);
-        each = total / (unsigned)parts, more = total - each * parts;
+    int B, streams, splits, stream_total;
+    int parts, each, more;      // splits 0: `parts` clusters have pages, the first `more` of them each + 1 pages, the others `each`
+    __device__ DecodeRuns(const DecodeArgs &a, const DecodePlan &plan, const int *first, int stream_total)
+        : first(first), B(a.B), streams(a.shape.streams), splits(a.splits), stream_total(stream_total) {
+        const unsigned total = stream_total * streams;
+        parts = total >= 2u * (unsigned)plan.min_pages ? min(plan.clusters, (int)(total / (unsigned)plan.min_pages)) : 1;
+        each = parts == 1 ? total : total / (unsigned)parts, more = total - each * parts;
     }
-    __device__ int pages(int b) const { return first[b + 1] - first[b]; }
-    __device__ int base(int b, int stream) const { return first[b] * streams + stream * pages(b); }
-    __device__ static int begin_of(int i, int each, int more) { return i * each + min(i, more); }
+    __device__ int pages(int b) const { return B == 1 ? stream_total : first[b + 1] - first[b]; }
+    __device__ int base(int b, int stream) const { return (B == 1 ? 0 : first[b] * streams) + stream * pages(b); }
     __device__ static int owner_of(unsigned page, unsigned each, unsigned more) {
         unsigned large = more * (each + 1);
         return page < large ? page / (each + 1) : more + (page - large) / each;
     }
-    // The run of thread block i: pages begin ... end - 1. Empty: it has nothing to do.
+    // The run of cluster i: pages begin ... end - 1. Empty: it has nothing to do.
     __device__ void run(int i, int *begin, int *end) const {
         *begin = *end = 0;
         if (splits == 0) {
-            if (i < parts) *begin = begin_of(i, each, more), *end = begin_of(i + 1, each, more);
+            if (i < parts) *begin = decode_share(i, each, more), *end = decode_share(i + 1, each, more);
         } else if (i < B * streams * splits) {
             int s = i / splits, part = i % splits, b = s / streams, all = pages(b), n = min(splits, all), from = base(b, s % streams);
-            if (part < n) *begin = from + begin_of(part, all / n, all % n), *end = from + begin_of(part + 1, all / n, all % n);
+            if (part < n) *begin = from + decode_share(part, all / n, all % n), *end = from + decode_share(part + 1, all / n, all % n);
         }
     }
-    // The thread block that has a page of that stream.
+    // The cluster that has a page of that stream.
     __device__ int owner(int b, int stream, int page) const {
         if (splits == 0) return owner_of(page, each, more);
         int all = pages(b), n = min(splits, all);
@@ -373,7 +396,7 @@ struct DecodeRuns {
     }
 };
 
-// A part of a thread block's run that is of one stream: pages begin ... end - 1 of those base ... base + all - 1.
+// The part of a cluster's run, from `page` on, that is of one stream: it ends before `end`. The stream's pages are base ... base + all - 1.
 struct DecodeSegment {
     int b, stream, base, all, end;
     __device__ DecodeSegment(const DecodeRuns &runs, int page, int run_end) {
@@ -389,102 +412,122 @@ struct DecodeSegment {
     }
 };
 
-// Floats of what a group of warps, or a thread block, leaves of one stream: o of its tiles as threads hold it, (tile, HS / 8, 32 lanes, 4),
-// then top and sum (tile, 16, 2). A unit is 4 numbers of o: unit (tile, j, lane) has columns j of rows lane / 4 and lane / 4 + 8.
-__host__ __device__ inline int decode_slot_floats(int tiles, int HS) { return tiles * (16 * HS + 32); }
+// What the fetching warp tells the others of a stream's part that their cluster has.
+struct DecodePart {
+    int b, stream;              // b -1: there is none
+    int before;                 // the sequence's tokens before the queries
+    int page, pages;            // of the stream: the first that this block has, and how many
+    int sharers;                // blocks of the cluster that have pages
+    int slot;                   // of global memory, where the cluster leaves its sums if it is not alone
+    int clusters, first_slot;   // that have pages of the stream; where the first of them leaves its sums, the i-th following at (first_slot / 2 + i) * 2
+    int last;                   // the cluster has no further part
+};
 
-template <int HS>
+// Sums are added up by units of 4 numbers of o: unit k of row pair p (rows p % 8 and p % 8 + 8 of tile p / 8) is what a thread has of o[k / 4], the
+// thread k % 4 of those that have these rows. Between blocks a row pair is a record, its HS / 2 units and then its tops and sums, 16 bytes each.
 struct DecodeUnit {
     float o[4], top[2], sum[2];
 
-    // The sum of unit u over slots `part`, part + lanes ... below n, and over the `lanes` neighbouring lanes that have the other parts. Slot i
-    // is at from + i * stride; slot 0 is `late` floats further on. K slots at a time, so that their loads are under way together.
-    template <int K, class Load4, class Load2>
-    __device__ __forceinline__ void add_up(const float *from, int stride, int late, int part, int lanes, int n, int tiles, int u, Load4 load4, Load2 load2) {
-        const int row = u / (HS / 8 * 32) * 16 + u % 32 / 4;
+    __device__ float4 numbers() const { return make_float4(o[0], o[1], o[2], o[3]); }
+    __device__ float4 sums() const { return make_float4(top[0], sum[0], top[1], sum[1]); }
+
+    // A warp's sums of n records, a unit a lane: numbers(slot) is the lane's unit, sums(slot, e) top and sum of the pair's row e. K at a time, so that
+    // their loads are under way together.
+    template <int K, class Numbers, class Sums>
+    __device__ __forceinline__ void add_up(int n, Numbers numbers, Sums sums) {
+        const int lane = threadIdx.x % 32;
+        float all_top = -1e30f, all_sum = 0;                // of row lane / 16; lane % 16 looks after one slot
         for (int e = 0; e < 4; e++) o[e] = 0;
-        for (int e = 0; e < 2; e++) top[e] = -1e30f, sum[e] = 0;
         #pragma unroll 1
-        for (int i0 = 0; i0 < n; i0 += K * lanes) {
+        for (int i = 0; i < n; i += K) {
+            const float2 s = lane % 16 < min(K, n - i) ? sums(i + lane % 16, lane / 16) : make_float2(-1e30f, 0);
             float4 x[K];
-            float2 s[K][2];
-            float old[2] = {top[0], top[1]};
+            #pragma unroll
+            for (int k = 0; k < K; k++) x[k] = numbers(min(i + k, n - 1));      // one too many has no weight
+            const float new_top = fmaxf(all_top, warp_max<16>(s.x)), keep = ptx_exp2(all_top - new_top), weight = ptx_exp2(s.x - new_top);
+            all_sum = all_sum * keep + warp_sum<16>(weight * s.y), all_top = new_top;
+            for (int e = 0; e < 4; e++) o[e] *= __shfl_sync(0xffffffff, keep, e / 2 * 16);
             #pragma unroll
             for (int k = 0; k < K; k++) {
-                int slot = min(i0 + part + k * lanes, n - 1);       // one too many is loaded again and counts nothing
-                const float *at = from + (int64_t)slot * stride + (slot == 0 ? late : 0);
-                x[k] = load4((const float4 *)at + u);
-                s[k][0] = load2((const float2 *)(at + tiles * 16 * HS) + row), s[k][1] = load2((const float2 *)(at + tiles * 16 * HS) + row + 8);
-            }
-            #pragma unroll
-            for (int k = 0; k < K; k++)
-                for (int e = 0; e < 2; e++) {
-                    if (i0 + part + k * lanes >= n) s[k][e].x = -1e30f, s[k][e].y = 0;
-                    top[e] = fmaxf(top[e], s[k][e].x);
-                }
-            #pragma unroll 1
-            for (int l = 1; l < lanes; l *= 2)
-                for (int e = 0; e < 2; e++) top[e] = fmaxf(top[e], __shfl_xor_sync(0xffffffff, top[e], l));
-            for (int e = 0; e < 2; e++) {
-                float keep = ptx_exp2(old[e] - top[e]);
-                sum[e] *= keep, o[2 * e] *= keep, o[2 * e + 1] *= keep;
-            }
-            #pragma unroll
-            for (int k = 0; k < K; k++) {
-                float take0 = ptx_exp2(s[k][0].x - top[0]), take1 = ptx_exp2(s[k][1].x - top[1]);
-                if (i0 + part + k * lanes >= n) take0 = take1 = 0;
-                sum[0] += take0 * s[k][0].y, o[0] += take0 * x[k].x, o[1] += take0 * x[k].y;
-                sum[1] += take1 * s[k][1].y, o[2] += take1 * x[k].z, o[3] += take1 * x[k].w;
+                const float weight0 = __shfl_sync(0xffffffff, weight, k), weight1 = __shfl_sync(0xffffffff, weight, 16 + k);
+                o[0] += weight0 * x[k].x, o[1] += weight0 * x[k].y, o[2] += weight1 * x[k].z, o[3] += weight1 * x[k].w;
             }
         }
-        #pragma unroll 1
-        for (int l = 1; l < lanes; l *= 2) {
-            for (int e = 0; e < 4; e++) o[e] += __shfl_xor_sync(0xffffffff, o[e], l);
-            for (int e = 0; e < 2; e++) sum[e] += __shfl_xor_sync(0xffffffff, sum[e], l);
-        }
+        for (int e = 0; e < 2; e++) top[e] = __shfl_sync(0xffffffff, all_top, e * 16), sum[e] = __shfl_sync(0xffffffff, all_sum, e * 16);
     }
 };
+
+// 16-byte places of what a group of warps leaves in shared memory: o (tile, HS / 8, 32 lanes and 4 unused, so that reading a row pair meets
+// different banks).
+__host__ __device__ inline int decode_group_places(int tiles, int HS) { return tiles * (HS / 8) * 36; }
+// Of the tops and sums of all groups, (pair, 8 groups) pairs of floats each, and the block's tops.
+__host__ __device__ inline int decode_sums_places(int tiles) { return tiles * 8 * (4 + 4) + tiles * 4; }
+// Of a record, and of a slot of global memory, a cluster's records of a stream.
+__host__ __device__ constexpr int decode_record_places(int HS) { return HS / 2 + 1; }
+__host__ __device__ inline int decode_slot_places(int tiles, int HS) { return tiles * 8 * decode_record_places(HS); }
+// Pairs, at most, that a block of the cluster adds up: those whose number is its rank, modulo the cluster's size.
+__host__ __device__ inline int decode_own_pairs(const DecodePlan &plan) { return (plan.tiles * 8 + plan.cluster - 1) >> plan.cluster_log2; }
+// Of the inbox, records that the cluster's blocks send a block: (cluster, own pairs).
+__host__ __device__ inline int decode_inbox_places(const DecodePlan &plan, int HS) {
+    return plan.cluster == 1 ? 0 : plan.cluster * decode_own_pairs(plan) * decode_record_places(HS);
+}
 
 template <class Number, int HS, bool FACTORED, int RANKS>
 __global__ void __launch_bounds__(32 * (decode_max_warps(HS) + 1), 1)
 decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
-    constexpr int EIGHTS = HS / 8, Q_PITCH = HS + 8;                            // of a row of bQ: rows in different banks
-    __shared__ struct { int page, first, n, late; } shared[2];      // streams that other blocks share: at most the first and the last
+    constexpr int EIGHTS = HS / 8, UNITS = HS / 2, RECORD = decode_record_places(HS), Q_PITCH = HS + 8;     // of a row of bQ: rows in different banks
+    __shared__ DecodePart parts[2];
+    __shared__ int is_last;
     extern __shared__ __align__(1024) unsigned char smem[];     // as attention.cuh declares it too
     const CacheShape &shape = a.shape;
-    const int stage_bytes = plan.stage_pages * plan.page_bytes, slot_floats = decode_slot_floats(plan.tiles, HS);
+    const bool factored_q = FACTORED && a.q.kind == HEADS_FACTORED;
+    const int stage_bytes = plan.stage_pages * plan.page_bytes, group_places = decode_group_places(plan.tiles, HS), pairs = plan.tiles * 8;
     const int warps = plan.tiles * plan.groups, warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
-    float *merge = (float *)(smem + plan.stages * stage_bytes);                 // (groups) slots
-    const bf16 *query_rows = (const bf16 *)(merge + plan.groups * slot_floats); // (queries, query_bytes)
-    bf16 *bq = (bf16 *)query_rows + plan.queries * plan.query_bytes / 2;        // FACTORED: (queries, 16, Q_PITCH)
-    uint64_t *barriers = (uint64_t *)(bq + (a.q.kind == HEADS_FACTORED ? plan.queries * 16 * Q_PITCH : 0));    // full, free (stages); queries'
-    int *first = (int *)(barriers + 2 * plan.stages + 2), *lengths = first + a.B + 1;      // (B + 1), (B)
+    float4 *merge = (float4 *)(smem + plan.stages * stage_bytes);               // (groups, group_places)
+    float2 *tops = (float2 *)(merge + plan.groups * group_places), *sums = tops + pairs * 8, *block_tops = sums + pairs * 8;
+    float4 *inbox = (float4 *)(block_tops + pairs);
+    const bf16 *query_rows = (const bf16 *)(inbox + decode_inbox_places(plan, HS));     // (queries, query_bytes)
+    bf16 *bq = (bf16 *)query_rows + plan.queries * plan.query_bytes / 2;        // factored_q: (queries, 16, Q_PITCH)
+    uint64_t *barriers = (uint64_t *)(bq + (factored_q ? plan.queries * 16 * Q_PITCH : 0));     // full, free (stages), and five more
+    int *first = (int *)(barriers + 2 * plan.stages + 5), *lengths = first + a.B + 1;      // (B + 1), (B)
     auto full = [&](int stage) { return smem_address(barriers + stage); };
     auto free = [&](int stage) { return smem_address(barriers + plan.stages + stage); };
-    const uint32_t query_full = smem_address(barriers + 2 * plan.stages), query_free = query_full + 8;
+    const uint32_t query_full = smem_address(barriers + 2 * plan.stages), query_free = query_full + 8, part_full = query_full + 16;
+    const uint32_t sums_full = query_full + 24, sums_free = query_full + 32;    // the inbox is full; all blocks of the cluster have read theirs
+    const int rank = ptx_cluster_rank(), cluster = blockIdx.x >> plan.cluster_log2;
+    const int query0 = max(DecodeRow(a, blockIdx.y * plan.tiles, 0).query, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
+    int stage = 0;
+    uint32_t parity = 0;
+    auto advance = [&] { if (++stage == plan.stages) stage = 0, parity ^= 1; };
 
-    const DecodeRow block_row(a, blockIdx.y * plan.tiles, 0);
-    const int query0 = max(block_row.query, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
-    auto fetch_queries = [&](int b, int stream) {
-        const floatX *row = a.fac + ((int64_t)b * a.n + query0) * a.Pp + (a.q.kind == HEADS_FACTORED ? 0 : a.q.b + stream * shape.heads * HS);
-        ptx_fetch_rows(smem_address(query_rows), (const unsigned char *)row, plan.query_bytes, queries, a.Pp * (int)sizeof(floatX), query_full);
-    };
-
-    // Who does what
-    const bool single = a.B * shape.streams == 1;           // then it is known without the lengths whose queries are wanted
+    ptx_let_next_begin();
     if (warp == warps) {
         if (lane == 0) {
             const int fetchers = PTX_BULK_COPIES ? 1 : 32;
             #pragma unroll 1
             for (int i = 0; i < plan.stages; i++) ptx_barrier_init(full(i), fetchers), ptx_barrier_init(free(i), warps);
-            ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps);
+            ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps), ptx_barrier_init(part_full, 1);
+            ptx_barrier_init(sums_full, 1), ptx_barrier_init(sums_free, plan.cluster);
             ptx_barrier_init_fence();
         }
-        __syncwarp();           // barriers are there for this warp
-        ptx_wait_for_previous();
-        if (single) fetch_queries(0, 0);
-        int before = 0;
+        __syncwarp();
+    } else {
+        if (factored_q)                     // bQ's rows beyond the ranks stay zero
+            for (int i = threadIdx.x; i < queries * 16 * Q_PITCH; i += 32 * warps) bq[i] = 0.0f;
+        for (int i = threadIdx.x; i < pairs * 8; i += 32 * warps) tops[i] = make_float2(-1e30f, -1e30f), sums[i] = make_float2(0, 0);  // as groups that are not
+    }
+    ptx_cluster_arrive();
+    __syncthreads();            // barriers and zeros are there
+    ptx_cluster_wait();         // and the barriers of the cluster's other blocks
+
+    // The warp that fetches
+    if (warp == warps) {
+        auto fetch_queries = [&](int b, int stream) {
+            const floatX *row = a.fac + ((int64_t)b * a.n + query0) * a.Pp + (a.q.kind == HEADS_FACTORED ? 0 : a.q.b + stream * shape.heads * HS);
+            ptx_fetch_rows(smem_address(query_rows), (const unsigned char *)row, plan.query_bytes, queries, a.Pp * (int)sizeof(floatX), query_full);
+        };
+        int total = 0;
         #pragma unroll 1
         for (int b0 = 0; b0 < a.B; b0 += 32) {
             int length = b0 + lane < a.B ? a.lengths[b0 + lane] : 0, mine = b0 + lane < a.B ? (length + a.n + PAGE - 1) / PAGE : 0, sum = mine;
@@ -493,91 +536,106 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 int y = __shfl_up_sync(0xffffffff, sum, x);
                 if (lane >= x) sum += y;
             }
-            if (b0 + lane < a.B) first[b0 + lane] = before + sum - mine, lengths[b0 + lane] = length;
-            before += __shfl_sync(0xffffffff, sum, 31);
+            if (b0 + lane < a.B) first[b0 + lane] = total + sum - mine, lengths[b0 + lane] = length;
+            total += __shfl_sync(0xffffffff, sum, 31);
         }
-        if (lane == 0) first[a.B] = before;
-    }
-    __syncthreads();            // barriers, first[] and lengths[] are there
-    const DecodeRuns runs(a, plan, first);
-    int run_begin, run_end;
-    runs.run(blockIdx.x, &run_begin, &run_end);
-    int stage = 0;
-    uint32_t parity = 0;
-    auto advance = [&] { if (++stage == plan.stages) stage = 0, parity ^= 1; };
-
-    uint32_t query_parity = 0;
-    if (warp == warps) {        // the warp that fetches
-        for (int page = run_begin; page < run_end; query_parity ^= 1) {
+        if (lane == 0) first[a.B] = total;
+        __syncwarp();
+        const DecodeRuns runs(a, plan, first, total);
+        int run_begin, run_end;
+        runs.run(cluster, &run_begin, &run_end);
+        if (run_begin == run_end) {                         // nothing to do
+            ptx_wait_for_previous();
+            fetch_queries(0, 0);
+            if (lane == 0) parts[0].b = -1, ptx_barrier_arrive(part_full);
+            return;
+        }
+        #pragma unroll 1
+        for (int page = run_begin, i = 0; page < run_end; i++) {
             const DecodeSegment g(runs, page, run_end);
-            if (!single) {
-                ptx_barrier_wait(query_free, query_parity ^ 1);     // the first round passes: the phase before phase 0 counts as complete
-                fetch_queries(g.b, g.stream);
-            }
             const unsigned char *from = a.cache + (((int64_t)g.b * shape.streams + g.stream) * a.pages - g.base) * plan.page_bytes;
-            #pragma unroll 1
-            for (; page < g.end; page += plan.stage_pages) {
+            const int all = g.end - page, each = all >> plan.cluster_log2, more = all & (plan.cluster - 1);
+            int mine = page + decode_share(rank, each, more);
+            const int begin = mine, end = page + decode_share(rank + 1, each, more);
+            auto fetch = [&] {
                 ptx_barrier_wait(free(stage), parity ^ 1);
-                ptx_fetch_rows(smem_address(smem + stage * stage_bytes), from + (int64_t)page * plan.page_bytes,
-                               min(plan.stage_pages, g.end - page) * plan.page_bytes, 1, 0, full(stage));
+                ptx_fetch_rows(smem_address(smem + stage * stage_bytes), from + (int64_t)mine * plan.page_bytes,
+                               min(plan.stage_pages, end - mine) * plan.page_bytes, 1, 0, full(stage));
+                mine += plan.stage_pages;
                 advance();
+            };
+            if (i == 0) {       // as much as there is room for, of pages that are complete, while the kernel before ends
+                const int complete = min(end, g.base + lengths[g.b] / PAGE);
+                for (int k = 0; k < plan.stages && mine + plan.stage_pages <= complete; k++) fetch();
+                ptx_wait_for_previous();
             }
+            ptx_barrier_wait(query_free, i % 2 ^ 1);        // the first round passes: the phase before phase 0 counts as complete
+            fetch_queries(g.b, g.stream);
+            DecodePart part = {g.b, g.stream, lengths[g.b], begin - g.base, end - begin, min(all, plan.cluster), 2 * cluster + (run_begin < g.base), 1, 0, g.end == run_end};
+            if (run_begin > g.base || g.base + g.all > run_end) {
+                const int first_cluster = runs.owner(g.b, g.stream, g.base);
+                int first_begin, unused;
+                runs.run(first_cluster, &first_begin, &unused);
+                part.clusters = runs.owner(g.b, g.stream, g.base + g.all - 1) - first_cluster + 1;
+                part.first_slot = 2 * first_cluster + (first_begin < g.base);   // the second of a cluster that has a stream before
+            }
+            if (lane == 0) parts[i % 2] = part, ptx_barrier_arrive(part_full);
+            #pragma unroll 1
+            while (mine < end) fetch();
             page = g.end;
         }
-        if (single && run_begin == run_end) ptx_barrier_wait(query_full, 0);        // nothing may be on its way when a block ends
         return;
     }
 
-    // the warps that compute
+    // The warps that compute
     const int threads = 32 * warps, tile = warp % plan.tiles, group = warp / plan.tiles, row_tile = blockIdx.y * plan.tiles + tile;
-    const int units = plan.tiles * EIGHTS * 32;
+    const int pair = tile * 8 + lane / 4, own_pairs = rank < pairs ? ((pairs - 1 - rank) >> plan.cluster_log2) + 1 : 0, inbox_pairs = decode_own_pairs(plan);
     const DecodeRow rows[2] = {DecodeRow(a, row_tile, lane / 4), DecodeRow(a, row_tile, lane / 4 + 8)}, top_row(a, row_tile, 0);
-    unsigned *counters = (unsigned *)a.scratch + (int64_t)blockIdx.y * 2 * a.B * shape.streams;
-    float *slots = a.scratch + plan.counters + (int64_t)blockIdx.y * plan.blocks * 2 * slot_floats;     // two of each block
-    auto store = [&](const DecodeSegment &g, int u, const DecodeUnit<HS> &x) {      // to the output
-        const int tile = blockIdx.y * plan.tiles + u / (EIGHTS * 32), j = u / 32 % EIGHTS, holder = u % 32;
+    const int slot_places = decode_slot_places(plan.tiles, HS);
+    float4 *slots = (float4 *)(a.scratch + plan.counters) + (int64_t)blockIdx.y * plan.clusters * 2 * slot_places;     // two of each cluster
+    auto store = [&](const DecodePart &part, int pair, int k, const DecodeUnit &x) {     // to the output
         #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const DecodeRow row(a, tile, holder / 4 + 8 * e);
+            const DecodeRow row(a, blockIdx.y * plan.tiles + pair / 8, pair % 8 + 8 * e);
             if (row.query < 0) continue;
-            floatX *out = a.out + (((int64_t)g.b * a.n + row.query) * a.NH + g.stream * shape.heads + row.head) * HS;
+            floatX *out = a.out + (((int64_t)part.b * a.n + row.query) * a.NH + part.stream * shape.heads + row.head) * HS;
             float unit = __fdividef(plan.out_unit, x.sum[e]);
-            out[N::out_place(j, holder % 4 * 2)] = (floatX)(x.o[2 * e] * unit), out[N::out_place(j, holder % 4 * 2 + 1)] = (floatX)(x.o[2 * e + 1] * unit);
+            out[N::out_place(k / 4, k % 4 * 2)] = (floatX)(x.o[2 * e] * unit), out[N::out_place(k / 4, k % 4 * 2 + 1)] = (floatX)(x.o[2 * e + 1] * unit);
         }
     };
 
-    int num_shared = 0;
     #pragma unroll 1
-    for (int page = run_begin; page < run_end; ) {
-        const DecodeSegment g(runs, page, run_end);
-        const int before = lengths[g.b], length = before + a.n, pages = g.end - page;
+    for (int i = 0; ; i++) {
+        // The queries
         DecodeState<HS> st;
-        ptx_barrier_wait(query_full, query_parity);
-        query_parity ^= 1;
-        if (FACTORED && a.q.kind == HEADS_FACTORED) {   // bQ (16, HS) of each query, zeros beyond its ranks, in the places where ldmatrix wants it
-            #pragma unroll 4
-            for (int i = threadIdx.x; i < queries * 16 * HS; i += threads) {
-                int r = i / HS % 16;
-                bq[i / HS * Q_PITCH + N::column(i % HS)] = r < a.q.R ? query_rows[i / (16 * HS) * (plan.query_bytes / 2) + a.q.b + r * HS + i % HS] : (bf16)0.0f;
-            }
-            ptx_named_barrier(1, threads);              // bQ is there
-        }
         float c[EIGHTS][4] = {};
-        if (group >= pages) {                           // nothing to do for this group
-        } else if (FACTORED && a.q.kind == HEADS_FACTORED) {   // aQ (16 heads, 16 ranks) times bQ: a tile is of one query
+        ptx_barrier_wait(query_full, i % 2);
+        if (factored_q) {                   // aQ (16 heads, 16 ranks) times bQ: a tile is of one query. bQ goes where ldmatrix wants it.
+            constexpr int LANES = HS / 4;       // of a row, 4 elements each
+            #pragma unroll 1
+            for (int r = threadIdx.x / LANES; r < queries * a.q.R; r += threads / LANES) {
+                const int query = a.n == 1 ? 0 : r / a.q.R, row = r - query * a.q.R, d = threadIdx.x % LANES * 4;
+                const bf16 *from = query_rows + query * (plan.query_bytes / 2) + a.q.b + row * HS + d;
+                __nv_bfloat162 y[2] = {{from[0], from[1]}, {from[2], from[3]}}, *to = (__nv_bfloat162 *)(bq + (query * 16 + row) * Q_PITCH);
+                to[N::column(d) / 2] = y[0], to[N::column(d + 2) / 2] = y[1];
+            }
             uint32_t x[4];
             #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const DecodeRow &row = rows[k % 2];
-                int r = k / 2 * 8 + 2 * t;
-                const bf16 *at = query_rows + (row.query - query0) * (plan.query_bytes / 2) + a.q.a + row.head * a.q.R + r;
-                x[k] = ptx_pack_bf16(row.query >= 0 && r < a.q.R ? (float)at[0] : 0, row.query >= 0 && r + 1 < a.q.R ? (float)at[1] : 0);
+            for (int e = 0; e < 2; e++) {
+                const bf16 *from = query_rows + (max(rows[e].query, query0) - query0) * (plan.query_bytes / 2) + a.q.a + rows[e].head * a.q.R;
+                #pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const int r = 8 * k + 2 * t;
+                    __nv_bfloat162 y(r < a.q.R ? from[r] : (bf16)0.0f, r + 1 < a.q.R ? from[r + 1] : (bf16)0.0f);
+                    memcpy(&x[2 * k + e], &y, 4);
+                }
             }
-            const bf16 *mine = bq + (max(top_row.query, query0) - query0) * 16 * Q_PITCH;
+            ptx_named_barrier(1, threads);  // bQ is there
+            const uint32_t from = smem_address(bq + ((max(top_row.query, query0) - query0) * 16 + lane % 16) * Q_PITCH + lane / 16 * 8);
             #pragma unroll
             for (int j = 0; j < EIGHTS; j += 2) {
                 uint32_t y[4];
-                ptx_ldmatrix_trans(y, smem_address(mine + lane % 16 * Q_PITCH + 8 * j + lane / 16 * 8));
+                ptx_ldmatrix_trans(y, from + 16 * j);
                 ptx_mma(c[j], x, y[0], y[1]);
                 ptx_mma(c[j + 1], x, y[2], y[3]);
             }
@@ -599,6 +657,12 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 st.q[k][x] = N::pack(plan.q_unit * c[2 * k + x / 2][x % 2 * 2], plan.q_unit * c[2 * k + x / 2][x % 2 * 2 + 1]);
         __syncwarp();
         if (lane == 0) ptx_barrier_arrive(query_free);
+
+        // The pages
+        ptx_barrier_wait(part_full, i % 2);
+        const DecodePart &part = parts[i % 2];
+        if (part.b < 0) break;
+        const int before = part.before, length = before + a.n, pages = part.pages;
         #pragma unroll
         for (int e = 0; e < 2; e++) st.top[e] = -1e30f, st.sum[e] = 0;
         #pragma unroll
@@ -607,12 +671,12 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         const int sees0 = rows[0].query < 0 ? length : before + rows[0].query + 1, sees1 = rows[1].query < 0 ? length : before + rows[1].query + 1;
         const int all_see = top_row.query < 0 ? 0 : before + top_row.query + 1;
         #pragma unroll 1
-        for (; page < g.end; page += plan.stage_pages) {
-            const int pages_here = min(plan.stage_pages, g.end - page);
+        for (int page = 0; page < pages; page += plan.stage_pages) {
+            const int pages_here = min(plan.stage_pages, pages - page);
             ptx_barrier_wait(full(stage), parity);
             #pragma unroll 1
             for (int k = group; k < pages_here; k += plan.groups) {
-                const int token = (page - g.base + k) * PAGE;
+                const int token = (part.page + page + k) * PAGE;
                 decode_page<Number, HS, FACTORED, RANKS>(st, smem + stage * stage_bytes + k * plan.page_bytes, shape, plan, top_row.head,
                                                          token + PAGE > all_see, sees0 - token, sees1 - token, length - token);
             }
@@ -620,92 +684,145 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             if (lane == 0) ptx_barrier_arrive(free(stage));
             advance();
         }
-        page = g.end;
 
-        // The groups' sums meet: those of the whole stream are the output, those of a part of it go to a slot of this block.
-        float *slot = merge + group * slot_floats;
-        if (group < pages) {
-            #pragma unroll
-            for (int e = 0; e < 2; e++)
-                #pragma unroll
-                for (int x = 1; x < 4; x *= 2) st.sum[e] += __shfl_xor_sync(0xffffffff, st.sum[e], x);
-            #pragma unroll
-            for (int j = 0; j < EIGHTS; j++) ((float4 *)slot)[(tile * EIGHTS + j) * 32 + lane] = make_float4(st.o[j][0], st.o[j][1], st.o[j][2], st.o[j][3]);
-            float2 *sums = (float2 *)(slot + plan.tiles * 16 * HS) + tile * 16 + lane / 4;
-            if (t == 0) sums[0] = make_float2(st.top[0], st.sum[0]), sums[8] = make_float2(st.top[1], st.sum[1]);
+        // The sums of the block's groups of warps meet, brought to one top; then those of the cluster's blocks, each of which adds up its own pairs;
+        // then those of all clusters that have pages of the stream. `finish` is for the last of these steps.
+        auto finish = [&](int pair, int k, const DecodeUnit &x) {
+            if (part.clusters == 1) return store(part, pair, k, x);
+            float4 *record = slots + (int64_t)part.slot * slot_places + pair * RECORD;
+            record[k] = x.numbers();
+            if (k == 0) record[UNITS] = x.sums();
+        };
+        if (t == 0) tops[pair * 8 + group] = make_float2(st.top[0], st.top[1]);
+        if (plan.cluster > 1) {
+            if (threadIdx.x == 0) ptx_barrier_arrive_expect(sums_full, part.sharers * own_pairs * RECORD * 16);
+            if (i > 0) ptx_cluster_barrier_wait(sums_free, i % 2 ^ 1);      // what was sent for the stream before has been read
         }
-        const bool alone = run_begin <= g.base && g.base + g.all <= run_end;
-        const int first_block = run_begin <= g.base ? (int)blockIdx.x : runs.owner(g.b, g.stream, g.base);
-        int first_begin = run_begin, unused;
-        if (first_block != (int)blockIdx.x) runs.run(first_block, &first_begin, &unused);
-        const int late = first_begin < g.base;                  // the first block's slot of it is its second
-        slot = slots + (int64_t)(2 * blockIdx.x + (run_begin < g.base)) * slot_floats;
-        ptx_named_barrier(1, threads);          // all groups' sums are there
+        ptx_named_barrier(1, threads);      // all groups' tops are there
+        float2 top = make_float2(-1e30f, -1e30f);
+        #pragma unroll
+        for (int k = 0; k < 4; k++) {
+            float4 x = ((const float4 *)(tops + pair * 8))[k];
+            top.x = fmaxf(top.x, fmaxf(x.x, x.z)), top.y = fmaxf(top.y, fmaxf(x.y, x.w));
+        }
+        const float shrink0 = ptx_exp2(st.top[0] - top.x), shrink1 = ptx_exp2(st.top[1] - top.y);
+        #pragma unroll
+        for (int j = 0; j < EIGHTS; j++)
+            merge[group * group_places + (tile * EIGHTS + j) * 36 + lane] =
+                make_float4(st.o[j][0] * shrink0, st.o[j][1] * shrink0, st.o[j][2] * shrink1, st.o[j][3] * shrink1);
+        #pragma unroll
+        for (int e = 0; e < 2; e++)
+            #pragma unroll
+            for (int x = 1; x < 4; x *= 2) st.sum[e] += __shfl_xor_sync(0xffffffff, st.sum[e], x);
+        if (t == 0) sums[pair * 8 + group] = make_float2(st.sum[0] * shrink0, st.sum[1] * shrink1);
+        if (t == 0 && group == 0) block_tops[pair] = top;
+        ptx_named_barrier(1, threads);      // all groups' sums are there
         #pragma unroll 1
-        for (int u = threadIdx.x; u < units; u += threads) {
-            DecodeUnit<HS> x;
-            x.template add_up<4>(merge, slot_floats, 0, 0, 1, min(plan.groups, pages), plan.tiles, u, [](const float4 *p) { return *p; },
-                                 [](const float2 *p) { return *p; });
-            if (alone) store(g, u, x);
+        for (int w = pages > 0 ? warp : pairs * (UNITS / 32); w < pairs * (UNITS / 32); w += warps) {      // a unit a lane
+            const int pair = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane;
+            const float4 *from = merge + (pair / 8 * EIGHTS + k / 4) * 36 + pair % 8 * 4 + k % 4;
+            DecodeUnit x = {{0, 0, 0, 0}, {block_tops[pair].x, block_tops[pair].y}, {0, 0}};
+            #pragma unroll
+            for (int g = 0; g < 4; g++) {
+                const float4 y = ((const float4 *)(sums + pair * 8))[g];
+                x.sum[0] += y.x + y.z, x.sum[1] += y.y + y.w;
+            }
+            float4 y[8];
+            #pragma unroll
+            for (int g = 0; g < 8; g++) y[g] = from[min(g, plan.groups - 1) * group_places];
+            #pragma unroll
+            for (int g = 0; g < 8; g++) {
+                const float there = g < plan.groups ? 1 : 0;
+                x.o[0] += there * y[g].x, x.o[1] += there * y[g].y, x.o[2] += there * y[g].z, x.o[3] += there * y[g].w;
+            }
+            if (plan.cluster == 1) finish(pair, k, x);
             else {
-                ((float4 *)slot)[u] = make_float4(x.o[0], x.o[1], x.o[2], x.o[3]);
-                float2 *sums = (float2 *)(slot + plan.tiles * 16 * HS) + u / (EIGHTS * 32) * 16 + u % 32 / 4;
-                if (u / 32 % EIGHTS == 0 && u % 4 == 0) sums[0] = make_float2(x.top[0], x.sum[0]), sums[8] = make_float2(x.top[1], x.sum[1]);
+                const int owner = pair & (plan.cluster - 1);
+                const uint32_t to = ptx_cluster_address(smem_address(inbox + (rank * inbox_pairs + (pair >> plan.cluster_log2)) * RECORD), owner);
+                const uint32_t barrier = ptx_cluster_address(sums_full, owner);
+                ptx_cluster_send(to + k * 16, x.numbers(), barrier);
+                if (k == 0) ptx_cluster_send(to + UNITS * 16, x.sums(), barrier);
             }
         }
-        if (!alone && threadIdx.x == 0) {
-            const int last_block = g.base + g.all <= run_end ? (int)blockIdx.x : runs.owner(g.b, g.stream, g.base + g.all - 1);
-            shared[num_shared].page = g.base, shared[num_shared].first = first_block, shared[num_shared].n = last_block - first_block + 1;
-            shared[num_shared].late = late;
+        if (plan.cluster > 1) {
+            ptx_cluster_barrier_wait(sums_full, i % 2);
+            #pragma unroll 1
+            for (int w = warp; w < own_pairs * (UNITS / 32); w += warps) {
+                const int own = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane, stride = inbox_pairs * RECORD;
+                const float4 *from = inbox + own * RECORD;
+                DecodeUnit x;
+                x.add_up<16>(part.sharers, [&](int slot) { return from[slot * stride + k]; },
+                         [&](int slot, int e) { return ((const float2 *)(from + slot * stride + UNITS))[e]; });
+                finish((own << plan.cluster_log2) + rank, k, x);
+            }
         }
-        ptx_named_barrier(1, threads);          // merge[] and bq[] have been read, the slot and shared[] are written
-        if (!alone) {
+        if (part.last && part.clusters == 1) break;
+        ptx_named_barrier(1, threads);      // tops, sums, merge and the inbox have been read, the slot is written
+        if (plan.cluster > 1 && !part.last && threadIdx.x < plan.cluster) ptx_cluster_barrier_arrive(ptx_cluster_address(sums_free, threadIdx.x));
+        if (part.clusters > 1) {
             if (threadIdx.x == 0) {
+                unsigned *arrived = (unsigned *)a.scratch + (((int64_t)blockIdx.y * a.B + part.b) * shape.streams + part.stream) * plan.cluster + rank;
                 __threadfence();
-                atomicAdd(&counters[2 * (g.b * shape.streams + g.stream)], 1u);
+                is_last = atomicAdd(arrived, 1u) == (unsigned)part.clusters - 1;
+                if (is_last) *arrived = 0;  // for the next launch
+                __threadfence();
             }
-            num_shared++;
+            ptx_named_barrier(1, threads);  // is_last is there
+            #pragma unroll 1
+            for (int w = is_last ? warp : own_pairs * (UNITS / 32); w < own_pairs * (UNITS / 32); w += warps) {
+                const int pair = (w / (UNITS / 32) << plan.cluster_log2) + rank, k = w % (UNITS / 32) * 32 + lane;
+                const float4 *from = slots + pair * RECORD;
+                auto place = [&](int slot) { return (int64_t)(slot == 0 ? part.first_slot : (part.first_slot / 2 + slot) * 2) * slot_places; };
+                DecodeUnit x;
+                x.add_up<8>(part.clusters, [&](int slot) { return __ldcg(from + place(slot) + k); },
+                         [&](int slot, int e) { return __ldcg((const float2 *)(from + place(slot) + UNITS) + e); });
+                store(part, pair, k, x);
+            }
+            if (part.last) break;
         }
-    }
-
-    // Streams of several blocks: when all have left their sums, each adds up its part of the output.
-    #pragma unroll 1
-    for (int i = 0; i < num_shared; i++) {
-        const DecodeSegment g(runs, shared[i].page, INT32_MAX);
-        const int n = shared[i].n, mine = blockIdx.x - shared[i].first, begin = units * mine / n, end = units * (mine + 1) / n;
-        unsigned *arrived = &counters[2 * (g.b * shape.streams + g.stream)];
-        int lanes = 1;                          // of a unit: each adds up 5 slots, if there are not too many
-        while (5 * lanes < n && lanes < 32) lanes *= 2;
-        if (threadIdx.x == 0) while (ptx_load_acquire(arrived) < (unsigned)n);
-        ptx_named_barrier(1, threads);          // all blocks' sums are there
-        #pragma unroll 1
-        for (int u0 = begin + warp * (32 / lanes); u0 < end; u0 += warps * (32 / lanes)) {
-            const int u = u0 + lane / lanes;
-            DecodeUnit<HS> x;
-            x.template add_up<5>(slots + (int64_t)2 * shared[i].first * slot_floats, 2 * slot_floats, shared[i].late * slot_floats, lane % lanes, lanes, n,
-                                 plan.tiles, min(u, end - 1), [](const float4 *p) { return __ldcg(p); }, [](const float2 *p) { return __ldcg(p); });
-            if (u < end && lane % lanes == 0) store(g, u, x);
-        }
-        if (threadIdx.x == 0 && atomicAdd(arrived + 1, 1u) == (unsigned)n - 1) arrived[0] = arrived[1] = 0;      // for the next launch
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
+__global__ void decode_probe_kernel() {}
+
+// Clusters of so many thread blocks that this GPU runs at once, where a block fills a multiprocessor: not all groups of multiprocessors
+// divide by that. Asked once, as it takes long.
+inline int decode_clusters(int cluster) {
+    static int known[17];
+    if (!known[cluster]) {
+        known[cluster] = device_attribute(cudaDevAttrMultiProcessorCount);
+        if (cluster > 1) {
+            const int smem = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+            CUDA_CHECK(cudaFuncSetAttribute((const void *)decode_probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem));
+            CUDA_CHECK(cudaFuncSetAttribute((const void *)decode_probe_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+            cudaLaunchAttribute attribute = {};
+            attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {(unsigned)cluster, 1, 1};
+            cudaLaunchConfig_t config = {};
+            config.gridDim = dim3((unsigned)cluster), config.blockDim = dim3(512), config.dynamicSmemBytes = smem, config.attrs = &attribute, config.numAttrs = 1;
+            CUDA_CHECK(cudaOccupancyMaxActiveClusters(&known[cluster], decode_probe_kernel, &config));
+        }
+    }
+    return known[cluster];
+}
+
 // How the fast kernel would do it, for what this GPU has. stages 0: it cannot.
-inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int splits, int min_pages) {
+inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int cluster, int splits, int min_pages) {
     DecodePlan p = {};
-    int device, processors, smem;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    int smem = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     if (sizeof(floatX) != 2 || (s.HS != 64 && s.HS != 128) || s.number_bytes > 2) return p;
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !s.factored)) return p;
     auto tiles_of = [&](int n) { return s.factored ? n * ceil_div(s.heads, 16) : ceil_div(n * s.heads, 16); };
     int tiles = tiles_of(n), per_query = ceil_div(s.heads, 16);
     p.chunks = ceil_div(tiles, (int)DECODE_MAX_TILES), p.tiles = ceil_div(tiles, p.chunks);
-    p.counters = 2 * round_up(ceil_div(tiles_of(DECODE_MAX_QUERIES), (int)DECODE_MAX_TILES) * B * s.streams, 2);   // 16 bytes
+    // the largest clusters of which there are enough for all streams
+    p.cluster = cluster > 0 ? cluster : device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? 16 : 1;
+    while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < B * s.streams * p.chunks) p.cluster /= 2;
+    p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
+    while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
+    p.counters = (int)round_up(ceil_div(tiles_of(DECODE_MAX_QUERIES), (int)DECODE_MAX_TILES) * B * s.streams * DECODE_MAX_CLUSTER, 4);   // 16 bytes
     p.groups = decode_max_warps(s.HS) / p.tiles < 8 ? decode_max_warps(s.HS) / p.tiles : 8;
     p.queries = s.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1 : (p.tiles * 16 - 1 + s.heads - 1) / s.heads + 1;    // wherever it begins
     if (p.queries > n) p.queries = n;
@@ -715,27 +832,26 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     p.page_bytes = (int)cache_page_bytes(s);
     p.k_b = cache_b_start(s, CACHE_K), p.v_a = cache_a_start(s, CACHE_V), p.v_b = cache_b_start(s, CACHE_V), p.scales = cache_scale(s, CACHE_K, 0);
     smem -= 1024;               // the kernel's static memory
-    int rest = smem - p.groups * decode_slot_floats(p.tiles, s.HS) * 4 - p.queries * p.query_bytes -
+    int rest = smem - (p.groups * decode_group_places(p.tiles, s.HS) + decode_sums_places(p.tiles) + decode_inbox_places(p, s.HS)) * 16 - p.queries * p.query_bytes -
                (q.kind == HEADS_FACTORED ? p.queries * 16 * (s.HS + 8) * 2 : 0) - (2 * B + 1) * 4 - 256;      // barriers
     // a page for each group in a stage, twice that where pages are small; as many stages as there is room for
     p.stage_pages = p.groups;
     while (p.stage_pages * p.page_bytes < 16 << 10) p.stage_pages += p.groups;
     while (p.stage_pages > 1 && p.stage_pages * p.page_bytes * 3 > rest) p.stage_pages--;
     p.stages = rest / (p.stage_pages * p.page_bytes) < 8 ? rest / (p.stage_pages * p.page_bytes) : 8;
+    if (p.stages < 2 && p.cluster > 1) return decode_plan(s, q, B, n, 1, splits, min_pages);      // no room for the inbox
     if (p.stages < 2) p.stages = 0;
-    p.blocks = processors / p.chunks > 0 ? processors / p.chunks : 1;
-    if (splits > 0 && (int64_t)B * s.streams * splits < p.blocks) p.blocks = B * s.streams * splits;
-    p.min_pages = min_pages > 0 ? min_pages : (p.groups + 1) / 2;
+    p.min_pages = min_pages > 0 ? min_pages : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
     p.smem_bytes = (size_t)(smem - rest) + (size_t)p.stages * p.stage_pages * p.page_bytes;
     return p;
 }
 
-// Scratch of flashtpa_decode for B sequences and up to n queries, to be zeroed once. It serves one shape and B.
-inline size_t decode_scratch_bytes(const CacheShape &s, const Heads &q, int B, int n) {
+// Scratch of flashtpa_decode for B sequences and up to n queries, to be zeroed once. It serves one shape, B, cluster and splits.
+inline size_t decode_scratch_bytes(const CacheShape &s, const Heads &q, int B, int n, int cluster = 0, int splits = 0) {
     size_t most = 16;
     for (int k = 1; k <= n; k++) {
-        DecodePlan p = decode_plan(s, q, B, k, 0, 0);
-        size_t bytes = ((size_t)p.chunks * p.blocks * 2 * decode_slot_floats(p.tiles, s.HS) + p.counters) * sizeof(float);
+        DecodePlan p = decode_plan(s, q, B, k, cluster, splits, 0);
+        size_t bytes = (size_t)p.chunks * p.clusters * 2 * decode_slot_places(p.tiles, s.HS) * 16 + p.counters * sizeof(float);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -746,30 +862,18 @@ inline void decode_launch_(const DecodeArgs &a, const DecodePlan &plan, cudaStre
     auto kernel = !a.shape.factored ? decode_kernel<Number, HS, false, 1>
                 : a.shape.RK == 1 && a.shape.RV == 1 ? decode_kernel<Number, HS, true, 1>
                 : a.shape.RK == 2 && a.shape.RV == 2 ? decode_kernel<Number, HS, true, 2> : decode_kernel<Number, HS, true, 0>;
-    CUDA_CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)plan.smem_bytes));
-    int device, major;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeCooperative;
-    attributes[0].val.cooperative = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;      // it begins while the kernel before it ends
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)plan.blocks, (unsigned)plan.chunks), config.blockDim = dim3(32 * (plan.tiles * plan.groups + 1));
-    config.dynamicSmemBytes = plan.smem_bytes, config.stream = stream, config.attrs = attributes, config.numAttrs = major >= 9 ? 2 : 1;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, a, plan));
+    Launch where(dim3((unsigned)(plan.clusters * plan.cluster), (unsigned)plan.chunks), 32 * (plan.tiles * plan.groups + 1), plan.smem_bytes, stream);
+    where.cluster = plan.cluster, where.early = true;
+    launch(kernel, where, a, plan);
 }
 
 // out of B sequences' last n tokens, 1 <= n <= 16, whose factors stand in the cache and, those of q rotated, in fac.
-// splits: 0, or as many thread blocks a stream at most, where that many run at once.
-inline void flashtpa_decode(DecodeArgs a, cudaStream_t stream) {
+inline void flashtpa_decode(const DecodeArgs &a, cudaStream_t stream) {
     if (a.B < 1 || a.n < 1 || a.n > DECODE_MAX_QUERIES || a.q.R < 1)
         die(EXIT_SYSTEM, "flashtpa_decode: B=%d queries=%d rank %d: need at least 1 of each, and at most %d queries", a.B, a.n, a.q.R,
             (int)DECODE_MAX_QUERIES);
-    DecodePlan plan = decode_plan(a.shape, a.q, a.B, a.n, a.splits, a.min_pages);
+    DecodePlan plan = decode_plan(a.shape, a.q, a.B, a.n, a.cluster, a.splits, a.min_pages);
     if (plan.stages == 0) return decode_plain(a, stream);
-    if ((int64_t)a.B * a.shape.streams * a.splits > plan.blocks) a.splits = 0, plan = decode_plan(a.shape, a.q, a.B, a.n, 0, a.min_pages);
     if constexpr (sizeof(floatX) == 2) {
         if (a.shape.number_bytes == 1 && a.shape.HS == 64) decode_launch_<e4m3, 64>(a, plan, stream);
         else if (a.shape.number_bytes == 1) decode_launch_<e4m3, 128>(a, plan, stream);

@@ -108,21 +108,11 @@ inline void matvec(Out *out, const floatX *inp, const floatX *w, int64_t N, int6
     };
     auto *chosen = N == 1 ? kernel(std::integral_constant<int, 1>()) : N == 2 ? kernel(std::integral_constant<int, 2>())
                                                                             : kernel(std::integral_constant<int, 4>());
-    size_t smem_bytes = (size_t)(N * IC) * sizeof(floatX);
-    int device, processors, major, blocks = (int)ceil_div(OC, (int64_t)MATVEC_WARPS);
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    int blocks = (int)ceil_div(OC, (int64_t)MATVEC_WARPS), processors = device_attribute(cudaDevAttrMultiProcessorCount);
     if (blocks > 4 * processors) blocks = 4 * processors;       // of many outputs, each block makes several: the input is made ready once
-    if (smem_bytes > 48 * 1024)
-        CUDA_CHECK(cudaFuncSetAttribute((const void *)chosen, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem_bytes));
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)blocks), config.blockDim = dim3(32 * MATVEC_WARPS), config.dynamicSmemBytes = smem_bytes, config.stream = stream;
-    config.attrs = &early, config.numAttrs = major >= 9;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, chosen, out, inp, w, (int)N, (int)IC, (int)OC, mode, (float)eps));
+    Launch where(dim3((unsigned)blocks), 32 * MATVEC_WARPS, (size_t)(N * IC) * sizeof(floatX), stream);
+    where.early = true;
+    launch(chosen, where, out, inp, w, (int)N, (int)IC, (int)OC, mode, (float)eps);
 }
 
 #endif

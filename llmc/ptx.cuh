@@ -125,14 +125,6 @@ __device__ inline void ptx_named_barrier(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
 }
 
-// What another thread block wrote before it added to *p (with a fence between) is seen by whoever reads after this.
-// #data-movement-and-conversion-instructions-ld
-__device__ inline unsigned ptx_load_acquire(const unsigned *p) {
-    unsigned x;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(__cvta_generic_to_global(p)) : "memory");
-    return x;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Barriers in shared memory that count threads, and from sm_90 on bytes that the copy engine brings
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -219,6 +211,65 @@ __device__ inline void ptx_let_next_begin() {
 __device__ inline void ptx_wait_for_previous() {
 #if PTX_BULK_COPIES
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// sm_90: clusters, thread blocks that run together and reach each other's shared memory. Elsewhere a cluster is one block.
+
+// The number of this block in its cluster, along x.  #special-registers-cluster-ctarank
+__device__ inline int ptx_cluster_rank() {
+    int rank = 0;
+#if PTX_BULK_COPIES
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+
+// All threads of the cluster meet, in two steps: what a thread wrote before the first is there for all after the second.
+// #parallel-synchronization-and-communication-instructions-barrier-cluster
+__device__ inline void ptx_cluster_arrive() {
+#if PTX_BULK_COPIES
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void ptx_cluster_wait() {
+#if PTX_BULK_COPIES
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Where block `rank` of the cluster has what this block has at `address` of its shared memory.  #data-movement-and-conversion-instructions-mapa
+__device__ inline uint32_t ptx_cluster_address(uint32_t address, int rank) {
+#if PTX_BULK_COPIES
+    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+#endif
+    return address;
+}
+
+// Writes 16 bytes to another block's shared memory, of which that block's barrier hears as of a copy's: asynchronous.
+// #data-movement-and-conversion-instructions-st-async
+__device__ inline void ptx_cluster_send(uint32_t to, float4 x, uint32_t barrier) {
+#if PTX_BULK_COPIES
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                 :: "r"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier) : "memory");
+#endif
+}
+
+// ptx_barrier_arrive at another block's barrier, and the wait for such arrivals: what was done before them is done for all.
+__device__ inline void ptx_cluster_barrier_arrive(uint32_t barrier) {
+#if PTX_BULK_COPIES
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
+#endif
+}
+__device__ inline void ptx_cluster_barrier_wait(uint32_t barrier, uint32_t parity) {
+#if PTX_BULK_COPIES
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" :: "r"(barrier), "r"(parity) : "memory");
 #endif
 }
 

@@ -1,9 +1,9 @@
 // FlashTPA decoding: checks and times llmc/flashtpa_decode.cuh over llmc/factor_cache.cuh.
 //
-//   build/flashtpa_decode                       check: ranks, heads, lengths, splits, queries, number types, against CPU loops
+//   build/flashtpa_decode                       check: ranks, heads, lengths, ways to cut the work, queries, number types, against CPU loops
 //   build/flashtpa_decode quick                 the same, fewer
 //   build/flashtpa_decode time                  the table of dev/results/flashtpa.md
-//   build/flashtpa_decode VERSION B M NH HS RQ RK RV [min_pages]     time one: M tokens cached in each of B sequences
+//   build/flashtpa_decode VERSION B M NH HS RQ RK RV [cluster [min_pages]]     time one: M tokens cached in each of B sequences
 // Versions:
 //   0  naive: k and v rebuilt from the cache, then attention over them
 //   1  plain: in the space of factors, one block a head, ordinary instructions
@@ -69,7 +69,12 @@ static double head_element(const float *row, const Heads &h, int i, int NH, int 
     return h.scale * sum;
 }
 
-static bool check_layer(const Layer &l, int number_bytes, std::vector<int> splits, uint64_t seed) {
+// How flashtpa_decode is told to cut the work; zeros: it chooses.
+struct Cut {
+    int cluster, splits, min_pages;
+};
+
+static bool check_layer(const Layer &l, int number_bytes, std::vector<Cut> cuts, uint64_t seed) {
     const int NH = (int)l.config.n_head, HS = (int)l.config.head_dim, Pp = (int)l.m.Pp, D = NH * HS;
     DecodeArgs a = decode_args(l, number_bytes);
     const size_t guard = 4096, layer_bytes = cache_layer_bytes(a.shape, l.B, l.capacity);
@@ -80,8 +85,6 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<int> split
     Array<unsigned char> cache(layer_bytes + guard);        // 0xff: NaN in fp32, bf16 and e4m3
     std::vector<int32_t> zeros(l.B, 0);
     Array<int32_t> d_zeros(zeros), d_lengths(l.lengths);
-    Array<float> scratch(decode_scratch_bytes(a.shape, a.q, l.B, l.n) / 4 + 1);
-    CUDA_CHECK(cudaMemset(scratch.p, 0, scratch.n * 4));
     const size_t sequence_bytes = layer_bytes / l.B;
     for (int b = 0; b < l.B; b++) {                         // all but the queries as a prompt, the queries behind it
         CacheWrite w = {cache.p + b * sequence_bytes, fac.p + l.start[b] * Pp, d_zeros.p, d_frequencies.p, a.shape, l.m.q, l.m.k, l.m.v,
@@ -92,7 +95,7 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<int> split
     }
     CacheWrite w = {cache.p, queries.p, d_lengths.p, d_frequencies.p, a.shape, l.m.q, l.m.k, l.m.v, l.n, Pp, a.pages, 1};
     cache_write(w, l.B, 0);
-    a.cache = cache.p, a.lengths = d_lengths.p, a.fac = queries.p, a.out = out.p, a.scratch = scratch.p;
+    a.cache = cache.p, a.lengths = d_lengths.p, a.fac = queries.p, a.out = out.p;
 
     // the reference: from the factors where the numbers are kept as they are, from the cache's own where they were rounded to e4m3
     std::vector<floatX> host_fac = fac.read(0, fac.n);
@@ -170,9 +173,12 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<int> split
     std::string bad;
     std::vector<floatX> before;
     for (int version = 1; version <= 2; version++)
-        for (int split : version == 1 ? std::vector<int>{0} : splits)
+        for (Cut cut : version == 1 ? std::vector<Cut>{{0, 0, 0}} : cuts) {
+            a.cluster = cut.cluster, a.splits = cut.splits, a.min_pages = cut.min_pages;
+            Array<float> scratch(decode_scratch_bytes(a.shape, a.q, l.B, l.n, a.cluster, a.splits) / 4 + 1);
+            CUDA_CHECK(cudaMemset(scratch.p, 0, scratch.n * 4));
+            a.scratch = scratch.p;
             for (int run = 0; run < 2; run++) {
-                a.splits = split;
                 CUDA_CHECK(cudaMemset(out.p, 0xff, out.n * sizeof(floatX)));
                 if (version == 1) decode_plain(a, 0);
                 else flashtpa_decode(a, 0);
@@ -188,10 +194,12 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<int> split
                 if (!(error <= worst)) worst = error;
                 bool same = run == 0 || !memcmp(before.data(), got.data(), got.size() * sizeof(floatX));
                 if (!(error <= 1e-2) || guarded > 0 || !same)
-                    good = false, bad += " | version " + std::to_string(version) + " splits " + std::to_string(split) + " error " + std::to_string(error) +
+                    good = false, bad += " | version " + std::to_string(version) + " cluster " + std::to_string(cut.cluster) + " splits " +
+                                         std::to_string(cut.splits) + " error " + std::to_string(error) +
                                          (guarded > 0 ? " wrote past the end" : "") + (same ? "" : " second run differs");
                 before.swap(got);
             }
+        }
     std::vector<unsigned char> after = cache.read(layer_bytes, guard);
     for (unsigned char x : after) if (x != 0xff) { good = false, bad += " | cache written past the end"; break; }
     printf("%s %s%s B%d n%d longest %d NH%d HS%d R%d,%d,%d: worst %.1e%s", good ? "ok  " : "BAD ", attn_name(l.config.attn), number_bytes == 1 ? " e4m3" : "",
@@ -205,7 +213,7 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<int> split
 static bool check_all(bool quick) {
     bool good = true;
     uint64_t seed = 1;
-    const std::vector<int> all = {1, 2, 4, 8, 0};
+    const std::vector<Cut> all = {{1, 1, 0}, {1, 2, 0}, {2, 1, 0}, {1, 4, 0}, {4, 1, 0}, {1, 8, 0}, {2, 4, 0}, {8, 1, 0}, {16, 2, 0}, {0, 0, 1}, {0, 0, 0}};
     auto run = [&](AttnKind attn, int NH, int HS, int RQ, int RK, int RV, std::vector<int32_t> totals, int n, int bytes) {
         std::vector<int32_t> lengths;
         for (int32_t x : totals) lengths.push_back(x > n ? x - n : 0);
@@ -265,7 +273,7 @@ __global__ void rebuild_kernel(unsigned char *dense, CacheShape to, const Decode
     }
 }
 
-static double time_one(int version, int B, int M, int NH, int HS, int RQ, int RK, int RV, double read, int min_pages) {
+static double time_one(int version, int B, int M, int NH, int HS, int RQ, int RK, int RV, double read, int cluster = 0, int min_pages = 0) {
     AttnKind kind = version < 4 ? ATTN_TPA : RK == NH ? ATTN_MHA : RK == 1 ? ATTN_MQA : ATTN_GQA;
     int bytes = version == 3 ? 1 : 2;
     Layer l(kind, NH, HS, RQ, RK, RV, std::vector<int32_t>(B, M - 1), 1, 0);
@@ -275,16 +283,16 @@ static double time_one(int version, int B, int M, int NH, int HS, int RQ, int RK
     launch(fill_kernel, {1024, 256, 0, 0}, cache.p, layer, bytes, (uint64_t)1);
     Array<floatX> fac((size_t)B * l.m.Pp, 1, 1), out((size_t)B * NH * HS);
     Array<int32_t> lengths(l.lengths);
-    Array<float> scratch(decode_scratch_bytes(a.shape, a.q, B, 1) / 4 + 1);
+    Array<float> scratch(decode_scratch_bytes(a.shape, a.q, B, 1, cluster) / 4 + 1);
     CUDA_CHECK(cudaMemset(scratch.p, 0, scratch.n * 4));
-    a.cache = cache.p, a.lengths = lengths.p, a.fac = fac.p, a.out = out.p, a.scratch = scratch.p, a.min_pages = min_pages;
+    a.cache = cache.p, a.lengths = lengths.p, a.fac = fac.p, a.out = out.p, a.scratch = scratch.p, a.cluster = cluster, a.min_pages = min_pages;
     double us, logical = logical_bytes(a.shape, (double)B * M);
     int burst = logical < 1e8 ? 20 : logical < 1e9 ? 5 : 1;
     if (version == 0) {
         CacheShape to = {NH, 1, 1, 1, HS, 0, 2};
         Heads dense_q = {HEADS_GROUPED, NH, 1, 0, 0, 1};
         Array<unsigned char> dense(cache_layer_bytes(to, B, l.capacity));
-        Array<float> scratch2(decode_scratch_bytes(to, dense_q, B, 1) / 4 + 1);
+        Array<float> scratch2(decode_scratch_bytes(to, dense_q, B, 1, cluster) / 4 + 1);
         CUDA_CHECK(cudaMemset(scratch2.p, 0, scratch2.n * 4));
         DecodeArgs d = a;
         d.shape = to, d.q = dense_q, d.cache = dense.p, d.scratch = scratch2.p;     // some q: only the time counts here
@@ -316,17 +324,17 @@ int main(int argc, char **argv) {
             for (int ranks = 1; ranks <= 2; ranks++)
                 for (int version = 2; version <= 3; version++)
                     for (int B : {1, 8, 16})
-                        for (int bits = 12; bits <= 19; bits++) time_one(version, B, 1 << bits, NH, 64, ranks == 1 ? 16 : 6, ranks, ranks, read, 0);
+                        for (int bits = 12; bits <= 19; bits++) time_one(version, B, 1 << bits, NH, 64, ranks == 1 ? 16 : 6, ranks, ranks, read);
         for (int groups : {32, 4, 1})
             for (int B : {1, 8, 16})
                 for (int bits = 12; bits <= 19; bits++)
-                    if ((double)B * groups * (1 << bits) * 256 < 4e10) time_one(4, B, 1 << bits, 32, 64, 1, groups, groups, read, 0);
+                    if ((double)B * groups * (1 << bits) * 256 < 4e10) time_one(4, B, 1 << bits, 32, 64, 1, groups, groups, read);
         for (int version = 0; version < 2; version++)
-            for (int B : {1, 8}) time_one(version, B, 1 << 16, 32, 64, 16, 1, 1, read, 0);
+            for (int B : {1, 8}) time_one(version, B, 1 << 16, 32, 64, 16, 1, 1, read);
     } else {
-        if (argc < 9) die(EXIT_INPUT, "usage: flashtpa_decode [quick | time | VERSION B M NH HS RQ RK RV [min_pages]]");
+        if (argc < 9) die(EXIT_INPUT, "usage: flashtpa_decode [quick | time | VERSION B M NH HS RQ RK RV [cluster [min_pages]]]");
         time_one(atoi(argv[1]), atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), atoi(argv[7]), atoi(argv[8]), read,
-                 argc > 9 ? atoi(argv[9]) : 0);
+                 argc > 9 ? atoi(argv[9]) : 0, argc > 10 ? atoi(argv[10]) : 0);
     }
     return 0;
 }
