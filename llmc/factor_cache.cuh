@@ -61,11 +61,11 @@ __host__ __device__ inline int cache_b_start(const CacheShape &s, CachePart part
 // chunks, 8 rows are 256 bytes: swapping them in every other four rows puts any 8 rows' chunks in different banks.
 __host__ __device__ inline int cache_a_chunk(int number_bytes, int row, int c) { return number_bytes == 2 ? c ^ (row >> 2 & 1) : c; }
 
-// The same of a vector of token `t` of the page. bf16: 8 tokens that follow each other are loaded together. e4m3: tokens 0 1 4 5 8 9
-// 12 13 are, and the others (flashtpa_decode.cuh says why). Head sizes but 64 and 128 are not for tensor cores, and stand as they are.
+// The same of a vector of token `t` of the page. bf16: 8 tokens that follow each other are loaded together. e4m3: tokens 0 2 4 6 9 11
+// 13 15 are, and the others (flashtpa_decode.cuh says why). Head sizes but 64 and 128 are not for tensor cores, and stand as they are.
 __host__ __device__ inline int cache_b_chunk(int number_bytes, int HS, int t, int c) {
     if (number_bytes == 4 || (HS != 64 && HS != 128)) return c;
-    return number_bytes == 2 ? c ^ (t & 7) : c ^ (((t >> 2) * 2 + (t & 1)) >> (HS == 64));
+    return number_bytes == 2 ? c ^ (t & 7) : c ^ (t >> 1 & (HS / 16 - 1));
 }
 
 // Byte in a page of weight r of a head for token t, and of element d of vector r of token t.

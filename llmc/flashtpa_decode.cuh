@@ -8,9 +8,9 @@
 // The paper sums <bK, bQ> first and over r last; taking q first costs the same products, needs one step less for each token, and
 // makes dense queries (tpa_kvonly) and grouped heads (MHA, GQA, MQA: a = 1, RK = RV = 1) the same kernel.
 //
-// A warp owns a tile of 16 rows, heads of one query (grouped: pairs of query and head), the 16 rows of mma.sync: so L, p and p aV stay in
-// registers, laid out as the next product wants them. Groups of warps share a thread block's pages out. One warp fetches queries and pages
-// into shared memory, pages into a ring.
+// A warp takes a page of 16 tokens, the rows of mma.sync, and a tile of up to 40 columns, heads of one query (grouped: pairs of query and
+// head). So what it reads of the page, and in e4m3 converts, serves all these heads; L and p stay in registers, p turned round once. Groups of
+// warps, one for each tile, take a thread block's pages in turn. One warp more fetches queries and pages into shared memory, pages into a ring.
 //
 // Thread blocks come in clusters, of 16 where there are few sequences. All sequences' pages stand in one row, and each cluster has one run of
 // it, equal to a page, whatever the lengths; its blocks share out each sequence's part of the run, and add up their sums in each other's shared
@@ -25,12 +25,11 @@
 #include "ptx.cuh"
 
 enum {
-    DECODE_MAX_TILES = 8,       // of 16 rows, in a thread block: 128 heads
+    DECODE_WARPS = 7,           // that compute; one more fetches. Few, as each has its columns' q, o and what comes next in registers
+    DECODE_MAX_COLUMNS = 128,   // in a thread block
     DECODE_MAX_QUERIES = 16,
     DECODE_MAX_CLUSTER = 16
 };
-// Warps that compute; one more fetches. With it they are a multiple of four: a quarter of a multiprocessor shares its registers evenly.
-__host__ __device__ constexpr int decode_max_warps(int HS) { return HS == 64 ? 15 : 11; }
 
 // The kernel begins while the one launched before it ends: that one may write the queries and their tokens' factors, but neither lengths nor
 // what the cache holds of the tokens before.
@@ -124,239 +123,254 @@ inline void decode_plain(const DecodeArgs &a, cudaStream_t stream) {
 
 // How the work is cut; the same for all thread blocks.
 typedef struct {
-    int chunks, tiles, groups;      // chunks (blockIdx.y) of the rows; tiles of 16 rows in a chunk; groups of warps, one for each tile
+    int eights;                     // of columns in a tile
+    int chunks, tiles, groups;      // chunks (blockIdx.y) of the columns; tiles in a chunk; groups of warps, one for each tile
     int queries, query_bytes;       // of a chunk, at most; what is fetched of each: the factors of q, or the rows of the stream's heads
-    int stage_pages, stages;        // of the ring
+    int depth;                      // pages of a group in shared memory: its ring
     int cluster, cluster_log2, clusters;        // thread blocks in each, and how many
     int min_pages;                  // of a cluster, where there are not enough for all
-    int counters;                   // at the head of the scratch, one a slice of a stream and chunk, for as many chunks as there can be
+    int counters;                   // at the head of the scratch, one a block of the cluster for each stream and chunk, for as many chunks as there can be
     int page_bytes, k_b, v_a, v_b, scales;     // of a page: its size, and where its parts begin (aK at 0)
     float q_unit, out_unit;         // what q is multiplied by, so that p = 2^(q k), and the sum of p v
     size_t smem_bytes;
 } DecodePlan;
 
-// What a number type needs: products of 16 x 16 by 16 x 8 in which thread t of a quad holds, of the summed index, elements whose
-// places in memory follow each other. bf16: places 2t, 2t+1 and 8 + 2t, 8 + 2t + 1, as the instruction counts. e4m3, turned into fp16
-// on the way (exactly): places 4t ... 4t+3, because these four are one 32-bit word; the order of a sum is free.
+// What a number type needs. Along a summed index, element order is free, and so is that of the tokens of a page, if all agree.
+// bf16: elements 2t, 2t + 1 and 8 + 2t, 8 + 2t + 1 of 16 are thread t's of a quad, as the instruction counts; likewise tokens.
+// e4m3, turned into fp16 on the way (exactly): elements 4t ... 4t + 3 are, because these four are one 32-bit word; rows of v's product are
+// element 2g for 2g + 1 eight further. Of tokens, those in one 16-bit half are 2g and 2g + 1: one is in the first eight rows, 0 2 4 6 9 11 13 15, the other
+// in the second, 1 3 5 7 8 10 12 14: eight of different banks (cache_b_chunk).
 template <class Number> struct DecodeNumber;
 
 template <> struct DecodeNumber<bf16> {
     static __device__ uint32_t pack(float x, float y) { return ptx_pack_bf16(x, y); }
+    static __device__ float2 unpack(uint32_t x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000)); }
     static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { ptx_mma(c, a, b0, b1); }
     static __device__ uint32_t multiply(uint32_t x, uint32_t y) { return ptx_mul_bf16(x, y); }
-    static __device__ int place(int j, int k) { return 8 * j + k; }            // of column k of the j-th eight
-    static __device__ int column(int d) { return d; }                          // the other way: 8 j + k of a place
-    static __device__ int out_place(int j, int k) { return 8 * j + k; }        // of the output's columns
+    static __device__ int column(int d) { return d; }                           // where q has element d
+    static __device__ int token(int half, int i) { return 8 * half + i; }       // row i of a half of the page
+    static __device__ int element(int tile, int g, int e) { return 16 * tile + g + 8 * e; }    // of v's product
 };
 template <> struct DecodeNumber<e4m3> {
     static __device__ uint32_t pack(float x, float y) { return ptx_pack_f16(x, y); }
+    static __device__ float2 unpack(uint32_t x) {
+        __half2_raw h = {(unsigned short)x, (unsigned short)(x >> 16)};
+        return __half22float2(__half2(h));
+    }
     static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { ptx_mma_f16(c, a, b0, b1); }
     static __device__ uint32_t multiply(uint32_t x, uint32_t y) { return ptx_mul_f16(x, y); }
-    static __device__ int place(int j, int k) { return 16 * (j / 2) + 4 * (k / 2) + 2 * (j % 2) + k % 2; }
     static __device__ int column(int d) { return d / 16 * 16 + d / 2 % 2 * 8 + d / 4 % 4 * 2 + d % 2; }
-    static __device__ int out_place(int j, int k) { return 16 * (j / 2) + 2 * k + j % 2; }
+    static __device__ int token(int half, int i) { return 2 * i + (i < 4 ? half : 1 - half); }
+    static __device__ int element(int tile, int g, int e) { return 16 * tile + 2 * g + e; }
 };
 
-// Two bf16 or fp16 in a word as floats.
-__device__ inline float2 decode_unpack_bf16(uint32_t x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000)); }
-__device__ inline float2 decode_unpack_f16(uint32_t x) {
-    __half2_raw h = {(unsigned short)x, (unsigned short)(x >> 16)};
-    return __half22float2(__half2(h));
-}
-
-// What a warp keeps of a tile's 16 rows; a thread's are rows lane / 4 and lane / 4 + 8.
-template <int HS>
+// What a warp keeps of a tile's columns: a thread's are 2t and 2t + 1 of each eight.
+template <int HS, int EIGHTS>
 struct DecodeState {
-    uint32_t q[HS / 16][4];
-    float top[2], sum[2];       // sum: of the thread's own columns
-    float o[HS / 8][4];
+    float top[EIGHTS][2], sum[EIGHTS][2];       // sum: of the thread's own tokens
+    float o[EIGHTS][HS / 16][4];                // (elements g and g + 8 of 16) x columns
 };
 
 static constexpr float DECODE_SLACK = 4;    // the running maximum follows only when it is outgrown by 2^this: few pages do
+__host__ __device__ constexpr int decode_q_pitch(int HS) { return HS + 8; }    // of a row of q or bQ in shared memory: rows in different banks
 
-// A page in shared memory; head: the tile's first. masked: rows see only the first sees0, sees1 tokens of the page, of which `live` exist;
-// what lies in the others may be NaN. FACTORED: there are weights; RANKS: of k and v, 0: any. Loads stand before the products that want
-// them, as far as registers allow: there are few warps to fill a wait.
+// q of two steps of 16 elements, of one eight of columns, as mma wants it; `from`: of the eight's first column.
+template <int HS>
+__device__ __forceinline__ void decode_load_q(uint32_t (&q)[4], const bf16 *from, int step) {
+    const int lane = threadIdx.x % 32;
+    ptx_ldmatrix(q, smem_address(from + lane % 8 * decode_q_pitch(HS) + 16 * step + lane / 8 * 8));
+}
+
+// A page in shared memory. q: of the tile, (columns, pitch), or where Q_STAYS in registers. head: the tile's first. masked: a column of query i (columns: the
+// thread's) sees only the first sees + i tokens of the page, of which `live` exist; what lies in the others may be NaN. FACTORED: there are weights;
+// RANKS: of k and v, 0: any.
 //
 // e4m3: with scales K, V of a token, logits are K s. The weights that its v get, p V, are found as one power of two of K s + log2 V, and
 // kept below it by a running maximum of that, so that they fit fp16; p itself, for the sum, is that over V.
-template <class Number, int HS, bool FACTORED, int RANKS>
-__device__ __forceinline__ void decode_page(DecodeState<HS> &st, const unsigned char *page_pointer, const CacheShape &shape, const DecodePlan &plan, int head,
-                                            bool masked, int sees0, int sees1, int live) {
+template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS, bool Q_STAYS>
+__device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const bf16 *q_tile, const uint32_t (&q_kept)[EIGHTS][HS / 32][4],
+                                            const unsigned char *page_pointer, const CacheShape &shape, const DecodePlan &plan, int head, bool masked,
+                                            const int2 *columns, int sees, int live) {
     typedef DecodeNumber<Number> N;
     constexpr bool FP8 = sizeof(Number) == 1;
-    constexpr int VECTOR_BYTES = PAGE * HS * (int)sizeof(Number), LOADS = HS * (int)sizeof(Number) / 32, AHEAD = LOADS < 4 ? LOADS : 4;
-    const int lane = threadIdx.x % 32, t = lane % 4;
+    constexpr int VECTOR_BYTES = PAGE * HS * (int)sizeof(Number), LOADS = HS * (int)sizeof(Number) / 32;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t page = smem_address(page_pointer);
     const int RK = RANKS ? RANKS : shape.RK, RV = RANKS ? RANKS : shape.RV;
-    // the token of column 2t + e of the j-th eight
-    auto token_of = [&](int j, int e) { return FP8 ? 4 * t + 2 * j + e : 8 * j + 2 * t + e; };
-    // Where in a vector's 16 tokens this lane's row of the first load is; further loads are 32 bytes x k along, which in permuted
-    // chunks is ^ 32 k (cache_b_chunk).
-    const int e4m3_token = 4 * (lane % 8 / 2) + 2 * (lane / 8 % 2) + lane % 2;
-    const int k_token = FP8 ? e4m3_token : lane / 16 * 8 + lane % 8, v_token = FP8 ? e4m3_token : lane % 16;
-    const int k_at = k_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, k_token, FP8 ? lane / 16 : lane / 8 % 2) * 16;
-    const int v_at = v_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, v_token, lane / 16) * 16;
-    // x[2 j + i]: of row lane / 4 + 8 i, the weights of the j-th eight's columns 2t and 2t + 1, in a word
-    auto load_weights = [&](uint32_t (&x)[4], uint32_t from, int r) {
-        int row = r * shape.heads + head + lane % 16;
+    const int tokens[2] = {N::token(0, g), N::token(1, g)};
+    // Where this lane's row of a vector's first load is: matrices are (half, chunk of 16 bytes) = 00 10 01 11 of k, 00 01 10 11 of v. Further loads are 32 bytes
+    // x k along, which in permuted chunks is ^ 32 k (cache_b_chunk).
+    const int k_token = N::token(lane / 8 % 2, lane % 8), v_token = N::token(lane / 16, lane % 8);
+    const int k_at = k_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, k_token, lane / 16) * 16;
+    const int v_at = v_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, v_token, lane / 8 % 2) * 16;
+    // w[n][half]: k's: of the thread's token of each half, its columns of eight n, in a word; v's: of column g, its tokens of each half.
+    auto load_weights = [&](uint32_t (&w)[EIGHTS][2], uint32_t from, int r, bool of_k) {
+        const int row0 = r * shape.heads + head;
         if (FP8) {
-            uint32_t y[4];
-            ptx_ldmatrix_x2(y, from + row * PAGE);
-            ptx_e4m3_to_f16(x[0], x[2], y[0]), ptx_e4m3_to_f16(x[1], x[3], y[1]);
-        } else ptx_ldmatrix(x, from + row * PAGE * 2 + cache_a_chunk(2, row, lane / 16) * 16);
+            const int order = (of_k ? g < 4 : t < 2) ? 0x3120 : 0x2031;     // which half each of the bytes is of
+            #pragma unroll
+            for (int n = 0; n < EIGHTS; n += 4) {
+                const int here = EIGHTS - n < 4 ? EIGHTS - n : 4;           // 1, 2 or 4
+                uint32_t y[4], at = from + (row0 + 8 * n + lane % (8 * here)) * PAGE;
+                if (of_k) ptx_ldmatrix_trans(y, at);
+                else ptx_ldmatrix(y, at);
+                #pragma unroll
+                for (int i = 0; i < here; i++) ptx_e4m3_to_f16(w[n + i][0], w[n + i][1], __byte_perm(y[i], 0, order));
+            }
+        } else {
+            #pragma unroll
+            for (int n = 0; n < EIGHTS; n += 2) {
+                const int row = row0 + 8 * n + (n + 1 < EIGHTS ? lane / 16 * 8 : 0) + lane % 8;
+                uint32_t y[4], at = from + row * PAGE * 2 + cache_a_chunk(2, row, lane / 8 % 2) * 16;
+                if (of_k) ptx_ldmatrix_trans(y, at);
+                else ptx_ldmatrix(y, at);
+                w[n][0] = y[0], w[n][1] = y[1];
+                if (n + 1 < EIGHTS) w[n + 1][0] = y[2], w[n + 1][1] = y[3];
+            }
+        }
     };
 
-    // s = logits; [j][e] of rows lane / 4 (e 0, 1) and lane / 4 + 8 (e 2, 3)
-    float s[2][4] = {};
+    // s = logits; [n][e] of tokens[e / 2] and column e % 2
+    float s[EIGHTS][4] = {};
     #pragma unroll
     for (int r = 0; r < RK; r++) {
-        float c[2][4] = {};
-        uint32_t weights[4];
+        float c[EIGHTS][4] = {};
         const uint32_t vector = page + plan.k_b + r * VECTOR_BYTES;
+        uint32_t y[LOADS][4], w[EIGHTS][2];
         #pragma unroll
-        for (int k0 = 0; k0 < LOADS; k0 += AHEAD) {
-            uint32_t y[AHEAD][4];
+        for (int k = 0; k < LOADS; k++) ptx_ldmatrix(y[k], vector + (k_at ^ 32 * k));
+        if (FACTORED) load_weights(w, page, r, true);
+        #pragma unroll
+        for (int k = 0; k < HS / 32; k++) {             // two steps of 16 elements
+            uint32_t a[2][4];
+            if (FP8) {
+                #pragma unroll
+                for (int x = 0; x < 4; x++) ptx_e4m3_to_f16(a[x / 2][x % 2], a[x / 2][x % 2 + 2], y[k][x]);
+            } else memcpy(a, y[2 * k], sizeof a);
             #pragma unroll
-            for (int k = 0; k < AHEAD; k++) ptx_ldmatrix(y[k], vector + (k_at ^ 32 * (k0 + k)));
-            if (FACTORED && k0 == 0) load_weights(weights, page, r);
-            #pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-                if (FP8) {
-                    #pragma unroll
-                    for (int x = 0; x < 4; x++) {
-                        uint32_t b0, b1;
-                        ptx_e4m3_to_f16(b0, b1, y[k][x]);
-                        N::mma(c[x % 2], st.q[2 * (k0 + k) + x / 2], b0, b1);
-                    }
-                } else N::mma(c[0], st.q[k0 + k], y[k][0], y[k][1]), N::mma(c[1], st.q[k0 + k], y[k][2], y[k][3]);
+            for (int n = 0; n < EIGHTS; n++) {
+                uint32_t q[4];
+                if (Q_STAYS) memcpy(q, q_kept[n][k], sizeof q);
+                else decode_load_q<HS>(q, q_tile + 8 * n * decode_q_pitch(HS), 2 * k);
+                N::mma(c[n], a[0], q[0], q[1]);
+                N::mma(c[n], a[1], q[2], q[3]);
             }
         }
         #pragma unroll
-        for (int j = 0; j < 2; j++)
+        for (int n = 0; n < EIGHTS; n++)
             #pragma unroll
             for (int e = 0; e < 4; e += 2) {
-                float2 w = {};
-                if (FACTORED) w = FP8 ? decode_unpack_f16(weights[2 * j + e / 2]) : decode_unpack_bf16(weights[2 * j + e / 2]);
-                s[j][e] = FACTORED ? fmaf(w.x, c[j][e], s[j][e]) : c[j][e];
-                s[j][e + 1] = FACTORED ? fmaf(w.y, c[j][e + 1], s[j][e + 1]) : c[j][e + 1];
+                const float2 y = FACTORED ? N::unpack(w[n][e / 2]) : make_float2(1, 1);
+                s[n][e] = FACTORED ? fmaf(y.x, c[n][e], s[n][e]) : c[n][e];
+                s[n][e + 1] = FACTORED ? fmaf(y.y, c[n][e + 1], s[n][e + 1]) : c[n][e + 1];
             }
     }
-    float per_v[4];             // e4m3: 1 / V of tokens 4t ... 4t + 3
+    float per_v[2];             // e4m3: 1 / V
     if (FP8) {
-        float k[4], v[4];
-        *(float4 *)k = *(const float4 *)(page_pointer + plan.scales + 16 * t), *(float4 *)v = *(const float4 *)(page_pointer + plan.scales + 4 * PAGE + 16 * t);
+        const float *scales = (const float *)(page_pointer + plan.scales);
         #pragma unroll
-        for (int x = 0; x < 4; x++) {
-            float log2_v = __log2f(v[x]);
+        for (int x = 0; x < 2; x++) {
+            const float log2_v = __log2f(scales[PAGE + tokens[x]]), k = scales[tokens[x]];
             per_v[x] = ptx_exp2(-log2_v);
             #pragma unroll
-            for (int e = x % 2; e < 4; e += 2) s[x / 2][e] = fmaf(s[x / 2][e], k[x], log2_v);
+            for (int n = 0; n < EIGHTS; n++) s[n][2 * x] = fmaf(s[n][2 * x], k, log2_v), s[n][2 * x + 1] = fmaf(s[n][2 * x + 1], k, log2_v);
         }
     }
-    uint32_t keep[2] = {0xffffffff, 0xffffffff};            // of a word of the j-th eight's columns: tokens that exist
+    uint32_t keep[2] = {0xffffffff, 0xffffffff};            // of a word with two tokens of a half: those that exist
     if (masked) {
         #pragma unroll
-        for (int j = 0; j < 2; j++) {
+        for (int n = 0; n < EIGHTS; n++) {
+            const int4 queries = *(const int4 *)(columns + 8 * n);          // (query, head) of both columns
             #pragma unroll
-            for (int e = 0; e < 4; e++) if (token_of(j, e % 2) >= (e < 2 ? sees0 : sees1)) s[j][e] = -INFINITY;
-            keep[j] = (token_of(j, 0) < live ? 0xffff : 0) | (token_of(j, 1) < live ? 0xffff0000 : 0);
-            if (FP8)
-                #pragma unroll
-                for (int e = 0; e < 2; e++) if (token_of(j, e) >= live) per_v[2 * j + e] = 0;
+            for (int e = 0; e < 4; e++) if (tokens[e / 2] >= sees + max(e % 2 ? queries.z : queries.x, 0)) s[n][e] = -INFINITY;
+        }
+        #pragma unroll
+        for (int x = 0; x < 2; x++) {
+            keep[x] = (N::token(x, 2 * t) < live ? 0xffff : 0) | (N::token(x, 2 * t + 1) < live ? 0xffff0000 : 0);
+            if (FP8 && tokens[x] >= live) per_v[x] = 0;
         }
     }
 
     // the first of v, so that they come while p is made
-    constexpr int V_AHEAD = RANKS == 1 ? AHEAD : 0;
-    uint32_t v_weights[4], v_first[AHEAD][4];
-    if (V_AHEAD) {
-        if (FACTORED) load_weights(v_weights, page + plan.v_a, 0);
-        #pragma unroll
-        for (int d = 0; d < AHEAD; d++) ptx_ldmatrix_trans(v_first[d], page + plan.v_b + (v_at ^ 32 * d));
-    }
+    uint32_t v_weights[EIGHTS][2], v_first[LOADS][4];
+    if (FACTORED) load_weights(v_weights, page + plan.v_a, 0, false);
+    #pragma unroll
+    for (int d = 0; d < LOADS; d++) ptx_ldmatrix_trans(v_first[d], page + plan.v_b + (v_at ^ 32 * d));
 
     // s = p, and its sum
-    float top0 = fmaxf(fmaxf(s[0][0], s[0][1]), fmaxf(s[1][0], s[1][1])), top1 = fmaxf(fmaxf(s[0][2], s[0][3]), fmaxf(s[1][2], s[1][3]));
-    if (__any_sync(0xffffffff, top0 > st.top[0] + DECODE_SLACK || top1 > st.top[1] + DECODE_SLACK)) {
-        #pragma unroll
-        for (int x = 1; x < 4; x *= 2)
-            top0 = fmaxf(top0, __shfl_xor_sync(0xffffffff, top0, x)), top1 = fmaxf(top1, __shfl_xor_sync(0xffffffff, top1, x));
-        top0 = fmaxf(top0, st.top[0]), top1 = fmaxf(top1, st.top[1]);
-        float shrink0 = ptx_exp2(st.top[0] - top0), shrink1 = ptx_exp2(st.top[1] - top1);
-        st.top[0] = top0, st.top[1] = top1, st.sum[0] *= shrink0, st.sum[1] *= shrink1;
-        #pragma unroll
-        for (int d = 0; d < HS / 8; d++) st.o[d][0] *= shrink0, st.o[d][1] *= shrink0, st.o[d][2] *= shrink1, st.o[d][3] *= shrink1;
-    }
-    uint32_t p[4];              // as words like the weights
+    bool outgrown = false;
     #pragma unroll
-    for (int j = 0; j < 2; j++)
+    for (int n = 0; n < EIGHTS; n++)
         #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = ptx_exp2(s[j][e] - st.top[e / 2]);
-    #pragma unroll
-    for (int e = 0; e < 4; e += 2) {
-        if (FP8) {
+        for (int e = 0; e < 2; e++) outgrown |= fmaxf(s[n][e], s[n][e + 2]) > st.top[n][e] + DECODE_SLACK;
+    if (__any_sync(0xffffffff, outgrown)) {
+        #pragma unroll
+        for (int n = 0; n < EIGHTS; n++)
             #pragma unroll
-            for (int x = 0; x < 4; x++) st.sum[e / 2] = fmaf(s[x / 2][e + x % 2], per_v[x], st.sum[e / 2]);
-        } else st.sum[e / 2] += (s[0][e] + s[0][e + 1]) + (s[1][e] + s[1][e + 1]);
-        p[e / 2] = N::pack(s[0][e], s[0][e + 1]), p[2 + e / 2] = N::pack(s[1][e], s[1][e + 1]);
+            for (int e = 0; e < 2; e++) {
+                float top = fmaxf(s[n][e], s[n][e + 2]);
+                #pragma unroll
+                for (int x = 4; x < 32; x *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, x));
+                top = fmaxf(top, st.top[n][e]);
+                const float shrink = ptx_exp2(st.top[n][e] - top);
+                st.top[n][e] = top, st.sum[n][e] *= shrink;
+                #pragma unroll
+                for (int m = 0; m < HS / 16; m++) st.o[n][m][e] *= shrink, st.o[n][m][e + 2] *= shrink;
+            }
+    }
+    uint32_t p[EIGHTS][2];      // [half]: of column g, the thread's tokens of the half
+    #pragma unroll
+    for (int n = 0; n < EIGHTS; n++) {
+        #pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = ptx_exp2(s[n][e] - st.top[n][e % 2]);
+        #pragma unroll
+        for (int e = 0; e < 2; e++) st.sum[n][e] += FP8 ? fmaf(s[n][e], per_v[0], s[n][e + 2] * per_v[1]) : s[n][e] + s[n][e + 2];
+        p[n][0] = ptx_transpose(N::pack(s[n][0], s[n][1])), p[n][1] = ptx_transpose(N::pack(s[n][2], s[n][3]));
     }
 
-    // o += (p aV) bV
+    // o += bV (p aV)
     #pragma unroll
     for (int r = 0; r < RV; r++) {
         const uint32_t vector = page + plan.v_b + r * VECTOR_BYTES;
-        uint32_t a[4];
-        if (FACTORED && V_AHEAD && r == 0) memcpy(a, v_weights, sizeof a);
-        else if (FACTORED) load_weights(a, page + plan.v_a, r);
-        #pragma unroll
-        for (int d0 = 0; d0 < LOADS; d0 += AHEAD) {
-            uint32_t y[AHEAD][4];
+        uint32_t b[EIGHTS][2], v[LOADS][4];
+        if (r == 0) memcpy(b, v_weights, sizeof b), memcpy(v, v_first, sizeof v);
+        else {
+            if (FACTORED) load_weights(b, page + plan.v_a, r, false);
             #pragma unroll
-            for (int d = 0; d < AHEAD; d++) {
-                if (V_AHEAD && r == 0 && d0 == 0) memcpy(y[d], v_first[d], sizeof y[d]);
-                else ptx_ldmatrix_trans(y[d], vector + (v_at ^ 32 * (d0 + d)));
+            for (int d = 0; d < LOADS; d++) ptx_ldmatrix_trans(v[d], vector + (v_at ^ 32 * d));
+        }
+        #pragma unroll
+        for (int n = 0; n < EIGHTS; n++)
+            #pragma unroll
+            for (int x = 0; x < 2; x++) {
+                if (FACTORED && masked) b[n][x] &= keep[x];
+                b[n][x] = FACTORED ? N::multiply(b[n][x], p[n][x]) : p[n][x];
             }
-            if (d0 == 0) {
-                #pragma unroll
-                for (int x = 0; x < 4; x++) {
-                    if (FACTORED && masked) a[x] &= keep[x / 2];
-                    a[x] = FACTORED ? N::multiply(a[x], p[x]) : p[x];
-                }
-            }
+        #pragma unroll
+        for (int d = 0; d < LOADS; d++) {
+            constexpr int TILES = FP8 ? 2 : 1;          // of 16 elements in a load
+            uint32_t a[TILES][4];
             if (FP8) {
                 #pragma unroll
-                for (int d = 0; d < AHEAD; d++)
-                    #pragma unroll
-                    for (int x = 0; x < 4; x += 2) {    // even columns of both words in the low half, odd ones in the high half
-                        uint32_t y0 = __byte_perm(y[d][x], 0, 0x3120), y1 = __byte_perm(y[d][x + 1], 0, 0x3120), even0, even1, odd0, odd1;
-                        if (masked) y0 &= __byte_perm(keep[0], 0, 0x2020), y1 &= __byte_perm(keep[1], 0, 0x2020);
-                        ptx_e4m3_to_f16(even0, odd0, y0), ptx_e4m3_to_f16(even1, odd1, y1);
-                        N::mma(st.o[4 * (d0 + d) + x], a, even0, even1), N::mma(st.o[4 * (d0 + d) + x + 1], a, odd0, odd1);
-                    }
-            } else {
-                if (masked) {
-                    #pragma unroll
-                    for (int d = 0; d < AHEAD; d++) y[d][0] &= keep[0], y[d][1] &= keep[1], y[d][2] &= keep[0], y[d][3] &= keep[1];
-                }
+                for (int x = 0; x < 4; x++) ptx_e4m3_to_f16(a[x % TILES][x / 2 * 2], a[x % TILES][x / 2 * 2 + 1], __byte_perm(v[d][x], 0, 0x3120));
+            } else memcpy(a[0], v[d], sizeof v[d]);
+            #pragma unroll
+            for (int m = 0; m < TILES; m++) {
+                if (masked) a[m][0] &= keep[0], a[m][1] &= keep[0], a[m][2] &= keep[1], a[m][3] &= keep[1];
                 #pragma unroll
-                for (int d = 0; d < AHEAD; d++) N::mma(st.o[2 * (d0 + d)], a, y[d][0], y[d][1]), N::mma(st.o[2 * (d0 + d) + 1], a, y[d][2], y[d][3]);
+                for (int n = 0; n < EIGHTS; n++) N::mma(st.o[n][TILES * d + m], a[m], b[n][0], b[n][1]);
             }
         }
     }
 }
 
-// The query and head of a row of a tile; query -1: none. Factored: a tile is of one query. Grouped: rows are packed.
-struct DecodeRow {
-    int query, head;            // head: of its stream
-    __device__ DecodeRow(const DecodeArgs &a, int tile, int row) {
-        int heads = a.shape.heads, tiles_per_query = ceil_div(heads, 16), flat = tile * 16 + row;
-        if (a.n == 1) query = 0, head = flat;
-        else if (a.shape.factored) query = tile / tiles_per_query, head = tile % tiles_per_query * 16 + row;
-        else query = flat / heads, head = flat % heads;
-        if (query >= a.n || head >= heads) query = -1, head = 0;
-    }
-};
+// The query and head of a column of a tile; query -1: none. Factored: a tile is of one query. Grouped: columns are packed.
+__device__ inline int2 decode_column(const DecodeArgs &a, int width, int tile, int column) {
+    const int heads = a.shape.heads, tiles_per_query = ceil_div(heads, width), flat = tile * width + column;
+    int2 x = a.n == 1 ? make_int2(0, flat) : a.shape.factored ? make_int2(tile / tiles_per_query, tile % tiles_per_query * width + column)
+                                                              : make_int2(flat / heads, flat % heads);
+    return x.x >= a.n || x.y >= heads ? make_int2(-1, 0) : x;
+}
 
 // Things shared out among n: the i-th's begin here where each has `each` and the first `more` one more.
 __host__ __device__ inline int decode_share(int i, int each, int more) { return i * each + (i < more ? i : more); }
@@ -417,108 +431,112 @@ struct DecodePart {
     int b, stream;              // b -1: there is none
     int before;                 // the sequence's tokens before the queries
     int page, pages;            // of the stream: the first that this block has, and how many
-    int sharers;                // blocks of the cluster that have pages
+    int groups;                 // that have pages: no more than is needed for as few turns
     int slot;                   // of global memory, where the cluster leaves its sums if it is not alone
     int clusters, first_slot;   // that have pages of the stream; where the first of them leaves its sums, the i-th following at (first_slot / 2 + i) * 2
     int last;                   // the cluster has no further part
 };
 
-// Sums are added up by units of 4 numbers of o: unit k of row pair p (rows p % 8 and p % 8 + 8 of tile p / 8) is what a thread has of o[k / 4], the
-// thread k % 4 of those that have these rows. Between blocks a row pair is a record, its HS / 2 units and then its tops and sums, 16 bytes each.
+// Sums are added up by units of 4 numbers of o: unit k of pair p (columns 2 p and 2 p + 1 of the chunk, each with elements g and g + 8 of 16) is what thread
+// g = k % 8 of those that have these columns has of o[..][k / 8]. Between blocks a pair is a record, its HS / 2 units and then its tops and sums, 16 bytes each.
 struct DecodeUnit {
     float o[4], top[2], sum[2];
 
     __device__ float4 numbers() const { return make_float4(o[0], o[1], o[2], o[3]); }
     __device__ float4 sums() const { return make_float4(top[0], sum[0], top[1], sum[1]); }
 
-    // A warp's sums of n records, a unit a lane: numbers(slot) is the lane's unit, sums(slot, e) top and sum of the pair's row e. K at a time, so that
-    // their loads are under way together.
+    // A warp's sums of n records, a unit a lane: numbers(slot) is the lane's unit, sums(slot, e) top and sum of the pair's column e. K loads of numbers
+    // are under way together.
     template <int K, class Numbers, class Sums>
     __device__ __forceinline__ void add_up(int n, Numbers numbers, Sums sums) {
         const int lane = threadIdx.x % 32;
-        float all_top = -1e30f, all_sum = 0;                // of row lane / 16; lane % 16 looks after one slot
+        float all_top = -1e30f, all_sum = 0;                // of column lane / 16; lane % 16 looks after one slot
         for (int e = 0; e < 4; e++) o[e] = 0;
         #pragma unroll 1
-        for (int i = 0; i < n; i += K) {
-            const float2 s = lane % 16 < min(K, n - i) ? sums(i + lane % 16, lane / 16) : make_float2(-1e30f, 0);
-            float4 x[K];
-            #pragma unroll
-            for (int k = 0; k < K; k++) x[k] = numbers(min(i + k, n - 1));      // one too many has no weight
+        for (int i = 0; i < n; i += 16) {
+            const float2 s = i + lane % 16 < n ? sums(i + lane % 16, lane / 16) : make_float2(-INFINITY, 0);
             const float new_top = fmaxf(all_top, warp_max<16>(s.x)), keep = ptx_exp2(all_top - new_top), weight = ptx_exp2(s.x - new_top);
             all_sum = all_sum * keep + warp_sum<16>(weight * s.y), all_top = new_top;
-            for (int e = 0; e < 4; e++) o[e] *= __shfl_sync(0xffffffff, keep, e / 2 * 16);
-            #pragma unroll
-            for (int k = 0; k < K; k++) {
-                const float weight0 = __shfl_sync(0xffffffff, weight, k), weight1 = __shfl_sync(0xffffffff, weight, 16 + k);
-                o[0] += weight0 * x[k].x, o[1] += weight0 * x[k].y, o[2] += weight1 * x[k].z, o[3] += weight1 * x[k].w;
+            if (i > 0) for (int e = 0; e < 4; e++) o[e] *= __shfl_sync(0xffffffff, keep, e / 2 * 16);
+            #pragma unroll 1
+            for (int k0 = 0; k0 < min(16, n - i); k0 += K) {
+                float4 x[K];
+                #pragma unroll
+                for (int k = 0; k < K; k++) x[k] = numbers(min(i + k0 + k, n - 1));     // one too many has no weight
+                #pragma unroll
+                for (int k = 0; k < K; k++) {
+                    const float weight0 = __shfl_sync(0xffffffff, weight, k0 + k), weight1 = __shfl_sync(0xffffffff, weight, 16 + k0 + k);
+                    o[0] += weight0 * x[k].x, o[1] += weight0 * x[k].y, o[2] += weight1 * x[k].z, o[3] += weight1 * x[k].w;
+                }
             }
         }
         for (int e = 0; e < 2; e++) top[e] = __shfl_sync(0xffffffff, all_top, e * 16), sum[e] = __shfl_sync(0xffffffff, all_sum, e * 16);
     }
 };
 
-// 16-byte places of what a group of warps leaves in shared memory: o (tile, HS / 8, 32 lanes and 4 unused, so that reading a row pair meets
-// different banks).
-__host__ __device__ inline int decode_group_places(int tiles, int HS) { return tiles * (HS / 8) * 36; }
-// Of the tops and sums of all groups, (pair, 8 groups) pairs of floats each, and the block's tops.
-__host__ __device__ inline int decode_sums_places(int tiles) { return tiles * 8 * (4 + 4) + tiles * 4; }
+// 16-byte places of what a group of warps leaves in shared memory: o (tile, eight, HS / 16, 32), then tops and sums (pair).
+__host__ __device__ inline int decode_pairs(const DecodePlan &plan) { return plan.tiles * plan.eights * 4; }
+__host__ __device__ inline int decode_group_places(const DecodePlan &plan, int HS) { return plan.tiles * plan.eights * HS * 2 + decode_pairs(plan); }
 // Of a record, and of a slot of global memory, a cluster's records of a stream.
 __host__ __device__ constexpr int decode_record_places(int HS) { return HS / 2 + 1; }
-__host__ __device__ inline int decode_slot_places(int tiles, int HS) { return tiles * 8 * decode_record_places(HS); }
+__host__ __device__ inline int decode_slot_places(const DecodePlan &plan, int HS) { return decode_pairs(plan) * decode_record_places(HS); }
 // Pairs, at most, that a block of the cluster adds up: those whose number is its rank, modulo the cluster's size.
-__host__ __device__ inline int decode_own_pairs(const DecodePlan &plan) { return (plan.tiles * 8 + plan.cluster - 1) >> plan.cluster_log2; }
+__host__ __device__ inline int decode_own_pairs(const DecodePlan &plan) { return (decode_pairs(plan) + plan.cluster - 1) >> plan.cluster_log2; }
 // Of the inbox, records that the cluster's blocks send a block: (cluster, own pairs).
 __host__ __device__ inline int decode_inbox_places(const DecodePlan &plan, int HS) {
     return plan.cluster == 1 ? 0 : plan.cluster * decode_own_pairs(plan) * decode_record_places(HS);
 }
 
-template <class Number, int HS, bool FACTORED, int RANKS>
-__global__ void __launch_bounds__(32 * (decode_max_warps(HS) + 1), 1)
-decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
+template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS>
+__global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
-    constexpr int EIGHTS = HS / 8, UNITS = HS / 2, RECORD = decode_record_places(HS), Q_PITCH = HS + 8;     // of a row of bQ: rows in different banks
+    constexpr int WIDTH = 8 * EIGHTS, UNITS = HS / 2, RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
+    constexpr bool Q_STAYS = HS == 64;      // in registers, of which there are enough
     __shared__ DecodePart parts[2];
     __shared__ int is_last;
     extern __shared__ __align__(1024) unsigned char smem[];     // as attention.cuh declares it too
     const CacheShape &shape = a.shape;
     const bool factored_q = FACTORED && a.q.kind == HEADS_FACTORED;
-    const int stage_bytes = plan.stage_pages * plan.page_bytes, group_places = decode_group_places(plan.tiles, HS), pairs = plan.tiles * 8;
-    const int warps = plan.tiles * plan.groups, warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
-    float4 *merge = (float4 *)(smem + plan.stages * stage_bytes);               // (groups, group_places)
-    float2 *tops = (float2 *)(merge + plan.groups * group_places), *sums = tops + pairs * 8, *block_tops = sums + pairs * 8;
-    float4 *inbox = (float4 *)(block_tops + pairs);
-    const bf16 *query_rows = (const bf16 *)(inbox + decode_inbox_places(plan, HS));     // (queries, query_bytes)
-    bf16 *bq = (bf16 *)query_rows + plan.queries * plan.query_bytes / 2;        // factored_q: (queries, 16, Q_PITCH)
-    uint64_t *barriers = (uint64_t *)(bq + (factored_q ? plan.queries * 16 * Q_PITCH : 0));     // full, free (stages), and five more
-    int *first = (int *)(barriers + 2 * plan.stages + 5), *lengths = first + a.B + 1;      // (B + 1), (B)
-    auto full = [&](int stage) { return smem_address(barriers + stage); };
-    auto free = [&](int stage) { return smem_address(barriers + plan.stages + stage); };
-    const uint32_t query_full = smem_address(barriers + 2 * plan.stages), query_free = query_full + 8, part_full = query_full + 16;
+    const int group_places = decode_group_places(plan, HS), pairs = decode_pairs(plan);
+    const int warps = plan.tiles * plan.groups, threads = 32 * warps, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int places = plan.groups * plan.depth;                                // of pages; a group's are its own, so that it sees all their phases
+    float4 *merge = (float4 *)(smem + places * plan.page_bytes);             // (groups, group_places)
+    float4 *block_sums = merge + plan.groups * group_places;                    // (pairs) tops and sums of the block
+    float2 *weights = (float2 *)(block_sums + pairs);                           // (pairs, DECODE_WARPS)
+    float4 *inbox = (float4 *)(weights + pairs * DECODE_WARPS);                 // (cluster, own pairs, record)
+    int2 *columns = (int2 *)(inbox + decode_inbox_places(plan, HS));            // (tiles, WIDTH): query and head
+    bf16 *q = (bf16 *)(columns + plan.tiles * WIDTH);                           // (tiles, WIDTH, PITCH)
+    const bf16 *query_rows = q + plan.tiles * WIDTH * PITCH;                    // (queries, query_bytes)
+    bf16 *bq = (bf16 *)query_rows + plan.queries * plan.query_bytes / 2;        // factored_q: (queries, 16, PITCH)
+    uint64_t *barriers = (uint64_t *)(bq + (factored_q ? plan.queries * 16 * PITCH : 0));   // full, free (places), and five more
+    int *first = (int *)(barriers + 2 * places + 5), *lengths = first + a.B + 1;        // (B + 1), (B)
+    auto full = [&](int place) { return smem_address(barriers + place); };
+    auto free = [&](int place) { return smem_address(barriers + places + place); };
+    const uint32_t query_full = smem_address(barriers + 2 * places), query_free = query_full + 8, part_full = query_full + 16;
     const uint32_t sums_full = query_full + 24, sums_free = query_full + 32;    // the inbox is full; all blocks of the cluster have read theirs
     const int rank = ptx_cluster_rank(), cluster = blockIdx.x >> plan.cluster_log2;
-    const int query0 = max(DecodeRow(a, blockIdx.y * plan.tiles, 0).query, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
-    int stage = 0;
-    uint32_t parity = 0;
-    auto advance = [&] { if (++stage == plan.stages) stage = 0, parity ^= 1; };
+    const int own_pairs = rank < pairs ? ((pairs - 1 - rank) >> plan.cluster_log2) + 1 : 0, inbox_bytes = plan.cluster * own_pairs * RECORD * 16;
+    const int query0 = max(decode_column(a, WIDTH, blockIdx.y * plan.tiles, 0).x, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
 
     ptx_let_next_begin();
     if (warp == warps) {
         if (lane == 0) {
             const int fetchers = PTX_BULK_COPIES ? 1 : 32;
             #pragma unroll 1
-            for (int i = 0; i < plan.stages; i++) ptx_barrier_init(full(i), fetchers), ptx_barrier_init(free(i), warps);
+            for (int i = 0; i < places; i++) ptx_barrier_init(full(i), fetchers), ptx_barrier_init(free(i), plan.tiles);
             ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps), ptx_barrier_init(part_full, 1);
             ptx_barrier_init(sums_full, 1), ptx_barrier_init(sums_free, plan.cluster);
             ptx_barrier_init_fence();
+            if (plan.cluster > 1) ptx_barrier_arrive_expect(sums_full, inbox_bytes);    // before any of them can come
         }
         __syncwarp();
     } else {
         if (factored_q)                     // bQ's rows beyond the ranks stay zero
-            for (int i = threadIdx.x; i < queries * 16 * Q_PITCH; i += 32 * warps) bq[i] = 0.0f;
-        for (int i = threadIdx.x; i < pairs * 8; i += 32 * warps) tops[i] = make_float2(-1e30f, -1e30f), sums[i] = make_float2(0, 0);  // as groups that are not
+            for (int i = threadIdx.x; i < queries * 16 * PITCH; i += threads) bq[i] = 0.0f;
+        for (int i = threadIdx.x; i < plan.tiles * WIDTH; i += threads) columns[i] = decode_column(a, WIDTH, blockIdx.y * plan.tiles + i / WIDTH, i % WIDTH);
     }
     ptx_cluster_arrive();
-    __syncthreads();            // barriers and zeros are there
+    __syncthreads();            // barriers, zeros and columns are there
     ptx_cluster_wait();         // and the barriers of the cluster's other blocks
 
     // The warp that fetches
@@ -550,28 +568,47 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             if (lane == 0) parts[0].b = -1, ptx_barrier_arrive(part_full);
             return;
         }
+        int turn = 0, parity = 0;           // of group `lane`: the next place of its ring, and its phase
         #pragma unroll 1
         for (int page = run_begin, i = 0; page < run_end; i++) {
             const DecodeSegment g(runs, page, run_end);
             const unsigned char *from = a.cache + (((int64_t)g.b * shape.streams + g.stream) * a.pages - g.base) * plan.page_bytes;
             const int all = g.end - page, each = all >> plan.cluster_log2, more = all & (plan.cluster - 1);
             int mine = page + decode_share(rank, each, more);
-            const int begin = mine, end = page + decode_share(rank + 1, each, more);
-            auto fetch = [&] {
-                ptx_barrier_wait(free(stage), parity ^ 1);
-                ptx_fetch_rows(smem_address(smem + stage * stage_bytes), from + (int64_t)mine * plan.page_bytes,
-                               min(plan.stage_pages, end - mine) * plan.page_bytes, 1, 0, full(stage));
-                mine += plan.stage_pages;
-                advance();
+            const int begin = mine, end = page + decode_share(rank + 1, each, more), turns = ceil_div(end - begin, plan.groups);
+            DecodePart part = {g.b, g.stream, lengths[g.b], begin - g.base, end - begin, turns <= 1 ? end - begin : ceil_div(end - begin, turns),
+                               2 * cluster + (run_begin < g.base), 1, 0, g.end == run_end};
+            int next = 0;                   // group whose page is the next
+            auto fetch = [&](int n) {       // the next n pages, at most one of each group
+                int k = lane - next + (lane < next ? part.groups : 0);      // which of them is group `lane`'s
+                if (lane >= part.groups) k = n;
+                for (unsigned left = __ballot_sync(0xffffffff, k < n); left; ) {
+                    const int at = lane * plan.depth + turn;
+                    unsigned ready = __ballot_sync(0xffffffff, left >> lane & 1 && ptx_barrier_done(free(at), parity ^ 1));
+                    left &= ~ready;
+                    if (!PTX_BULK_COPIES)
+                        for (; ready; ready &= ready - 1) {
+                            const int group = __ffs(ready) - 1, at_group = __shfl_sync(0xffffffff, at, group), k_group = __shfl_sync(0xffffffff, k, group);
+                            ptx_fetch_rows(smem_address(smem + at_group * plan.page_bytes), from + (int64_t)(mine + k_group) * plan.page_bytes, plan.page_bytes, 1, 0,
+                                           full(at_group));
+                        }
+                    else if (ready >> lane & 1) {
+                        ptx_barrier_arrive_expect(full(at), plan.page_bytes);
+                        ptx_bulk_load(smem_address(smem + at * plan.page_bytes), from + (int64_t)(mine + k) * plan.page_bytes, plan.page_bytes, full(at));
+                    }
+                    __syncwarp();
+                }
+                if (k < n && ++turn == plan.depth) turn = 0, parity ^= 1;
+                mine += n, next += n;
+                if (next >= part.groups) next -= part.groups;
             };
             if (i == 0) {       // as much as there is room for, of pages that are complete, while the kernel before ends
                 const int complete = min(end, g.base + lengths[g.b] / PAGE);
-                for (int k = 0; k < plan.stages && mine + plan.stage_pages <= complete; k++) fetch();
+                for (int k = 0; k < plan.depth && mine < complete; k++) fetch(min(part.groups, complete - mine));
                 ptx_wait_for_previous();
             }
             ptx_barrier_wait(query_free, i % 2 ^ 1);        // the first round passes: the phase before phase 0 counts as complete
             fetch_queries(g.b, g.stream);
-            DecodePart part = {g.b, g.stream, lengths[g.b], begin - g.base, end - begin, min(all, plan.cluster), 2 * cluster + (run_begin < g.base), 1, 0, g.end == run_end};
             if (run_begin > g.base || g.base + g.all > run_end) {
                 const int first_cluster = runs.owner(g.b, g.stream, g.base);
                 int first_begin, unused;
@@ -581,159 +618,181 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             }
             if (lane == 0) parts[i % 2] = part, ptx_barrier_arrive(part_full);
             #pragma unroll 1
-            while (mine < end) fetch();
+            while (mine < end) fetch(min(part.groups, end - mine));
             page = g.end;
         }
         return;
     }
 
     // The warps that compute
-    const int threads = 32 * warps, tile = warp % plan.tiles, group = warp / plan.tiles, row_tile = blockIdx.y * plan.tiles + tile;
-    const int pair = tile * 8 + lane / 4, own_pairs = rank < pairs ? ((pairs - 1 - rank) >> plan.cluster_log2) + 1 : 0, inbox_pairs = decode_own_pairs(plan);
-    const DecodeRow rows[2] = {DecodeRow(a, row_tile, lane / 4), DecodeRow(a, row_tile, lane / 4 + 8)}, top_row(a, row_tile, 0);
-    const int slot_places = decode_slot_places(plan.tiles, HS);
+    const int tile = warp % plan.tiles, group = warp / plan.tiles;
+    const int inbox_pairs = decode_own_pairs(plan);
+    const int2 head0 = columns[tile * WIDTH];
+    const int slot_places = decode_slot_places(plan, HS);
     float4 *slots = (float4 *)(a.scratch + plan.counters) + (int64_t)blockIdx.y * plan.clusters * 2 * slot_places;     // two of each cluster
     auto store = [&](const DecodePart &part, int pair, int k, const DecodeUnit &x) {     // to the output
         #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const DecodeRow row(a, blockIdx.y * plan.tiles + pair / 8, pair % 8 + 8 * e);
-            if (row.query < 0) continue;
-            floatX *out = a.out + (((int64_t)part.b * a.n + row.query) * a.NH + part.stream * shape.heads + row.head) * HS;
-            float unit = __fdividef(plan.out_unit, x.sum[e]);
-            out[N::out_place(k / 4, k % 4 * 2)] = (floatX)(x.o[2 * e] * unit), out[N::out_place(k / 4, k % 4 * 2 + 1)] = (floatX)(x.o[2 * e + 1] * unit);
+            const int2 column = columns[2 * pair + e];
+            if (column.x < 0) continue;
+            floatX *out = a.out + (((int64_t)part.b * a.n + column.x) * a.NH + part.stream * shape.heads + column.y) * HS;
+            const float unit = __fdividef(plan.out_unit, x.sum[e]);
+            out[N::element(k / 8, k % 8, 0)] = (floatX)(x.o[2 * e] * unit), out[N::element(k / 8, k % 8, 1)] = (floatX)(x.o[2 * e + 1] * unit);
         }
     };
 
+    int place = group * plan.depth, parity = 0;     // of the group's next page, and its phase
     #pragma unroll 1
     for (int i = 0; ; i++) {
-        // The queries
-        DecodeState<HS> st;
-        float c[EIGHTS][4] = {};
+        DecodeState<HS, EIGHTS> st;
+        #pragma unroll
+        for (int n = 0; n < EIGHTS; n++) {
+            st.top[n][0] = st.top[n][1] = -1e30f, st.sum[n][0] = st.sum[n][1] = 0;
+            #pragma unroll
+            for (int m = 0; m < HS / 16; m++) st.o[n][m][0] = st.o[n][m][1] = st.o[n][m][2] = st.o[n][m][3] = 0;
+        }
+
+        // The queries, times q_unit, elements in the order of N::column
         ptx_barrier_wait(query_full, i % 2);
-        if (factored_q) {                   // aQ (16 heads, 16 ranks) times bQ: a tile is of one query. bQ goes where ldmatrix wants it.
-            constexpr int LANES = HS / 4;       // of a row, 4 elements each
+        if (factored_q) {                   // aQ (16 heads, 16 ranks) times bQ: a tile is of one query. First bQ goes where ldmatrix wants it.
+            constexpr int LANES = HS / 8;   // of a row, 8 elements each
             #pragma unroll 1
             for (int r = threadIdx.x / LANES; r < queries * a.q.R; r += threads / LANES) {
-                const int query = a.n == 1 ? 0 : r / a.q.R, row = r - query * a.q.R, d = threadIdx.x % LANES * 4;
+                const int query = a.n == 1 ? 0 : r / a.q.R, row = r - query * a.q.R, d = threadIdx.x % LANES * 8;
                 const bf16 *from = query_rows + query * (plan.query_bytes / 2) + a.q.b + row * HS + d;
-                __nv_bfloat162 y[2] = {{from[0], from[1]}, {from[2], from[3]}}, *to = (__nv_bfloat162 *)(bq + (query * 16 + row) * Q_PITCH);
-                to[N::column(d) / 2] = y[0], to[N::column(d + 2) / 2] = y[1];
-            }
-            uint32_t x[4];
-            #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const bf16 *from = query_rows + (max(rows[e].query, query0) - query0) * (plan.query_bytes / 2) + a.q.a + rows[e].head * a.q.R;
+                __nv_bfloat162 y[4], *to = (__nv_bfloat162 *)(bq + (query * 16 + row) * PITCH);
                 #pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const int r = 8 * k + 2 * t;
-                    __nv_bfloat162 y(r < a.q.R ? from[r] : (bf16)0.0f, r + 1 < a.q.R ? from[r + 1] : (bf16)0.0f);
-                    memcpy(&x[2 * k + e], &y, 4);
+                for (int k = 0; k < 4; k++) y[k] = __nv_bfloat162(from[2 * k], from[2 * k + 1]);
+                #pragma unroll
+                for (int k = 0; k < 4; k++) to[N::column(d + 2 * k) / 2] = y[k];
+            }
+            constexpr int SIXTEENS = (WIDTH + 15) / 16;
+            uint32_t x[4];
+            auto take = [&](int w) {        // a warp makes a half of the elements of sixteen w / 2 % SIXTEENS of tile w / 2 / SIXTEENS: its aQ
+                const int2 head = columns[w / 2 / SIXTEENS * WIDTH];
+                const bf16 *row = query_rows + (max(head.x, query0) - query0) * (plan.query_bytes / 2) + a.q.a;
+                #pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    const int r = k / 2 * 8 + 2 * t;
+                    const bf16 *from = row + min(head.y + w / 2 % SIXTEENS * 16 + k % 2 * 8 + g, shape.heads - 1) * a.q.R + r;
+                    __nv_bfloat162 y(r < a.q.R ? from[0] : (bf16)0.0f, r + 1 < a.q.R ? from[1] : (bf16)0.0f);
+                    memcpy(&x[k], &y, 4);
+                }
+                return max(head.x, query0) - query0;
+            };
+            int query = warp < plan.tiles * SIXTEENS * 2 ? take(warp) : 0;
+            ptx_named_barrier(1, threads);  // bQ is there
+            #pragma unroll 1
+            for (int w = warp; w < plan.tiles * SIXTEENS * 2; w += warps) {
+                if (w != warp) query = take(w);
+                const int first_column = w / 2 % SIXTEENS * 16, first_element = w % 2 * (HS / 2);
+                const uint32_t from = smem_address(bq + (query * 16 + lane % 16) * PITCH + first_element + lane / 16 * 8);
+                uint32_t *to = (uint32_t *)(q + (w / 2 / SIXTEENS * WIDTH + first_column + g) * PITCH + first_element + 2 * t);
+                const bool second = first_column + 8 < WIDTH;
+                #pragma unroll
+                for (int j = 0; j < HS / 16; j += 2) {
+                    uint32_t y[4];
+                    ptx_ldmatrix_trans(y, from + 16 * j);
+                    #pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        float c[4] = {};
+                        ptx_mma(c, x, y[2 * k], y[2 * k + 1]);
+                        to[(j + k) * 4] = N::pack(plan.q_unit * c[0], plan.q_unit * c[1]);
+                        if (second) to[8 * PITCH / 2 + (j + k) * 4] = N::pack(plan.q_unit * c[2], plan.q_unit * c[3]);
+                    }
                 }
             }
-            ptx_named_barrier(1, threads);  // bQ is there
-            const uint32_t from = smem_address(bq + ((max(top_row.query, query0) - query0) * 16 + lane % 16) * Q_PITCH + lane / 16 * 8);
-            #pragma unroll
-            for (int j = 0; j < EIGHTS; j += 2) {
-                uint32_t y[4];
-                ptx_ldmatrix_trans(y, from + 16 * j);
-                ptx_mma(c[j], x, y[0], y[1]);
-                ptx_mma(c[j + 1], x, y[2], y[3]);
+        } else
+            for (int k = threadIdx.x; k < plan.tiles * WIDTH * UNITS; k += threads) {      // two elements
+                const int2 column = columns[k / UNITS];
+                const int d = k % UNITS * 2;
+                const bf16 *from = query_rows + (max(column.x, query0) - query0) * (plan.query_bytes / 2) + column.y * HS + d;
+                *(uint32_t *)(q + k / UNITS * PITCH + N::column(d)) = N::pack(plan.q_unit * (float)from[0], plan.q_unit * (float)from[1]);
             }
-        } else {
-            #pragma unroll
-            for (int j = 0; j < EIGHTS; j++)
-                #pragma unroll
-                for (int e = 0; e < 2; e++)
-                    if (rows[e].query >= 0) {
-                        float2 y = decode_unpack_bf16(*(const uint32_t *)(query_rows + (rows[e].query - query0) * (plan.query_bytes / 2) + rows[e].head * HS +
-                                                                          N::place(j, 2 * t)));
-                        c[j][2 * e] = y.x, c[j][2 * e + 1] = y.y;
-                    }
-        }
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
-            #pragma unroll
-            for (int x = 0; x < 4; x++)
-                st.q[k][x] = N::pack(plan.q_unit * c[2 * k + x / 2][x % 2 * 2], plan.q_unit * c[2 * k + x / 2][x % 2 * 2 + 1]);
         __syncwarp();
         if (lane == 0) ptx_barrier_arrive(query_free);
+        ptx_named_barrier(1, threads);      // q is there
+        const bf16 *q_tile = q + tile * WIDTH * PITCH;
+        uint32_t q_kept[EIGHTS][HS / 32][4];
+        if (Q_STAYS)
+            #pragma unroll
+            for (int n = 0; n < EIGHTS; n++)
+                #pragma unroll
+                for (int k = 0; k < HS / 32; k++) decode_load_q<HS>(q_kept[n][k], q_tile + 8 * n * PITCH, 2 * k);
 
         // The pages
         ptx_barrier_wait(part_full, i % 2);
         const DecodePart &part = parts[i % 2];
         if (part.b < 0) break;
-        const int before = part.before, length = before + a.n, pages = part.pages;
-        #pragma unroll
-        for (int e = 0; e < 2; e++) st.top[e] = -1e30f, st.sum[e] = 0;
-        #pragma unroll
-        for (int j = 0; j < EIGHTS; j++) st.o[j][0] = st.o[j][1] = st.o[j][2] = st.o[j][3] = 0;
-        // tokens that a row sees; whole pages below the first row's are seen by all rows
-        const int sees0 = rows[0].query < 0 ? length : before + rows[0].query + 1, sees1 = rows[1].query < 0 ? length : before + rows[1].query + 1;
-        const int all_see = top_row.query < 0 ? 0 : before + top_row.query + 1;
+        const int before = part.before, pages = part.pages, groups = part.groups;
+        const int all_see = before + max(head0.x, 0) + 1;      // tokens that all columns see
         #pragma unroll 1
-        for (int page = 0; page < pages; page += plan.stage_pages) {
-            const int pages_here = min(plan.stage_pages, pages - page);
-            ptx_barrier_wait(full(stage), parity);
-            #pragma unroll 1
-            for (int k = group; k < pages_here; k += plan.groups) {
-                const int token = (part.page + page + k) * PAGE;
-                decode_page<Number, HS, FACTORED, RANKS>(st, smem + stage * stage_bytes + k * plan.page_bytes, shape, plan, top_row.head,
-                                                         token + PAGE > all_see, sees0 - token, sees1 - token, length - token);
-            }
+        for (int page = group; page < (group < groups ? pages : 0); page += groups) {
+            const int token = (part.page + page) * PAGE;
+            ptx_barrier_wait(full(place), parity);
+            decode_page<Number, HS, EIGHTS, FACTORED, RANKS, Q_STAYS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y, token + PAGE > all_see,
+                                                                      columns + tile * WIDTH + 2 * t, before + 1 - token, before + a.n - token);
             __syncwarp();
-            if (lane == 0) ptx_barrier_arrive(free(stage));
-            advance();
+            if (lane == 0) ptx_barrier_arrive(free(place));
+            if (++place == (group + 1) * plan.depth) place -= plan.depth, parity ^= 1;
         }
 
-        // The sums of the block's groups of warps meet, brought to one top; then those of the cluster's blocks, each of which adds up its own pairs;
-        // then those of all clusters that have pages of the stream. `finish` is for the last of these steps.
+        // The sums of the block's groups of warps meet; then those of the cluster's blocks, each of which adds up its own pairs; then those of all clusters
+        // that have pages of the stream. `finish` is for the last of these steps.
         auto finish = [&](int pair, int k, const DecodeUnit &x) {
             if (part.clusters == 1) return store(part, pair, k, x);
             float4 *record = slots + (int64_t)part.slot * slot_places + pair * RECORD;
             record[k] = x.numbers();
             if (k == 0) record[UNITS] = x.sums();
         };
-        if (t == 0) tops[pair * 8 + group] = make_float2(st.top[0], st.top[1]);
-        if (plan.cluster > 1) {
-            if (threadIdx.x == 0) ptx_barrier_arrive_expect(sums_full, part.sharers * own_pairs * RECORD * 16);
-            if (i > 0) ptx_cluster_barrier_wait(sums_free, i % 2 ^ 1);      // what was sent for the stream before has been read
-        }
-        ptx_named_barrier(1, threads);      // all groups' tops are there
-        float2 top = make_float2(-1e30f, -1e30f);
-        #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float4 x = ((const float4 *)(tops + pair * 8))[k];
-            top.x = fmaxf(top.x, fmaxf(x.x, x.z)), top.y = fmaxf(top.y, fmaxf(x.y, x.w));
-        }
-        const float shrink0 = ptx_exp2(st.top[0] - top.x), shrink1 = ptx_exp2(st.top[1] - top.y);
-        #pragma unroll
-        for (int j = 0; j < EIGHTS; j++)
-            merge[group * group_places + (tile * EIGHTS + j) * 36 + lane] =
-                make_float4(st.o[j][0] * shrink0, st.o[j][1] * shrink0, st.o[j][2] * shrink1, st.o[j][3] * shrink1);
-        #pragma unroll
-        for (int e = 0; e < 2; e++)
+        if (group < groups) {
+            float4 *to = merge + group * group_places;
             #pragma unroll
-            for (int x = 1; x < 4; x *= 2) st.sum[e] += __shfl_xor_sync(0xffffffff, st.sum[e], x);
-        if (t == 0) sums[pair * 8 + group] = make_float2(st.sum[0] * shrink0, st.sum[1] * shrink1);
-        if (t == 0 && group == 0) block_tops[pair] = top;
-        ptx_named_barrier(1, threads);      // all groups' sums are there
-        #pragma unroll 1
-        for (int w = pages > 0 ? warp : pairs * (UNITS / 32); w < pairs * (UNITS / 32); w += warps) {      // a unit a lane
-            const int pair = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane;
-            const float4 *from = merge + (pair / 8 * EIGHTS + k / 4) * 36 + pair % 8 * 4 + k % 4;
-            DecodeUnit x = {{0, 0, 0, 0}, {block_tops[pair].x, block_tops[pair].y}, {0, 0}};
-            #pragma unroll
-            for (int g = 0; g < 4; g++) {
-                const float4 y = ((const float4 *)(sums + pair * 8))[g];
-                x.sum[0] += y.x + y.z, x.sum[1] += y.y + y.w;
+            for (int n = 0; n < EIGHTS; n++) {
+                #pragma unroll
+                for (int m = 0; m < HS / 16; m++)       // so permuted that neither writing nor reading (below) meets the same banks
+                    to[((tile * EIGHTS + n) * (HS / 16) + m) * 32 + t * 8 + (g ^ 2 * t)] = make_float4(st.o[n][m][0], st.o[n][m][2], st.o[n][m][1], st.o[n][m][3]);
+                #pragma unroll
+                for (int e = 0; e < 2; e++)
+                    #pragma unroll
+                    for (int x = 4; x < 32; x *= 2) st.sum[n][e] += __shfl_xor_sync(0xffffffff, st.sum[n][e], x);
+                if (g == 0) to[pairs * UNITS + (tile * EIGHTS + n) * 4 + t] = make_float4(st.top[n][0], st.sum[n][0], st.top[n][1], st.sum[n][1]);
             }
-            float4 y[8];
+        }
+        if (plan.cluster > 1 && i > 0) ptx_cluster_barrier_wait(sums_free, i % 2 ^ 1);      // what was sent for the stream before has been read
+        ptx_named_barrier(1, threads);      // the groups' sums are there
+        for (int j = threadIdx.x; j < 2 * pairs; j += threads) {       // a column each: what the groups weigh in it
+            float2 x[DECODE_WARPS];
+            float top = -1e30f, sum = 0;
             #pragma unroll
-            for (int g = 0; g < 8; g++) y[g] = from[min(g, plan.groups - 1) * group_places];
+            for (int k = 0; k < DECODE_WARPS; k++) {
+                x[k] = k < groups ? ((const float2 *)(merge + k * group_places + pairs * UNITS))[j] : make_float2(-INFINITY, 0);
+                top = fmaxf(top, x[k].x);
+            }
             #pragma unroll
-            for (int g = 0; g < 8; g++) {
-                const float there = g < plan.groups ? 1 : 0;
-                x.o[0] += there * y[g].x, x.o[1] += there * y[g].y, x.o[2] += there * y[g].z, x.o[3] += there * y[g].w;
+            for (int k = 0; k < DECODE_WARPS; k++) {
+                const float weight = ptx_exp2(x[k].x - top);
+                sum += weight * x[k].y;
+                ((float *)weights)[(j / 2 * DECODE_WARPS + k) * 2 + j % 2] = weight;
+            }
+            ((float2 *)block_sums)[j] = make_float2(top, sum);
+        }
+        ptx_named_barrier(1, threads);      // the weights are there
+        #pragma unroll 1
+        for (int w = warp; w < pairs * (UNITS / 32); w += warps) {      // a unit a lane
+            const int pair = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane;
+            const float4 *from = merge + (pair / 4 * (HS / 16) + k / 8) * 32 + pair % 4 * 8 + (k % 8 ^ pair % 4 * 2);
+            const float4 all = block_sums[pair];
+            DecodeUnit x = {{0, 0, 0, 0}, {all.x, all.z}, {all.y, all.w}};
+            if (groups > 0) {
+                float4 y[DECODE_WARPS];
+                #pragma unroll
+                for (int j = 0; j < DECODE_WARPS; j++) y[j] = from[min(j, groups - 1) * group_places];      // one too many has no weight
+                #pragma unroll
+                for (int j = 0; j < DECODE_WARPS; j++) {
+                    const float2 weight = weights[pair * DECODE_WARPS + j];
+                    x.o[0] += weight.x * y[j].x, x.o[1] += weight.x * y[j].y, x.o[2] += weight.y * y[j].z, x.o[3] += weight.y * y[j].w;
+                }
             }
             if (plan.cluster == 1) finish(pair, k, x);
             else {
@@ -751,21 +810,23 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 const int own = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane, stride = inbox_pairs * RECORD;
                 const float4 *from = inbox + own * RECORD;
                 DecodeUnit x;
-                x.add_up<16>(part.sharers, [&](int slot) { return from[slot * stride + k]; },
+                x.add_up<4>(plan.cluster, [&](int slot) { return from[slot * stride + k]; },
                          [&](int slot, int e) { return ((const float2 *)(from + slot * stride + UNITS))[e]; });
                 finish((own << plan.cluster_log2) + rank, k, x);
             }
         }
         if (part.last && part.clusters == 1) break;
-        ptx_named_barrier(1, threads);      // tops, sums, merge and the inbox have been read, the slot is written
-        if (plan.cluster > 1 && !part.last && threadIdx.x < plan.cluster) ptx_cluster_barrier_arrive(ptx_cluster_address(sums_free, threadIdx.x));
+        ptx_named_barrier(1, threads);      // merge and the inbox have been read, the slot is written
+        if (plan.cluster > 1 && !part.last) {       // ready for the next part's
+            if (threadIdx.x == 0) ptx_barrier_arrive_expect(sums_full, inbox_bytes);
+            __syncwarp();
+            if (threadIdx.x < plan.cluster) ptx_cluster_barrier_arrive(ptx_cluster_address(sums_free, threadIdx.x));
+        }
         if (part.clusters > 1) {
             if (threadIdx.x == 0) {
                 unsigned *arrived = (unsigned *)a.scratch + (((int64_t)blockIdx.y * a.B + part.b) * shape.streams + part.stream) * plan.cluster + rank;
-                __threadfence();
-                is_last = atomicAdd(arrived, 1u) == (unsigned)part.clusters - 1;
+                is_last = ptx_count(arrived) == (unsigned)part.clusters - 1;
                 if (is_last) *arrived = 0;  // for the next launch
-                __threadfence();
             }
             ptx_named_barrier(1, threads);  // is_last is there
             #pragma unroll 1
@@ -808,23 +869,27 @@ inline int decode_clusters(int cluster) {
     return known[cluster];
 }
 
-// How the fast kernel would do it, for what this GPU has. stages 0: it cannot.
+// How the fast kernel would do it, for what this GPU has. groups 0: it cannot.
 inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int cluster, int splits, int min_pages) {
     DecodePlan p = {};
     int smem = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     if (sizeof(floatX) != 2 || (s.HS != 64 && s.HS != 128) || s.number_bytes > 2) return p;
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !s.factored)) return p;
-    auto tiles_of = [&](int n) { return s.factored ? n * ceil_div(s.heads, 16) : ceil_div(n * s.heads, 16); };
-    int tiles = tiles_of(n), per_query = ceil_div(s.heads, 16);
-    p.chunks = ceil_div(tiles, (int)DECODE_MAX_TILES), p.tiles = ceil_div(tiles, p.chunks);
+    // columns of a tile, so that the fewest are empty; decode_launch_ has kernels for these
+    if (!s.factored) p.eights = n * s.heads <= 8 ? 1 : 4;
+    else p.eights = s.HS == 64 && ((s.RK == 1 && s.RV == 1) || (s.RK == 2 && s.RV == 2)) && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
+    const int width = 8 * p.eights, max_tiles = DECODE_MAX_COLUMNS / width < DECODE_WARPS ? DECODE_MAX_COLUMNS / width : DECODE_WARPS;
+    auto tiles_of = [&](int n) { return s.factored ? n * ceil_div(s.heads, width) : ceil_div(n * s.heads, width); };
+    auto chunks_of = [&](int n) { return ceil_div(tiles_of(n), max_tiles); };
+    int tiles = tiles_of(n), per_query = ceil_div(s.heads, width);
+    p.chunks = chunks_of(n), p.tiles = ceil_div(tiles, p.chunks);
     // the largest clusters of which there are enough for all streams
     p.cluster = cluster > 0 ? cluster : device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? 16 : 1;
     while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < B * s.streams * p.chunks) p.cluster /= 2;
     p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
     while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
-    p.counters = (int)round_up(ceil_div(tiles_of(DECODE_MAX_QUERIES), (int)DECODE_MAX_TILES) * B * s.streams * DECODE_MAX_CLUSTER, 4);   // 16 bytes
-    p.groups = decode_max_warps(s.HS) / p.tiles < 8 ? decode_max_warps(s.HS) / p.tiles : 8;
-    p.queries = s.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1 : (p.tiles * 16 - 1 + s.heads - 1) / s.heads + 1;    // wherever it begins
+    p.counters = DECODE_MAX_CLUSTER * B * s.streams * (chunks_of(DECODE_MAX_QUERIES) > p.chunks ? chunks_of(DECODE_MAX_QUERIES) : p.chunks);
+    p.queries = s.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1 : (p.tiles * width - 1 + s.heads - 1) / s.heads + 1;    // wherever it begins
     if (p.queries > n) p.queries = n;
     p.query_bytes = (int)round_up(q.kind == HEADS_FACTORED ? (q.b + q.R * s.HS) * 2 : s.heads * s.HS * 2, 16);
     p.q_unit = (float)(q.scale * 1.4426950408889634 / sqrt((double)s.HS) / (s.factored ? s.RK : 1));
@@ -832,17 +897,17 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     p.page_bytes = (int)cache_page_bytes(s);
     p.k_b = cache_b_start(s, CACHE_K), p.v_a = cache_a_start(s, CACHE_V), p.v_b = cache_b_start(s, CACHE_V), p.scales = cache_scale(s, CACHE_K, 0);
     smem -= 1024;               // the kernel's static memory
-    int rest = smem - (p.groups * decode_group_places(p.tiles, s.HS) + decode_sums_places(p.tiles) + decode_inbox_places(p, s.HS)) * 16 - p.queries * p.query_bytes -
-               (q.kind == HEADS_FACTORED ? p.queries * 16 * (s.HS + 8) * 2 : 0) - (2 * B + 1) * 4 - 256;      // barriers
-    // a page for each group in a stage, twice that where pages are small; as many stages as there is room for
-    p.stage_pages = p.groups;
-    while (p.stage_pages * p.page_bytes < 16 << 10) p.stage_pages += p.groups;
-    while (p.stage_pages > 1 && p.stage_pages * p.page_bytes * 3 > rest) p.stage_pages--;
-    p.stages = rest / (p.stage_pages * p.page_bytes) < 8 ? rest / (p.stage_pages * p.page_bytes) : 8;
-    if (p.stages < 2 && p.cluster > 1) return decode_plan(s, q, B, n, 1, splits, min_pages);      // no room for the inbox
-    if (p.stages < 2) p.stages = 0;
+    int rest = smem - decode_inbox_places(p, s.HS) * 16 - decode_pairs(p) * (16 + 8 * DECODE_WARPS) - p.tiles * width * (8 + decode_q_pitch(s.HS) * 2) - p.queries * p.query_bytes -
+               (q.kind == HEADS_FACTORED ? p.queries * 16 * decode_q_pitch(s.HS) * 2 : 0) - (2 * B + 1) * 4 - 1024;     // barriers
+    // as many groups as there are warps for, and room for two pages of each, or as many as there is room for
+    for (p.groups = DECODE_WARPS / p.tiles; p.groups > 0; p.groups--) {
+        p.depth = (rest - p.groups * decode_group_places(p, s.HS) * 16) / (p.groups * p.page_bytes);
+        if (p.depth >= 2) break;
+    }
+    if (p.depth > 8) p.depth = 8;
+    if (p.groups == 0 && p.cluster > 1) return decode_plan(s, q, B, n, 1, splits, min_pages);     // no room for the inbox
     p.min_pages = min_pages > 0 ? min_pages : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
-    p.smem_bytes = (size_t)(smem - rest) + (size_t)p.stages * p.stage_pages * p.page_bytes;
+    p.smem_bytes = (size_t)(smem - rest) + (size_t)p.groups * decode_group_places(p, s.HS) * 16 + (size_t)p.groups * p.depth * p.page_bytes;
     return p;
 }
 
@@ -851,7 +916,7 @@ inline size_t decode_scratch_bytes(const CacheShape &s, const Heads &q, int B, i
     size_t most = 16;
     for (int k = 1; k <= n; k++) {
         DecodePlan p = decode_plan(s, q, B, k, cluster, splits, 0);
-        size_t bytes = (size_t)p.chunks * p.clusters * 2 * decode_slot_places(p.tiles, s.HS) * 16 + p.counters * sizeof(float);
+        size_t bytes = (size_t)p.chunks * p.clusters * 2 * decode_slot_places(p, s.HS) * 16 + p.counters * sizeof(float);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -859,9 +924,11 @@ inline size_t decode_scratch_bytes(const CacheShape &s, const Heads &q, int B, i
 
 template <class Number, int HS>
 inline void decode_launch_(const DecodeArgs &a, const DecodePlan &plan, cudaStream_t stream) {
-    auto kernel = !a.shape.factored ? decode_kernel<Number, HS, false, 1>
-                : a.shape.RK == 1 && a.shape.RV == 1 ? decode_kernel<Number, HS, true, 1>
-                : a.shape.RK == 2 && a.shape.RV == 2 ? decode_kernel<Number, HS, true, 2> : decode_kernel<Number, HS, true, 0>;
+    constexpr int FEW = 1, MANY = 4, MORE = HS == 64 ? 5 : 4;
+    const bool one = a.shape.RK == 1 && a.shape.RV == 1, two = a.shape.RK == 2 && a.shape.RV == 2, more = plan.eights == MORE;
+    auto kernel = !a.shape.factored ? plan.eights == FEW ? decode_kernel<Number, HS, FEW, false, 1> : decode_kernel<Number, HS, MANY, false, 1>
+                : one ? more ? decode_kernel<Number, HS, MORE, true, 1> : decode_kernel<Number, HS, MANY, true, 1>
+                : two ? more ? decode_kernel<Number, HS, MORE, true, 2> : decode_kernel<Number, HS, MANY, true, 2> : decode_kernel<Number, HS, MANY, true, 0>;
     Launch where(dim3((unsigned)(plan.clusters * plan.cluster), (unsigned)plan.chunks), 32 * (plan.tiles * plan.groups + 1), plan.smem_bytes, stream);
     where.cluster = plan.cluster, where.early = true;
     launch(kernel, where, a, plan);
@@ -873,7 +940,7 @@ inline void flashtpa_decode(const DecodeArgs &a, cudaStream_t stream) {
         die(EXIT_SYSTEM, "flashtpa_decode: B=%d queries=%d rank %d: need at least 1 of each, and at most %d queries", a.B, a.n, a.q.R,
             (int)DECODE_MAX_QUERIES);
     DecodePlan plan = decode_plan(a.shape, a.q, a.B, a.n, a.cluster, a.splits, a.min_pages);
-    if (plan.stages == 0) return decode_plain(a, stream);
+    if (plan.groups == 0) return decode_plain(a, stream);
     if constexpr (sizeof(floatX) == 2) {
         if (a.shape.number_bytes == 1 && a.shape.HS == 64) decode_launch_<e4m3, 64>(a, plan, stream);
         else if (a.shape.number_bytes == 1) decode_launch_<e4m3, 128>(a, plan, stream);

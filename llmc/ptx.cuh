@@ -102,9 +102,11 @@ __device__ inline void ptx_ldmatrix_trans(uint32_t (&x)[4], uint32_t from) {
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(from) : "memory");
 }
 
-// Two of them; lanes 0 to 15 name the rows.
-__device__ inline void ptx_ldmatrix_x2(uint32_t (&x)[4], uint32_t from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(from) : "memory");
+// An 8x8 matrix in a warp's registers as ldmatrix leaves one, transposed.  #warp-level-matrix-instructions-movmatrix
+__device__ inline uint32_t ptx_transpose(uint32_t x) {
+    uint32_t y;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
 }
 
 // c (16 x 8) += a (16 x 16) b (16 x 8).  #warp-level-matrix-fragment-mma-16816-float
@@ -123,6 +125,14 @@ __device__ inline void ptx_mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32
 // #parallel-synchronization-and-communication-instructions-bar
 __device__ inline void ptx_named_barrier(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
+
+// Adds 1 to *p, and returns what was there. What a thread block wrote before (with a barrier between) is seen by the block that finds it counted.
+// #parallel-synchronization-and-communication-instructions-atom
+__device__ inline unsigned ptx_count(unsigned *p) {
+    unsigned x;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(x) : "l"(__cvta_generic_to_global(p)) : "memory");
+    return x;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -156,20 +166,24 @@ __device__ inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
 }
 
-// Waits until the phase of this parity is complete (phases count 0, 1, 2 ...; a fresh barrier is in phase 0).
+// Is the phase of this parity complete? Phases count 0, 1, 2 ...; a fresh barrier is in phase 0. It may wait a little for the answer.
 // #parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
-__device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
+__device__ inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
     asm volatile("{\n"
                  ".reg .pred done;\n"
-                 "again:\n"
 #if PTX_BULK_COPIES
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
 #else
-                 "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+                 "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
 #endif
-                 "@!done bra again;\n"
-                 "}" :: "r"(barrier), "r"(parity) : "memory");
+                 "selp.u32 %0, 1, 0, done;\n"
+                 "}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return done;
 }
+
+// Waits until it is.
+__device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) { while (!ptx_barrier_done(barrier, parity)); }
 
 // One box of a 4-dimensional tensor to shared memory, zeros where it reaches outside; c0 is the contiguous coordinate.
 // #data-movement-and-conversion-instructions-cp-async-bulk-tensor
