@@ -10,13 +10,14 @@
 //
 // A warp takes a page of 16 tokens, the rows of mma.sync, and a tile of up to 40 columns, heads of one query (grouped: pairs of query and
 // head). So what it reads of the page, and in e4m3 converts, serves all these heads; L and p stay in registers, p turned round once. Groups of
-// warps, one for each tile, take a thread block's pages in turn. One warp more fetches queries and pages into shared memory, pages into a ring.
+// warps, one for each tile, take a thread block's pages in turn. One warp more fetches queries and pages into shared memory, each group's pages into
+// a ring of its own, and tells the others what to do.
 //
 // Thread blocks come in clusters, of 16 where there are few sequences. All sequences' pages stand in one row, and each cluster has one run of
 // it, equal to a page, whatever the lengths; its blocks share out each sequence's part of the run, and add up their sums in each other's shared
 // memory, every block a slice of the output. A sequence of several clusters: they leave their slices in global memory, and the cluster
-// that comes last to a slice adds it up, in one order, so the bits are the same every time. A short sequence is a matter of
-// latency: what a thread block does once counts as much as what it does for every page.
+// that comes last to a slice adds it up, in one order, so the bits are the same every time. No cluster waits for another. A short sequence is
+// a matter of latency: what a thread block does once counts as much as what it does for every page.
 // Source: ours; the equations are the paper's.
 #ifndef LLMC_FLASHTPA_DECODE_CUH
 #define LLMC_FLASHTPA_DECODE_CUH
@@ -129,17 +130,17 @@ typedef struct {
     int depth;                      // pages of a group in shared memory: its ring
     int cluster, cluster_log2, clusters;        // thread blocks in each, and how many
     int min_pages;                  // of a cluster, where there are not enough for all
-    int counters;                   // at the head of the scratch, one a block of the cluster for each stream and chunk, for as many chunks as there can be
+    int counters;                   // at the head of the scratch, for as many chunks as there can be
     int page_bytes, k_b, v_a, v_b, scales;     // of a page: its size, and where its parts begin (aK at 0)
     float q_unit, out_unit;         // what q is multiplied by, so that p = 2^(q k), and the sum of p v
     size_t smem_bytes;
 } DecodePlan;
 
-// What a number type needs. Along a summed index, element order is free, and so is that of the tokens of a page, if all agree.
-// bf16: elements 2t, 2t + 1 and 8 + 2t, 8 + 2t + 1 of 16 are thread t's of a quad, as the instruction counts; likewise tokens.
-// e4m3, turned into fp16 on the way (exactly): elements 4t ... 4t + 3 are, because these four are one 32-bit word; rows of v's product are
-// element 2g for 2g + 1 eight further. Of tokens, those in one 16-bit half are 2g and 2g + 1: one is in the first eight rows, 0 2 4 6 9 11 13 15, the other
-// in the second, 1 3 5 7 8 10 12 14: eight of different banks (cache_b_chunk).
+// What a number type needs. Along a summed index element order is free, and so is that of a page's tokens, if all agree.
+// bf16: of 16 elements 2t, 2t + 1, 8 + 2t and 8 + 2t + 1 are thread t's of a quad, as the instruction counts; likewise tokens.
+// e4m3, turned into fp16 on the way (exactly): elements 4t ... 4t + 3, because these four are one 32-bit word; of v's product rows g and g + 8 are
+// elements 2g and 2g + 1. Tokens 2g and 2g + 1 come in one word too; one of them is in the first half of the page's rows, 0 2 4 6 9 11 13 15,
+// the other in the second, 1 3 5 7 8 10 12 14: eight in different banks (cache_b_chunk).
 template <class Number> struct DecodeNumber;
 
 template <> struct DecodeNumber<bf16> {
@@ -181,9 +182,9 @@ __device__ __forceinline__ void decode_load_q(uint32_t (&q)[4], const bf16 *from
     ptx_ldmatrix(q, smem_address(from + lane % 8 * decode_q_pitch(HS) + 16 * step + lane / 8 * 8));
 }
 
-// A page in shared memory. q: of the tile, (columns, pitch), or where Q_STAYS in registers. head: the tile's first. masked: a column of query i (columns: the
-// thread's) sees only the first sees + i tokens of the page, of which `live` exist; what lies in the others may be NaN. FACTORED: there are weights;
-// RANKS: of k and v, 0: any.
+// A page in shared memory. q_tile: the tile's queries, (columns, pitch); q_kept: the same in registers, where Q_STAYS. head: the tile's first.
+// masked: a column of query i (columns: the thread's) sees only the first sees + i tokens of the page, of which `live` exist; what lies in the
+// others may be NaN. FACTORED: there are weights; RANKS: of k and v, 0: any.
 //
 // e4m3: with scales K, V of a token, logits are K s. The weights that its v get, p V, are found as one power of two of K s + log2 V, and
 // kept below it by a running maximum of that, so that they fit fp16; p itself, for the sum, is that over V.
@@ -198,8 +199,8 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
     const uint32_t page = smem_address(page_pointer);
     const int RK = RANKS ? RANKS : shape.RK, RV = RANKS ? RANKS : shape.RV;
     const int tokens[2] = {N::token(0, g), N::token(1, g)};
-    // Where this lane's row of a vector's first load is: matrices are (half, chunk of 16 bytes) = 00 10 01 11 of k, 00 01 10 11 of v. Further loads are 32 bytes
-    // x k along, which in permuted chunks is ^ 32 k (cache_b_chunk).
+    // Where this lane's row of a vector's first load is: matrices are (half, chunk of 16 bytes) = 00 10 01 11 of k, 00 01 10 11 of v.
+    // Further loads are 32 bytes x k along, which in permuted chunks is ^ 32 k (cache_b_chunk).
     const int k_token = N::token(lane / 8 % 2, lane % 8), v_token = N::token(lane / 16, lane % 8);
     const int k_at = k_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, k_token, lane / 16) * 16;
     const int v_at = v_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, v_token, lane / 8 % 2) * 16;
@@ -433,20 +434,21 @@ struct DecodePart {
     int page, pages;            // of the stream: the first that this block has, and how many
     int groups;                 // that have pages: no more than is needed for as few turns
     int slot;                   // of global memory, where the cluster leaves its sums if it is not alone
-    int clusters, first_slot;   // that have pages of the stream; where the first of them leaves its sums, the i-th following at (first_slot / 2 + i) * 2
+    int clusters, first_slot;   // that have pages of the stream; the first's slot, the i-th after it having (first_slot / 2 + i) * 2
     int last;                   // the cluster has no further part
 };
 
-// Sums are added up by units of 4 numbers of o: unit k of pair p (columns 2 p and 2 p + 1 of the chunk, each with elements g and g + 8 of 16) is what thread
-// g = k % 8 of those that have these columns has of o[..][k / 8]. Between blocks a pair is a record, its HS / 2 units and then its tops and sums, 16 bytes each.
+// Sums are added up by units of 4 numbers of o. Pair p is columns 2p and 2p + 1 of the chunk; its unit k, of both columns elements g and g + 8 of
+// sixteen k / 8, is what thread g = k % 8 of those that have these columns has. Between blocks a pair is a record: its HS / 2 units, and then its
+// tops and sums, 16 bytes each.
 struct DecodeUnit {
     float o[4], top[2], sum[2];
 
     __device__ float4 numbers() const { return make_float4(o[0], o[1], o[2], o[3]); }
     __device__ float4 sums() const { return make_float4(top[0], sum[0], top[1], sum[1]); }
 
-    // A warp's sums of n records, a unit a lane: numbers(slot) is the lane's unit, sums(slot, e) top and sum of the pair's column e. K loads of numbers
-    // are under way together.
+    // A warp's sums of n records, a unit a lane: numbers(slot) is the lane's unit, sums(slot, e) top and sum of the pair's column e.
+    // K loads of numbers are under way together.
     template <int K, class Numbers, class Sums>
     __device__ __forceinline__ void add_up(int n, Numbers numbers, Sums sums) {
         const int lane = threadIdx.x % 32;
@@ -474,8 +476,8 @@ struct DecodeUnit {
     }
 };
 
-// 16-byte places of what a group of warps leaves in shared memory: o (tile, eight, HS / 16, 32), then tops and sums (pair).
 __host__ __device__ inline int decode_pairs(const DecodePlan &plan) { return plan.tiles * plan.eights * 4; }
+// 16-byte places of what a group of warps leaves in shared memory: o (tile, eight, HS / 16, 32), then tops and sums (pair).
 __host__ __device__ inline int decode_group_places(const DecodePlan &plan, int HS) { return plan.tiles * plan.eights * HS * 2 + decode_pairs(plan); }
 // Of a record, and of a slot of global memory, a cluster's records of a stream.
 __host__ __device__ constexpr int decode_record_places(int HS) { return HS / 2 + 1; }
@@ -488,7 +490,8 @@ __host__ __device__ inline int decode_inbox_places(const DecodePlan &plan, int H
 }
 
 template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS>
-__global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
+__global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1)
+decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
     constexpr int WIDTH = 8 * EIGHTS, UNITS = HS / 2, RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
     constexpr bool Q_STAYS = HS == 64;      // in registers, of which there are enough
@@ -500,7 +503,7 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
     const int group_places = decode_group_places(plan, HS), pairs = decode_pairs(plan);
     const int warps = plan.tiles * plan.groups, threads = 32 * warps, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int places = plan.groups * plan.depth;                                // of pages; a group's are its own, so that it sees all their phases
-    float4 *merge = (float4 *)(smem + places * plan.page_bytes);             // (groups, group_places)
+    float4 *merge = (float4 *)(smem + places * plan.page_bytes);                // (groups, group_places)
     float4 *block_sums = merge + plan.groups * group_places;                    // (pairs) tops and sums of the block
     float2 *weights = (float2 *)(block_sums + pairs);                           // (pairs, DECODE_WARPS)
     float4 *inbox = (float4 *)(weights + pairs * DECODE_WARPS);                 // (cluster, own pairs, record)
@@ -533,7 +536,8 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
     } else {
         if (factored_q)                     // bQ's rows beyond the ranks stay zero
             for (int i = threadIdx.x; i < queries * 16 * PITCH; i += threads) bq[i] = 0.0f;
-        for (int i = threadIdx.x; i < plan.tiles * WIDTH; i += threads) columns[i] = decode_column(a, WIDTH, blockIdx.y * plan.tiles + i / WIDTH, i % WIDTH);
+        for (int i = threadIdx.x; i < plan.tiles * WIDTH; i += threads)
+            columns[i] = decode_column(a, WIDTH, blockIdx.y * plan.tiles + i / WIDTH, i % WIDTH);
     }
     ptx_cluster_arrive();
     __syncthreads();            // barriers, zeros and columns are there
@@ -584,17 +588,19 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
                 if (lane >= part.groups) k = n;
                 for (unsigned left = __ballot_sync(0xffffffff, k < n); left; ) {
                     const int at = lane * plan.depth + turn;
+                    auto place = [&](int at) { return smem_address(smem + at * plan.page_bytes); };
+                    auto source = [&](int k) { return from + (int64_t)(mine + k) * plan.page_bytes; };
                     unsigned ready = __ballot_sync(0xffffffff, left >> lane & 1 && ptx_barrier_done(free(at), parity ^ 1));
                     left &= ~ready;
                     if (!PTX_BULK_COPIES)
                         for (; ready; ready &= ready - 1) {
-                            const int group = __ffs(ready) - 1, at_group = __shfl_sync(0xffffffff, at, group), k_group = __shfl_sync(0xffffffff, k, group);
-                            ptx_fetch_rows(smem_address(smem + at_group * plan.page_bytes), from + (int64_t)(mine + k_group) * plan.page_bytes, plan.page_bytes, 1, 0,
-                                           full(at_group));
+                            const int group = __ffs(ready) - 1;
+                            const int its_at = __shfl_sync(0xffffffff, at, group), its_k = __shfl_sync(0xffffffff, k, group);
+                            ptx_fetch_rows(place(its_at), source(its_k), plan.page_bytes, 1, 0, full(its_at));
                         }
                     else if (ready >> lane & 1) {
                         ptx_barrier_arrive_expect(full(at), plan.page_bytes);
-                        ptx_bulk_load(smem_address(smem + at * plan.page_bytes), from + (int64_t)(mine + k) * plan.page_bytes, plan.page_bytes, full(at));
+                        ptx_bulk_load(place(at), source(k), plan.page_bytes, full(at));
                     }
                     __syncwarp();
                 }
@@ -709,8 +715,6 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
                 const bf16 *from = query_rows + (max(column.x, query0) - query0) * (plan.query_bytes / 2) + column.y * HS + d;
                 *(uint32_t *)(q + k / UNITS * PITCH + N::column(d)) = N::pack(plan.q_unit * (float)from[0], plan.q_unit * (float)from[1]);
             }
-        __syncwarp();
-        if (lane == 0) ptx_barrier_arrive(query_free);
         ptx_named_barrier(1, threads);      // q is there
         const bf16 *q_tile = q + tile * WIDTH * PITCH;
         uint32_t q_kept[EIGHTS][HS / 32][4];
@@ -724,21 +728,23 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
         ptx_barrier_wait(part_full, i % 2);
         const DecodePart &part = parts[i % 2];
         if (part.b < 0) break;
+        if (lane == 0) ptx_barrier_arrive(query_free);     // not before: the next part must not follow while a warp still waits for this one
         const int before = part.before, pages = part.pages, groups = part.groups;
         const int all_see = before + max(head0.x, 0) + 1;      // tokens that all columns see
         #pragma unroll 1
         for (int page = group; page < (group < groups ? pages : 0); page += groups) {
             const int token = (part.page + page) * PAGE;
             ptx_barrier_wait(full(place), parity);
-            decode_page<Number, HS, EIGHTS, FACTORED, RANKS, Q_STAYS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y, token + PAGE > all_see,
-                                                                      columns + tile * WIDTH + 2 * t, before + 1 - token, before + a.n - token);
+            decode_page<Number, HS, EIGHTS, FACTORED, RANKS, Q_STAYS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y,
+                                                                      token + PAGE > all_see, columns + tile * WIDTH + 2 * t, before + 1 - token,
+                                                                      before + a.n - token);
             __syncwarp();
             if (lane == 0) ptx_barrier_arrive(free(place));
             if (++place == (group + 1) * plan.depth) place -= plan.depth, parity ^= 1;
         }
 
-        // The sums of the block's groups of warps meet; then those of the cluster's blocks, each of which adds up its own pairs; then those of all clusters
-        // that have pages of the stream. `finish` is for the last of these steps.
+        // The sums of the block's groups of warps meet; then those of the cluster's blocks, each of which adds up its own pairs; then those of all
+        // clusters that have pages of the stream. `finish` is for the last of these steps.
         auto finish = [&](int pair, int k, const DecodeUnit &x) {
             if (part.clusters == 1) return store(part, pair, k, x);
             float4 *record = slots + (int64_t)part.slot * slot_places + pair * RECORD;
@@ -751,7 +757,8 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
             for (int n = 0; n < EIGHTS; n++) {
                 #pragma unroll
                 for (int m = 0; m < HS / 16; m++)       // so permuted that neither writing nor reading (below) meets the same banks
-                    to[((tile * EIGHTS + n) * (HS / 16) + m) * 32 + t * 8 + (g ^ 2 * t)] = make_float4(st.o[n][m][0], st.o[n][m][2], st.o[n][m][1], st.o[n][m][3]);
+                    to[((tile * EIGHTS + n) * (HS / 16) + m) * 32 + t * 8 + (g ^ 2 * t)] =
+                        make_float4(st.o[n][m][0], st.o[n][m][2], st.o[n][m][1], st.o[n][m][3]);
                 #pragma unroll
                 for (int e = 0; e < 2; e++)
                     #pragma unroll
@@ -824,7 +831,8 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1) decode_kernel(cons
         }
         if (part.clusters > 1) {
             if (threadIdx.x == 0) {
-                unsigned *arrived = (unsigned *)a.scratch + (((int64_t)blockIdx.y * a.B + part.b) * shape.streams + part.stream) * plan.cluster + rank;
+                const int64_t stream = ((int64_t)blockIdx.y * a.B + part.b) * shape.streams + part.stream;
+                unsigned *arrived = (unsigned *)a.scratch + stream * plan.cluster + rank;
                 is_last = ptx_count(arrived) == (unsigned)part.clusters - 1;
                 if (is_last) *arrived = 0;  // for the next launch
             }
@@ -862,7 +870,8 @@ inline int decode_clusters(int cluster) {
             cudaLaunchAttribute attribute = {};
             attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {(unsigned)cluster, 1, 1};
             cudaLaunchConfig_t config = {};
-            config.gridDim = dim3((unsigned)cluster), config.blockDim = dim3(512), config.dynamicSmemBytes = smem, config.attrs = &attribute, config.numAttrs = 1;
+            config.gridDim = dim3((unsigned)cluster), config.blockDim = dim3(32 * (DECODE_WARPS + 1)), config.dynamicSmemBytes = smem;
+            config.attrs = &attribute, config.numAttrs = 1;
             CUDA_CHECK(cudaOccupancyMaxActiveClusters(&known[cluster], decode_probe_kernel, &config));
         }
     }
@@ -877,7 +886,10 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !s.factored)) return p;
     // columns of a tile, so that the fewest are empty; decode_launch_ has kernels for these
     if (!s.factored) p.eights = n * s.heads <= 8 ? 1 : 4;
-    else p.eights = s.HS == 64 && ((s.RK == 1 && s.RV == 1) || (s.RK == 2 && s.RV == 2)) && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
+    else {
+        const bool may_be_5 = s.HS == 64 && s.RK == s.RV && s.RK <= 2;
+        p.eights = may_be_5 && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
+    }
     const int width = 8 * p.eights, max_tiles = DECODE_MAX_COLUMNS / width < DECODE_WARPS ? DECODE_MAX_COLUMNS / width : DECODE_WARPS;
     auto tiles_of = [&](int n) { return s.factored ? n * ceil_div(s.heads, width) : ceil_div(n * s.heads, width); };
     auto chunks_of = [&](int n) { return ceil_div(tiles_of(n), max_tiles); };
@@ -889,7 +901,8 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
     while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
     p.counters = DECODE_MAX_CLUSTER * B * s.streams * (chunks_of(DECODE_MAX_QUERIES) > p.chunks ? chunks_of(DECODE_MAX_QUERIES) : p.chunks);
-    p.queries = s.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1 : (p.tiles * width - 1 + s.heads - 1) / s.heads + 1;    // wherever it begins
+    // of a chunk, wherever it begins
+    p.queries = s.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1 : (p.tiles * width - 1 + s.heads - 1) / s.heads + 1;
     if (p.queries > n) p.queries = n;
     p.query_bytes = (int)round_up(q.kind == HEADS_FACTORED ? (q.b + q.R * s.HS) * 2 : s.heads * s.HS * 2, 16);
     p.q_unit = (float)(q.scale * 1.4426950408889634 / sqrt((double)s.HS) / (s.factored ? s.RK : 1));
@@ -897,8 +910,9 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     p.page_bytes = (int)cache_page_bytes(s);
     p.k_b = cache_b_start(s, CACHE_K), p.v_a = cache_a_start(s, CACHE_V), p.v_b = cache_b_start(s, CACHE_V), p.scales = cache_scale(s, CACHE_K, 0);
     smem -= 1024;               // the kernel's static memory
-    int rest = smem - decode_inbox_places(p, s.HS) * 16 - decode_pairs(p) * (16 + 8 * DECODE_WARPS) - p.tiles * width * (8 + decode_q_pitch(s.HS) * 2) - p.queries * p.query_bytes -
-               (q.kind == HEADS_FACTORED ? p.queries * 16 * decode_q_pitch(s.HS) * 2 : 0) - (2 * B + 1) * 4 - 1024;     // barriers
+    const int pitch_bytes = decode_q_pitch(s.HS) * 2;
+    int rest = smem - decode_inbox_places(p, s.HS) * 16 - decode_pairs(p) * (16 + 8 * DECODE_WARPS) - p.tiles * width * (8 + pitch_bytes) -
+               p.queries * p.query_bytes - (q.kind == HEADS_FACTORED ? p.queries * 16 * pitch_bytes : 0) - (2 * B + 1) * 4 - 1024;     // barriers
     // as many groups as there are warps for, and room for two pages of each, or as many as there is room for
     for (p.groups = DECODE_WARPS / p.tiles; p.groups > 0; p.groups--) {
         p.depth = (rest - p.groups * decode_group_places(p, s.HS) * 16) / (p.groups * p.page_bytes);
@@ -928,7 +942,8 @@ inline void decode_launch_(const DecodeArgs &a, const DecodePlan &plan, cudaStre
     const bool one = a.shape.RK == 1 && a.shape.RV == 1, two = a.shape.RK == 2 && a.shape.RV == 2, more = plan.eights == MORE;
     auto kernel = !a.shape.factored ? plan.eights == FEW ? decode_kernel<Number, HS, FEW, false, 1> : decode_kernel<Number, HS, MANY, false, 1>
                 : one ? more ? decode_kernel<Number, HS, MORE, true, 1> : decode_kernel<Number, HS, MANY, true, 1>
-                : two ? more ? decode_kernel<Number, HS, MORE, true, 2> : decode_kernel<Number, HS, MANY, true, 2> : decode_kernel<Number, HS, MANY, true, 0>;
+                : two ? more ? decode_kernel<Number, HS, MORE, true, 2> : decode_kernel<Number, HS, MANY, true, 2>
+                      : decode_kernel<Number, HS, MANY, true, 0>;
     Launch where(dim3((unsigned)(plan.clusters * plan.cluster), (unsigned)plan.chunks), 32 * (plan.tiles * plan.groups + 1), plan.smem_bytes, stream);
     where.cluster = plan.cluster, where.early = true;
     launch(kernel, where, a, plan);
