@@ -163,7 +163,9 @@ __device__ inline void ptx_barrier_arrive(uint32_t barrier) {
 
 // Arrives, and makes the phase wait for so many bytes of copies too.
 __device__ inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
+#if PTX_BULK_COPIES
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+#endif
 }
 
 // Is the phase of this parity complete? Phases count 0, 1, 2 ...; a fresh barrier is in phase 0. It may wait a little for the answer.
@@ -195,8 +197,10 @@ __device__ inline void ptx_tensor_load(uint32_t to, const void *tensor_map, int 
 // Contiguous bytes to shared memory; addresses and size are multiples of 16.
 // #data-movement-and-conversion-instructions-cp-async-bulk
 __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+#if PTX_BULK_COPIES
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+#endif
 }
 
 // A warp fetches rows of `bytes` bytes, `pitch` apart, to shared memory, where they are dense; the barrier's phase completes when they are
