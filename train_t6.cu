@@ -533,9 +533,8 @@ static void check_model(const Model *m) {
     if (c->head_dim % 32 || c->head_dim > 128)
         die(EXIT_INPUT, "--head-dim is %" PRId64 "; on the GPU it must be a multiple of 32 up to 128 (64 and 128 are fast)", c->head_dim);
     HeadsShape shape = heads_shape(m, 1);
-    int have = 0;
+    int have = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     size_t need = heads_backward_smem_bytes(&shape);
-    CUDA_CHECK(cudaDeviceGetAttribute(&have, cudaDevAttrMaxSharedMemoryPerBlockOptin, current_device()));
     if (need > (size_t)have)
         die(EXIT_INPUT, "a token's factors and heads take %zu bytes and a multiprocessor of this GPU has %d: lower --n-head or the ranks",
             need, have);

@@ -837,9 +837,7 @@ AttentionPlan attention_plan_(void (*kernel)(Params...), AttentionTiling tiling,
     int64_t tiles = ceil_div(ceil_div(s.T, ROWS), plan.groups), works = tiles * heads * s.B;
     plan.grid = (unsigned)works;
     if (plan.hopper) {
-        int device, processors;
-        CUDA_CHECK(cudaGetDevice(&device));
-        CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+        int processors = device_attribute(cudaDevAttrMultiProcessorCount);
         int64_t unit = tiles % 2 ? tiles : tiles / 2;       // so that two rounds are whole heads, see AttentionWork
         if (works > processors) plan.grid = processors > unit ? processors - processors % unit : processors;
     }

@@ -260,9 +260,7 @@ double median_ms(int sets, F run) {
 
 void time_shape(int version, Problem &first) {
     const AttentionShape &s = first.s;
-    int device, l2_bytes;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device));
+    int l2_bytes = device_attribute(cudaDevAttrL2CacheSize);
     double bytes = first.qkv.size() * 2.0 + first.q_size * 2.0;
     int sets = std::max(1, (int)ceil(3.0 * l2_bytes / bytes));      // what a run finds in the cache should not be its own
     std::vector<Problem> p(1, first);
