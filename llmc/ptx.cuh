@@ -184,8 +184,19 @@ __device__ inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) {
     return done;
 }
 
-// Waits until it is.
-__device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) { while (!ptx_barrier_done(barrier, parity)); }
+// Waits until it is. As a loop of its own: around ptx_barrier_done the compiler makes other code of the kernels that wait.
+__device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+#if PTX_BULK_COPIES
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+#else
+                 "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+#endif
+                 "@!done bra again;\n"
+                 "}" :: "r"(barrier), "r"(parity) : "memory");
+}
 
 // One box of a 4-dimensional tensor to shared memory, zeros where it reaches outside; c0 is the contiguous coordinate.
 // #data-movement-and-conversion-instructions-cp-async-bulk-tensor
