@@ -44,19 +44,15 @@ struct Launch {
         : grid(grid), block(block), smem_bytes(smem_bytes), stream(stream), file(file), line(line) {}
 };
 
-// launch(kernel<...>, {grid, block, smem_bytes, stream}, arguments...): an empty grid is no work, not an error.
-// A refused launch is reported here; a fault inside the kernel surfaces at the next synchronizing CUDA_CHECK.
-template <class... Params, class... Args>
-inline void launch(void (*kernel)(Params...), Launch where, Args... args) {
-    if (where.grid.x == 0 || where.grid.y == 0 || where.grid.z == 0) return;
+// The same for CUDA, whose attributes stand in `attributes`. More than 48 KB of shared memory, or 8 blocks a cluster, are asked for here (once
+// would do; asking again is cheap and needs no state).
+inline cudaLaunchConfig_t launch_config(const void *kernel, const Launch &where, cudaLaunchAttribute (&attributes)[2]) {
     auto check = [&](cudaError_t error, const char *what) { cuda_check_(error, what, where.file, where.line); };
-    // More than 48 KB of shared memory, or 8 blocks a cluster, have to be asked for (once would do; asking again is cheap and needs no state).
     if (where.smem_bytes > 48 * 1024)
-        check(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
               "cudaFuncSetAttribute(max dynamic shared memory)");
     if (where.cluster > 8)
-        check(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute(cluster size)");
-    cudaLaunchAttribute attributes[2] = {};
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute(cluster size)");
     cudaLaunchConfig_t config = {};
     config.gridDim = where.grid, config.blockDim = where.block, config.dynamicSmemBytes = where.smem_bytes, config.stream = where.stream;
     config.attrs = attributes;
@@ -68,7 +64,17 @@ inline void launch(void (*kernel)(Params...), Launch where, Args... args) {
         attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
+    return config;
+}
+
+// launch(kernel<...>, {grid, block, smem_bytes, stream}, arguments...): an empty grid is no work, not an error.
+// A refused launch is reported here; a fault inside the kernel surfaces at the next synchronizing CUDA_CHECK.
+template <class... Params, class... Args>
+inline void launch(void (*kernel)(Params...), Launch where, Args... args) {
+    if (where.grid.x == 0 || where.grid.y == 0 || where.grid.z == 0) return;
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = launch_config((const void *)kernel, where, attributes);
+    cuda_check_(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch", where.file, where.line);
 }
 
 template <class A, class B>

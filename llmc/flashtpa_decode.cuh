@@ -174,6 +174,7 @@ struct DecodeState {
 
 static constexpr float DECODE_SLACK = 4;    // the running maximum follows only when it is outgrown by 2^this: few pages do
 __host__ __device__ constexpr int decode_q_pitch(int HS) { return HS + 8; }    // of a row of q or bQ in shared memory: rows in different banks
+__host__ __device__ constexpr bool decode_q_stays(int HS) { return HS == 64; }          // in registers, of which there are enough
 
 // q of two steps of 16 elements, of one eight of columns, as mma wants it; `from`: of the eight's first column.
 template <int HS>
@@ -182,13 +183,13 @@ __device__ __forceinline__ void decode_load_q(uint32_t (&q)[4], const bf16 *from
     ptx_ldmatrix(q, smem_address(from + lane % 8 * decode_q_pitch(HS) + 16 * step + lane / 8 * 8));
 }
 
-// A page in shared memory. q_tile: the tile's queries, (columns, pitch); q_kept: the same in registers, where Q_STAYS. head: the tile's first.
+// A page in shared memory. q_tile: the tile's queries, (columns, pitch); q_kept: the same in registers, where it stays. head: the tile's first.
 // masked: a column of query i (columns: the thread's) sees only the first sees + i tokens of the page, of which `live` exist; what lies in the
 // others may be NaN. FACTORED: there are weights; RANKS: of k and v, 0: any.
 //
 // e4m3: with scales K, V of a token, logits are K s. The weights that its v get, p V, are found as one power of two of K s + log2 V, and
 // kept below it by a running maximum of that, so that they fit fp16; p itself, for the sum, is that over V.
-template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS, bool Q_STAYS>
+template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS>
 __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const bf16 *q_tile, const uint32_t (&q_kept)[EIGHTS][HS / 32][4],
                                             const unsigned char *page_pointer, const CacheShape &shape, const DecodePlan &plan, int head, bool masked,
                                             const int2 *columns, int sees, int live) {
@@ -251,7 +252,7 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
             #pragma unroll
             for (int n = 0; n < EIGHTS; n++) {
                 uint32_t q[4];
-                if (Q_STAYS) memcpy(q, q_kept[n][k], sizeof q);
+                if (decode_q_stays(HS)) memcpy(q, q_kept[n][k], sizeof q);
                 else decode_load_q<HS>(q, q_tile + 8 * n * decode_q_pitch(HS), 2 * k);
                 N::mma(c[n], a[0], q[0], q[1]);
                 N::mma(c[n], a[1], q[2], q[3]);
@@ -379,16 +380,16 @@ __host__ __device__ inline int decode_share(int i, int each, int more) { return 
 // The runs of pages that clusters have. All streams' pages stand in one row, sequence by sequence.
 struct DecodeRuns {
     const int *first;           // (B + 1) pages before each sequence, of one stream
-    int B, streams, splits, stream_total;
+    int B, streams, splits;
     int parts, each, more;      // splits 0: `parts` clusters have pages, the first `more` of them each + 1 pages, the others `each`
-    __device__ DecodeRuns(const DecodeArgs &a, const DecodePlan &plan, const int *first, int stream_total)
-        : first(first), B(a.B), streams(a.shape.streams), splits(a.splits), stream_total(stream_total) {
-        const unsigned total = stream_total * streams;
-        parts = total >= 2u * (unsigned)plan.min_pages ? min(plan.clusters, (int)(total / (unsigned)plan.min_pages)) : 1;
-        each = parts == 1 ? total : total / (unsigned)parts, more = total - each * parts;
+    __device__ DecodeRuns(const DecodeArgs &a, const DecodePlan &plan, const int *first)
+        : first(first), B(a.B), streams(a.shape.streams), splits(a.splits) {
+        const unsigned total = first[B] * streams;
+        parts = max(min(plan.clusters, (int)(total / (unsigned)plan.min_pages)), 1);
+        each = total / (unsigned)parts, more = total - each * parts;
     }
-    __device__ int pages(int b) const { return B == 1 ? stream_total : first[b + 1] - first[b]; }
-    __device__ int base(int b, int stream) const { return (B == 1 ? 0 : first[b] * streams) + stream * pages(b); }
+    __device__ int pages(int b) const { return first[b + 1] - first[b]; }
+    __device__ int base(int b, int stream) const { return first[b] * streams + stream * pages(b); }
     __device__ static int owner_of(unsigned page, unsigned each, unsigned more) {
         unsigned large = more * (each + 1);
         return page < large ? page / (each + 1) : more + (page - large) / each;
@@ -494,7 +495,6 @@ __global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1)
 decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
     constexpr int WIDTH = 8 * EIGHTS, UNITS = HS / 2, RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
-    constexpr bool Q_STAYS = HS == 64;      // in registers, of which there are enough
     __shared__ DecodePart parts[2];
     __shared__ int is_last;
     extern __shared__ __align__(1024) unsigned char smem[];     // as attention.cuh declares it too
@@ -563,7 +563,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         }
         if (lane == 0) first[a.B] = total;
         __syncwarp();
-        const DecodeRuns runs(a, plan, first, total);
+        const DecodeRuns runs(a, plan, first);
         int run_begin, run_end;
         runs.run(cluster, &run_begin, &run_end);
         if (run_begin == run_end) {                         // nothing to do
@@ -718,7 +718,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         ptx_named_barrier(1, threads);      // q is there
         const bf16 *q_tile = q + tile * WIDTH * PITCH;
         uint32_t q_kept[EIGHTS][HS / 32][4];
-        if (Q_STAYS)
+        if (decode_q_stays(HS))
             #pragma unroll
             for (int n = 0; n < EIGHTS; n++)
                 #pragma unroll
@@ -735,9 +735,9 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         for (int page = group; page < (group < groups ? pages : 0); page += groups) {
             const int token = (part.page + page) * PAGE;
             ptx_barrier_wait(full(place), parity);
-            decode_page<Number, HS, EIGHTS, FACTORED, RANKS, Q_STAYS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y,
-                                                                      token + PAGE > all_see, columns + tile * WIDTH + 2 * t, before + 1 - token,
-                                                                      before + a.n - token);
+            decode_page<Number, HS, EIGHTS, FACTORED, RANKS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y,
+                                                             token + PAGE > all_see, columns + tile * WIDTH + 2 * t, before + 1 - token,
+                                                             before + a.n - token);
             __syncwarp();
             if (lane == 0) ptx_barrier_arrive(free(place));
             if (++place == (group + 1) * plan.depth) place -= plan.depth, parity ^= 1;
@@ -860,18 +860,14 @@ __global__ void decode_probe_kernel() {}
 // Clusters of so many thread blocks that this GPU runs at once, where a block fills a multiprocessor: not all groups of multiprocessors
 // divide by that. Asked once, as it takes long.
 inline int decode_clusters(int cluster) {
-    static int known[17];
+    static int known[DECODE_MAX_CLUSTER + 1];
     if (!known[cluster]) {
         known[cluster] = device_attribute(cudaDevAttrMultiProcessorCount);
         if (cluster > 1) {
-            const int smem = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-            CUDA_CHECK(cudaFuncSetAttribute((const void *)decode_probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem));
-            CUDA_CHECK(cudaFuncSetAttribute((const void *)decode_probe_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-            cudaLaunchAttribute attribute = {};
-            attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {(unsigned)cluster, 1, 1};
-            cudaLaunchConfig_t config = {};
-            config.gridDim = dim3((unsigned)cluster), config.blockDim = dim3(32 * (DECODE_WARPS + 1)), config.dynamicSmemBytes = smem;
-            config.attrs = &attribute, config.numAttrs = 1;
+            Launch where(dim3((unsigned)cluster), 32 * (DECODE_WARPS + 1), (size_t)device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0);
+            where.cluster = cluster;
+            cudaLaunchAttribute attributes[2] = {};
+            cudaLaunchConfig_t config = launch_config((const void *)decode_probe_kernel, where, attributes);
             CUDA_CHECK(cudaOccupancyMaxActiveClusters(&known[cluster], decode_probe_kernel, &config));
         }
     }
@@ -880,6 +876,10 @@ inline int decode_clusters(int cluster) {
 
 // How the fast kernel would do it, for what this GPU has. groups 0: it cannot.
 inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int cluster, int splits, int min_pages) {
+    const bool hopper = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+    if (cluster < 0 || cluster > (hopper ? DECODE_MAX_CLUSTER : 1) || (cluster & (cluster - 1)))
+        die(EXIT_SYSTEM, "flashtpa_decode: clusters of %d thread blocks; on this GPU there can be %s, or 0: chosen", cluster,
+            hopper ? "1, 2, 4, 8 or 16" : "1");
     DecodePlan p = {};
     int smem = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     if (sizeof(floatX) != 2 || (s.HS != 64 && s.HS != 128) || s.number_bytes > 2) return p;
@@ -896,7 +896,7 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     int tiles = tiles_of(n), per_query = ceil_div(s.heads, width);
     p.chunks = chunks_of(n), p.tiles = ceil_div(tiles, p.chunks);
     // the largest clusters of which there are enough for all streams
-    p.cluster = cluster > 0 ? cluster : device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? 16 : 1;
+    p.cluster = cluster > 0 ? cluster : hopper ? DECODE_MAX_CLUSTER : 1;
     while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < B * s.streams * p.chunks) p.cluster /= 2;
     p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
     while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;

@@ -196,7 +196,7 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<Cut> cuts,
                 bool same = run == 0 || !memcmp(before.data(), got.data(), got.size() * sizeof(floatX));
                 if (!(error <= 1e-2) || guarded > 0 || !same)
                     good = false, bad += " | version " + std::to_string(version) + " cluster " + std::to_string(cut.cluster) + " splits " +
-                                         std::to_string(cut.splits) + " error " + std::to_string(error) +
+                                         std::to_string(cut.splits) + " min_pages " + std::to_string(cut.min_pages) + " error " + std::to_string(error) +
                                          (guarded > 0 ? " wrote past the end" : "") + (same ? "" : " second run differs");
                 before.swap(got);
             }
