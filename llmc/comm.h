@@ -66,11 +66,13 @@ struct CommCall {
     int givers;                 // EXCHANGE: ranks below this one send, the others only receive
 };
 
-// A rank that waited in vain ends: another one has died, hangs, or cannot be reached. Not by exit(), which might wait for it too.
+// A rank that waited in vain ends: another one has died, hangs, or cannot be reached. Not by exit(), which might wait for it too; and
+// not at once, since mpirun ends all the others when one has ended: those that wait as long get half a second to say where.
 LLMC_FN __attribute__((noreturn)) void comm_give_up(const Comm *c, const char *what, const char *why) {
     fflush(stdout);
     fprintf(stderr, "%s: gave up in \"%s\" of step %lld: %s\n", *program_name_(), what, (long long)c->step, why);
     fflush(stderr);
+    usleep(500000);
     _exit(EXIT_SYSTEM);
 }
 
