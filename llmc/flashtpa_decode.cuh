@@ -614,6 +614,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 ptx_wait_for_previous();
             }
             ptx_barrier_wait(query_free, i % 2 ^ 1);        // the first round passes: the phase before phase 0 counts as complete
+            __syncwarp();       // a lane that still waited when the others bring the next phase about would wait for ever
             fetch_queries(g.b, g.stream);
             if (run_begin > g.base || g.base + g.all > run_end) {
                 const int first_cluster = runs.owner(g.b, g.stream, g.base);
@@ -728,7 +729,8 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         ptx_barrier_wait(part_full, i % 2);
         const DecodePart &part = parts[i % 2];
         if (part.b < 0) break;
-        if (lane == 0) ptx_barrier_arrive(query_free);     // not before: the next part must not follow while a warp still waits for this one
+        __syncwarp();
+        if (lane == 0) ptx_barrier_arrive(query_free);     // not before: the next part must not follow while a lane still waits for this one
         const int before = part.before, pages = part.pages, groups = part.groups;
         const int all_see = before + max(head0.x, 0) + 1;      // tokens that all columns see
         #pragma unroll 1

@@ -27,6 +27,8 @@ for i in 1 2 3 4 5 6; do cat README.md; done >"$tmp/text.txt"
 shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
 data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin" -s 0 -u 2 -t 32 --threads 1)
 small=("$train" "${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -b 2 -d 256 -m 0 -v 25 -x 50 -n 25)   # 4 micro-batches a step
+# until_step N FILE: waits, half a minute at most, until the run whose output goes there has come to step N
+until_step() { for _ in $(seq 300); do grep -q "^step $1/" "$2" && return; sleep 0.1; done; }
 weights() { cat "$1/model.safetensors" 2>/dev/null | sha256sum; }
 curve() { grep -o '"\(step\|loss\|norm\|val_loss\)":[^,}]*' "$1/metrics.jsonl"; }
 # same NAME FOLDER: the run in FOLDER has the losses (to 1e-6, and in fact to the last bit) and the last weights of the one process
@@ -50,14 +52,14 @@ goes_on() {
     check "$name: a checkpoint is there" "$([ -n "$last" ] && [ -d "$folder/$(printf 'step_%08d' "$last")" ] && echo 1)" "$(tail -1 "$folder/main.log")"
     "$@" -o "$folder" -y >"$tmp/log" 2>&1 &
     local pid=$!
-    for i in $(seq 100); do [ "$(grep -c '"loss"' "$folder/metrics.jsonl")" -gt $((last + 20)) ] && break; sleep 0.05; done
+    for i in $(seq 600); do [ "$(grep -c '"loss"' "$folder/metrics.jsonl")" -gt $((last + 20)) ] && break; sleep 0.05; done
     kill -9 $pid; wait $pid 2>/dev/null
     check "$name: resuming goes on to the bit" "$([ "$(curve "$folder" | grep -v step | head -$((2 * last + 30)))" = "$(curve "$tmp/never_stopped" | grep -v step | head -$((2 * last + 30)))" ] && [ "$(grep -c '"loss"' "$folder/metrics.jsonl")" -gt $((last + 15)) ] && echo 1)" "$(tail -1 "$tmp/log")"
 }
 for signal in TERM USR1; do
     "${endless[@]}" -o "$tmp/$signal" >"$tmp/log" 2>&1 &
     pid=$!
-    sleep 0.3
+    until_step 5 "$tmp/log"
     kill -$signal $pid
     wait $pid
     check "SIG$signal: exit code 0" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/log")"
@@ -134,7 +136,7 @@ disagree "a run's folder without --resume, said once" "resume" -np 3 "${small[@]
 mpi 4 "${endless[@]}" -z 1 --comm-timeout 2 -o "$tmp/hangs" >"$tmp/log" 2>&1 &
 job=$!
 ranks_of() { pgrep -f "^$train .* -o $1\$"; }
-for i in $(seq 100); do grep -q '^step 20/' "$tmp/log" && break; sleep 0.1; done
+until_step 20 "$tmp/log"
 victim=$(ranks_of "$tmp/hangs" | sed -n 2p)
 kill -STOP "$victim"
 start=$SECONDS
@@ -148,7 +150,7 @@ kill -9 "$victim" 2>/dev/null
 signalled() {   # signalled NAME FOLDER WHOM SIGNAL
     mpi 3 "${endless[@]}" -z 2 -o "$2" >"$tmp/log" 2>&1 &
     local job=$!
-    sleep 0.8
+    until_step 5 "$tmp/log"
     if [ "$3" = rank ]; then kill -"$4" "$(ranks_of "$2" | sed -n 2p)"; else kill -"$4" "$(pgrep -f "^mpirun .* -o $2\$")"; fi
     wait $job
     check "$1: exit code 0" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/log")"
@@ -214,7 +216,7 @@ if ip netns add ${hosts}a 2>/dev/null && ip netns add ${hosts}b && ip link add v
     same "two machines over TCP" "$tmp/machines"
     two_machines "${big[@]}" -x 3000 -n 10 -z 1 --comm-timeout 5 -o "$tmp/cut" >"$tmp/log" 2>&1 &
     job=$!
-    for i in $(seq 100); do grep -q '^step 40/' "$tmp/log" && break; sleep 0.1; done
+    until_step 40 "$tmp/log"
     ip -n ${hosts}a link set v${hosts}a down
     start=$SECONDS
     wait $job
@@ -228,7 +230,7 @@ if ip netns add ${hosts}a 2>/dev/null && ip netns add ${hosts}b && ip link add v
     "${big[@]}" -x 3000 -n 10 -o "$tmp/cut" -y >"$tmp/log" 2>&1 &
     cut=$!
     goal=$(printf 'step_%08d' $((last + 20)))
-    for i in $(seq 200); do [ -d "$tmp/cut/$goal" ] && [ -d "$tmp/uncut/$goal" ] && break; sleep 0.1; done
+    for i in $(seq 600); do [ -d "$tmp/cut/$goal" ] && [ -d "$tmp/uncut/$goal" ] && break; sleep 0.1; done
     kill -9 $cut $uncut 2>/dev/null
     wait $cut $uncut 2>/dev/null
     n=$((2 * (last + 20)))      # of each step two numbers
