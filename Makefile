@@ -85,6 +85,7 @@ help:
 	@echo 'make train_t6cu      the GPU trainer (CUDA 12 or 13)'
 	@echo 'make generate_t6cu   text from a checkpoint, on the GPU'
 	@echo 'make test_t6cu       the GPU trainer against train_t6.c; run ./test_t6cu'
+	@echo 'make test_decode     the decoding kernels on an emulated GPU, which needs nvcc'"'"'s headers but no GPU; run ./test_decode'
 	@echo 'make cuda_benches    microbenchmarks of the GPU operators, dev/cuda/X.cu to build/X'
 	@echo 'make test            every test there is (scripts/test.sh)'
 	@echo 'make headers         each header of llmc/ compiles alone'
@@ -144,6 +145,17 @@ $(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS) -lutf8proc
 
+# The decoding kernels on an emulated GPU, which wants shared memory declared in its own way.
+EMULATED := $(addprefix build/emulated/,$(wildcard llmc/*.h llmc/*.cuh) dev/cuda/bench.cuh dev/cuda/flashtpa_decode.cu)
+build/emulated/%: %
+	@mkdir -p $(@D)
+	@sed -E -e 's/extern __shared__ __align__\([0-9]*\) unsigned char (\w+)\[\]/unsigned char *const \1 = gpu_dynamic_shared()/' \
+	        -e 's/__shared__ (\w+) (\w+)((\[[^];]*\])*);/auto \&\2 = gpu_shared<\1\3, __COUNTER__>();/' $< >$@
+$(P)test_decode $(P)test_decode_sm80: test/test_decode.cu test/emulated_gpu.h $(EMULATED) Makefile | check-nvcc
+	@mkdir -p $(@D)
+	g++ -O1 -std=c++17 -fopenmp -fno-strict-aliasing -U_FORTIFY_SOURCE -DEMULATED_CC=$(if $(findstring sm80,$@),8,9) $(CUDA_PATHS) -Ibuild/emulated \
+	  -include test/emulated_gpu.h -x c++ $< -o $@ -lcjson
+
 cuda_benches: $(CUDA_BENCHES)
 build/%: dev/cuda/%.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
@@ -166,6 +178,6 @@ test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 generate_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units data/tokenize data/toy_corpus *.d *.o data/*.d
+	rm -rf build train_t6 generate_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units test_decode test_decode_sm80 data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d build/*.d)

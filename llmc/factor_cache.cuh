@@ -111,7 +111,9 @@ enum { CACHE_THREADS = 128 };
 // One block: a token and a stream.
 template <class Number>
 __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid_constant__ CacheWrite w) {
-    __shared__ float cosine[64], sine[64], shared[32];
+    __shared__ float cosine[64];
+    __shared__ float sine[64];
+    __shared__ float shared[32];
     const CacheShape &s = w.shape;
     ptx_let_next_begin();
     int b = blockIdx.x / w.n, stream = blockIdx.y, half = s.HS / 2;

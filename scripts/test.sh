@@ -59,6 +59,10 @@ if make -s check-nvcc 2>/dev/null; then     # for the GPU that is here; where th
         step "nvcc, no warnings, $p" make -s OUT="build/$p" PRECISION=$p "build/$p/train_t6cu" "build/$p/generate_t6cu" "build/$p/test_t6cu"
         if nvidia-smi -L >/dev/null 2>&1; then tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"; fi
     done
+    step "emulated GPU" make -s OUT=build/gcc build/gcc/test_decode build/gcc/test_decode_sm80
+    cases=15; [ -n "$long" ] && cases=300
+    tests "decoding kernels on an emulated GPU" build/gcc/test_decode $cases
+    tests "decoding kernels on an emulated GPU, sm_80" build/gcc/test_decode_sm80 $((cases * 2 / 3))
     tests "GPU programs where they cannot run" test/test_no_gpu.sh build/BF16/train_t6cu build/BF16/generate_t6cu build/BF16/test_t6cu
 else
     echo "skip CUDA: there is no nvcc"

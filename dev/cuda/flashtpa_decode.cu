@@ -74,7 +74,8 @@ struct Cut {
     int cluster, splits, min_pages;
 };
 
-static bool check_layer(const Layer &l, int number_bytes, std::vector<Cut> cuts, uint64_t seed) {
+// plain: version 1 too.
+static bool check_layer(const Layer &l, int number_bytes, std::vector<Cut> cuts, uint64_t seed, bool plain = true) {
     const int NH = (int)l.config.n_head, HS = (int)l.config.head_dim, Pp = (int)l.m.Pp, D = NH * HS;
     DecodeArgs a = decode_args(l, number_bytes);
     const size_t guard = 4096, layer_bytes = cache_layer_bytes(a.shape, l.B, l.capacity);
@@ -172,7 +173,7 @@ static bool check_layer(const Layer &l, int number_bytes, std::vector<Cut> cuts,
     double worst = 0;
     std::string bad;
     std::vector<floatX> before;
-    for (int version = 1; version <= 2; version++)
+    for (int version = plain ? 1 : 2; version <= 2; version++)
         for (Cut cut : version == 1 ? std::vector<Cut>{{0, 0, 0}} : cuts) {
             if (cut.cluster > 1 && device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) continue;
             a.cluster = cut.cluster, a.splits = cut.splits, a.min_pages = cut.min_pages;
@@ -311,6 +312,7 @@ static double time_one(int version, int B, int M, int NH, int HS, int RQ, int RK
     return us;
 }
 
+#ifndef BENCH_NO_MAIN
 int main(int argc, char **argv) {
     set_program_name(argv[0]);
     bool quick = argc == 2 && !strcmp(argv[1], "quick"), table = argc == 2 && !strcmp(argv[1], "time");
@@ -340,3 +342,4 @@ int main(int argc, char **argv) {
     }
     return 0;
 }
+#endif

@@ -1,0 +1,575 @@
+// A GPU for tests, made of one CPU thread: it runs the kernels of llmc/*.cuh as they stand, where there is no GPU, and looks for what a GPU shows
+// once in a thousand launches. Warps, and the lanes of a warp between two collectives, go on in a random order and at random speeds;
+// copies, and what is sent between blocks, arrive at random times. It stops with a line that says where when
+//   - all that is left waits (a hang), or lanes of a warp meet in different collectives;
+//   - a barrier gets more arrivals or bytes than were announced, or anything comes to a block that has ended;
+//   - an address in shared memory is out of range or of the wrong alignment, or the bytes behind shared memory were written.
+// Shared memory is NaN at first, and again where a copy is under way. Not emulated: memory that other threads see late, kernels that overlap,
+// and time. Source: ours; instructions as the PTX manual has them (llmc/ptx.cuh says which sections).
+//
+//   g++ -include test/emulated_gpu.h ...      of sources in which `__shared__` declarations are rewritten: see test_decode in the Makefile
+//   -DEMULATED_CC=8                           the code for sm_80; default 9
+#ifndef EMULATED_GPU_H
+#define EMULATED_GPU_H
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#ifndef EMULATED_CC
+#define EMULATED_CC 9
+#endif
+#undef __shared__                // so that one that was not rewritten does not compile
+#undef __launch_bounds__
+#undef __grid_constant__
+#define __launch_bounds__(...)
+#define __grid_constant__
+#ifndef __forceinline__
+#define __forceinline__ inline
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The machine
+
+struct GpuBarrier { int16_t pending, arrivals; int32_t bytes : 31; uint32_t phase : 1; };       // mbarrier: 8 bytes of shared memory
+
+struct GpuLane {
+    uint3 thread;
+    struct GpuWarp *warp;
+    int lane;
+    enum { READY, IN_COLLECTIVE, WAITING, ENDED } state;
+    char *stack;
+    bool begun;
+    ucontext_t first;           // where it begins
+    jmp_buf at;                 // where it goes on
+    const long *generation;     // WAITING: until this is not `was` any more
+    long was;
+    const GpuBarrier *barrier;  // or until the phase of this parity is complete
+    uint32_t parity;
+    const char *what;
+    long cluster_was;           // between ptx_cluster_arrive and ptx_cluster_wait
+};
+
+struct GpuWarp {
+    struct GpuBlock *block;
+    GpuLane lanes[32];
+    int ended = 0, arrived = 0, collective = 0;
+    long generation = 0;        // collectives done
+    long asleep = -1;           // no lane can run before there is more progress than this
+    double speed;               // the probability that its turn is not passed over
+    char in[32][64], out[32][64];
+};
+
+struct GpuMeeting { int arrived = 0, expected = 0; long generation = 0; };
+
+struct GpuBlock {
+    uint3 number;
+    int rank, running;          // warps that have not ended
+    struct GpuCluster *cluster;
+    unsigned char *shared;      // static shared memory, and dynamic from GPU_STATIC_BYTES on
+    size_t bytes;
+    std::vector<GpuWarp *> warps;
+    GpuMeeting named[16];
+};
+
+struct GpuCluster { std::vector<GpuBlock *> blocks; GpuMeeting meeting; int running; };
+
+enum { GPU_STACK_BYTES = 64 << 10, GPU_STATIC_BYTES = 8 << 10, GPU_GUARD_BYTES = 1 << 10 };
+
+struct Gpu {
+    int multiprocessors = 24;
+    int shared_bytes = 227 << 10;               // a block may have
+    uint64_t random = 0x9e3779b97f4a7c15;
+    GpuLane *lane = NULL;                       // that runs
+    jmp_buf scheduler;
+    std::function<void()> kernel;
+    std::vector<std::function<void()>> under_way;   // what has been started and will be done at some time
+    long progress = 0;                          // barriers, copies and ends: what a hang lacks
+    std::vector<char *> stacks;
+    size_t static_bytes = 0;                    // of all kernels' static shared memory: each has a place of its own
+};
+static Gpu gpu;
+static uint3 threadIdx, blockIdx;               // of the lane that runs
+static dim3 blockDim, gridDim;
+
+static inline uint64_t gpu_random(void) {       // xorshift
+    gpu.random ^= gpu.random << 13, gpu.random ^= gpu.random >> 7, gpu.random ^= gpu.random << 17;
+    return gpu.random;
+}
+static inline double gpu_uniform(void) { return (double)(gpu_random() >> 11) * 0x1p-53; }
+
+[[noreturn]] static inline void gpu_fault(const char *what) {
+    fprintf(stderr, "emulated GPU: %s", what);
+    if (gpu.lane) fprintf(stderr, " (block %u, %u, thread %u)", blockIdx.x, blockIdx.y, threadIdx.x);
+    fprintf(stderr, "\n");
+    exit(1);
+}
+
+static inline GpuBlock *gpu_this_block(void) { return gpu.lane->warp->block; }
+
+
+// The running lane stands aside, and goes on when the scheduler comes back to it.
+static __attribute__((noipa)) void gpu_pause(decltype(GpuLane::READY) state) {
+    gpu.lane->state = state;
+    if (_setjmp(gpu.lane->at) == 0) _longjmp(gpu.scheduler, 1);
+}
+static inline void gpu_pause_at_times(void) { if (gpu_random() % 4 == 0) gpu_pause(GpuLane::READY); }
+static inline void gpu_wait(const long *generation, long was, const GpuBarrier *barrier, uint32_t parity, const char *what) {
+    GpuLane *l = gpu.lane;
+    l->generation = generation, l->was = was, l->barrier = barrier, l->parity = parity, l->what = what;
+    gpu_pause(GpuLane::WAITING);
+}
+static inline bool gpu_can_run(const GpuLane *l) {
+    if (l->state != GpuLane::WAITING) return l->state == GpuLane::READY;
+    return l->barrier ? l->barrier->phase != l->parity : *l->generation != l->was;
+}
+
+static inline void gpu_meet(GpuMeeting *m, int threads, bool wait, const char *what) {
+    if (m->arrived > 0 && m->expected != threads) gpu_fault("threads of one barrier expect different numbers of them");
+    long was = m->generation;
+    m->expected = threads;
+    if (++m->arrived == threads) m->arrived = 0, m->generation++, gpu.progress++;
+    while (wait && m->generation == was) gpu_wait(&m->generation, was, NULL, 0, what);
+}
+
+static void gpu_lane_main(void) {
+    gpu.kernel();
+    gpu.lane->warp->ended++, gpu.progress++;
+    gpu_pause(GpuLane::ENDED);
+}
+
+static inline void gpu_begin_lane(GpuLane *l) {
+    if (gpu.stacks.empty()) gpu.stacks.push_back((char *)mmap(NULL, GPU_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (gpu.stacks.back() == MAP_FAILED) gpu_fault("no memory for another thread's stack");
+    l->stack = gpu.stacks.back(), gpu.stacks.pop_back();
+    l->state = GpuLane::READY, l->begun = false;
+    getcontext(&l->first);
+    l->first.uc_stack.ss_sp = l->stack;
+    l->first.uc_stack.ss_size = GPU_STACK_BYTES - l->thread.x % 32 * 256;      // so that not all stacks' tops fall into one set of the cache
+    l->first.uc_link = NULL;
+    makecontext(&l->first, gpu_lane_main, 0);
+}
+
+static __attribute__((noipa)) void gpu_run_lane(GpuLane *l) {
+    gpu.lane = l, l->state = GpuLane::READY;
+    threadIdx = l->thread, blockIdx = l->warp->block->number;
+    if (_setjmp(gpu.scheduler) == 0) {
+        if (l->begun) _longjmp(l->at, 1);
+        l->begun = true;
+        setcontext(&l->first);
+    }
+    gpu.lane = NULL;
+}
+
+static inline GpuCluster *gpu_begin_cluster(int number, int size, size_t bytes) {
+    GpuCluster *c = new GpuCluster;
+    int along_x = (int)gridDim.x / size, warps = ((int)blockDim.x + 31) / 32;
+    c->running = size;
+    for (int rank = 0; rank < size; rank++) {
+        GpuBlock *b = new GpuBlock;
+        b->number = {(unsigned)(number % along_x * size + rank), (unsigned)(number / along_x), 0};
+        b->rank = rank, b->cluster = c, b->running = warps, b->bytes = GPU_STATIC_BYTES + bytes;
+        size_t all = (b->bytes + GPU_GUARD_BYTES + 1023) / 1024 * 1024;
+        b->shared = (unsigned char *)aligned_alloc(1024, all);
+        memset(b->shared, 0xff, all);
+        for (int w = 0; w < warps; w++) {
+            GpuWarp *warp = new GpuWarp;
+            warp->block = b;
+            warp->speed = gpu_random() % 8 == 0 ? 0.02 : 0.3 + 0.7 * gpu_uniform();      // some fall far behind
+            for (int i = 0; i < 32; i++) {
+                GpuLane *l = &warp->lanes[i];
+                l->thread = {(unsigned)(w * 32 + i), 0, 0}, l->warp = warp, l->lane = i;
+                gpu_begin_lane(l);
+            }
+            b->warps.push_back(warp);
+        }
+        c->blocks.push_back(b);
+    }
+    return c;
+}
+
+static inline void gpu_end_cluster(GpuCluster *c) {
+    std::vector<std::function<void()>> rest;
+    rest.swap(gpu.under_way);
+    for (auto &f : rest) f();           // to others, or it is a fault
+    for (GpuBlock *b : c->blocks) {
+        for (int i = 0; i < GPU_GUARD_BYTES; i++) if (b->shared[b->bytes + i] != 0xff) gpu_fault("bytes behind shared memory were written");
+        free(b->shared);
+        for (GpuWarp *w : b->warps) delete w;
+        delete b;
+    }
+    delete c;
+}
+
+[[noreturn]] static inline void gpu_hang(const std::vector<GpuWarp *> &running) {
+    for (GpuWarp *w : running)
+        for (GpuLane &l : w->lanes)
+            if (l.state != GpuLane::ENDED) {
+                fprintf(stderr, "block %u, %u, thread %u of %zu warps that are left: %s\n", w->block->number.x, w->block->number.y, l.thread.x, running.size(),
+                        l.state == GpuLane::WAITING ? l.what : l.state == GpuLane::IN_COLLECTIVE ? "waits for its warp's other lanes" : "runs");
+                break;
+            }
+    gpu_fault("a hang");
+}
+
+// Runs a grid to its end: as many clusters at once as there are multiprocessors for, a block each.
+static inline void gpu_run(int cluster, size_t bytes) {
+    if ((int)bytes > gpu.shared_bytes || gridDim.x % cluster || blockDim.x % 32) gpu_fault("a launch that cannot be");
+    std::vector<int> order;
+    for (int i = 0; i < (int)(gridDim.x / cluster * gridDim.y); i++) order.push_back(i), std::swap(order[i], order[gpu_random() % order.size()]);
+    static const double paces[] = {0.02, 0.3, 1, 3};
+    const double pace = paces[gpu_random() % 4];        // of what is under way
+    int resident = 0;
+    long progress = -1, idle = 0;
+    std::vector<GpuWarp *> running;
+    while (!order.empty() || !running.empty()) {
+        while (!order.empty() && (resident == 0 || (resident + 1) * cluster <= gpu.multiprocessors)) {
+            GpuCluster *c = gpu_begin_cluster(order.back(), cluster, bytes);
+            for (GpuBlock *b : c->blocks) running.insert(running.end(), b->warps.begin(), b->warps.end());
+            order.pop_back(), resident++;
+        }
+        const size_t turn = gpu_random() % running.size();
+        GpuWarp *w = running[turn];
+        if (w->asleep != gpu.progress && gpu_uniform() < w->speed)
+            for (int rounds = 1 + gpu_random() % 6, from = gpu_random() % 32, ran = 1; rounds > 0 && ran; rounds--) {
+                ran = 0;
+                for (int i = 0; i < 32; i++) {
+                    GpuLane *l = &w->lanes[(from + i) % 32];
+                    if (gpu_can_run(l)) gpu_run_lane(l), ran = 1;
+                }
+                if (!ran) w->asleep = gpu.progress;
+            }
+        if (w->ended == 32) {
+            for (GpuLane &l : w->lanes) gpu.stacks.push_back(l.stack);
+            running[turn] = running.back(), running.pop_back();
+            GpuCluster *c = w->block->cluster;
+            if (--w->block->running == 0 && --c->running == 0) gpu_end_cluster(c), resident--;
+        }
+        for (double p = pace; !gpu.under_way.empty() && (p >= 1 || gpu_uniform() < p); p -= 1) {
+            std::swap(gpu.under_way[gpu_random() % gpu.under_way.size()], gpu.under_way.back());
+            std::function<void()> f = std::move(gpu.under_way.back());
+            gpu.under_way.pop_back(), gpu.progress++;
+            f();
+        }
+        if (gpu.progress != progress) progress = gpu.progress, idle = 0;
+        else if (gpu.under_way.empty() && ++idle > 2000000 + 20000 * (long)running.size()) gpu_hang(running);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What CUDA C++ has names for
+
+// A collective: all lanes of a warp come with their `in`, the last makes everyone's `out`. id: they must all have come to the same one.
+template <class Out, class In, class F>
+static inline Out gpu_collective(int id, In in, F f) {
+    GpuLane *l = gpu.lane;
+    GpuWarp *w = l->warp;
+    static_assert(sizeof(In) <= 64 && sizeof(Out) <= 64, "a lane brings and gets at most 64 bytes");
+    if (w->arrived > 0 && w->collective != id) gpu_fault("lanes of a warp have come to different collectives");
+    if (w->ended > 0) gpu_fault("a collective, of a warp of which lanes have ended");
+    w->collective = id;
+    memcpy(w->in[l->lane], &in, sizeof in);
+    const long was = w->generation;
+    if (++w->arrived < 32) while (w->generation == was) gpu_pause(GpuLane::IN_COLLECTIVE);
+    else {
+        In all[32];
+        Out outs[32];
+        for (int i = 0; i < 32; i++) memcpy(&all[i], w->in[i], sizeof in);
+        f(all, outs);
+        for (int i = 0; i < 32; i++) memcpy(w->out[i], &outs[i], sizeof(Out));
+        w->arrived = 0, w->generation++;
+        for (GpuLane &other : w->lanes) if (other.state == GpuLane::IN_COLLECTIVE) other.state = GpuLane::READY;
+        gpu_pause_at_times();
+    }
+    Out out;
+    memcpy(&out, w->out[l->lane], sizeof out);
+    return out;
+}
+
+template <class X> static inline X gpu_shuffle(int id, X x, int from) {
+    struct In { X x; int from; };
+    return gpu_collective<X>(id, In{x, from}, [](const In *in, X *out) { for (int i = 0; i < 32; i++) out[i] = in[in[i].from & 31].x; });
+}
+static inline unsigned gpu_ballot(int id, bool x) {
+    return gpu_collective<unsigned>(id, x, [](const bool *in, unsigned *out) {
+        unsigned all = 0;
+        for (int i = 0; i < 32; i++) all |= (unsigned)in[i] << i;
+        for (int i = 0; i < 32; i++) out[i] = all;
+    });
+}
+#define __shfl_sync(mask, x, from) gpu_shuffle(__LINE__, x, from)
+#define __shfl_xor_sync(mask, x, y) gpu_shuffle(__LINE__, x, gpu.lane->lane ^ (y))
+#define __shfl_up_sync(mask, x, y) gpu_shuffle(__LINE__, x, gpu.lane->lane >= (y) ? gpu.lane->lane - (y) : gpu.lane->lane)
+#define __ballot_sync(mask, x) gpu_ballot(__LINE__, x)
+#define __any_sync(mask, x) (gpu_ballot(__LINE__, x) != 0)
+#define __syncwarp() ((void)gpu_ballot(__LINE__, true))
+#define __syncthreads() gpu_meet(&gpu_this_block()->named[0], (int)blockDim.x, true, "__syncthreads")
+
+// `__shared__ T x[n];` and `extern __shared__ unsigned char smem[];` are rewritten to these.
+template <class T, int NUMBER> static inline T &gpu_shared(void) {
+    static const size_t at = (gpu.static_bytes += (sizeof(T) + 15) / 16 * 16) - (sizeof(T) + 15) / 16 * 16;
+    if (at + sizeof(T) > GPU_STATIC_BYTES) gpu_fault("too much static shared memory");
+    return *(T *)(gpu_this_block()->shared + at);
+}
+static inline unsigned char *gpu_dynamic_shared(void) { return gpu_this_block()->shared + GPU_STATIC_BYTES; }
+
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
+static inline float __fdividef(float x, float y) { return x / y; }
+#define __log2f log2f
+static inline void sincospif(float x, float *s, float *c) { *s = (float)sin(M_PI * x), *c = (float)cos(M_PI * x); }
+template <class T> static inline T __ldcg(const T *p) { return *p; }
+template <class T> static inline T __ldcs(const T *p) { return *p; }
+template <class T> static inline void __stcs(T *p, T x) { *p = x; }
+static inline float __uint_as_float(uint32_t x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t order) {
+    uint64_t both = (uint64_t)y << 32 | x;
+    uint32_t z = 0;
+    for (int i = 0; i < 4; i++) z |= (uint32_t)(both >> 8 * (order >> 4 * i & 7) & 255) << 8 * i;
+    return z;
+}
+
+// The runtime: global memory is the program's own, a launch runs to its end.
+static inline cudaError_t gpu_attribute(int *value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? EMULATED_CC : attribute == cudaDevAttrMultiProcessorCount ? gpu.multiprocessors
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? gpu.shared_bytes : 0;
+    return cudaSuccess;
+}
+template <class... P, class... A> static inline cudaError_t gpu_launch(const cudaLaunchConfig_t *config, void (*kernel)(P...), A... args) {
+    int cluster = 1;
+    for (unsigned i = 0; i < config->numAttrs; i++)
+        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = (int)config->attrs[i].val.clusterDim.x;
+    gridDim = config->gridDim, blockDim = config->blockDim;
+    gpu.kernel = [=] { kernel(args...); };
+    gpu_run(cluster, config->dynamicSmemBytes);
+    return cudaSuccess;
+}
+template <class X> static inline cudaError_t gpu_malloc(X **p, size_t bytes) {
+    *p = (X *)aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+template <class K> static inline cudaError_t gpu_clusters(int *n, K, const cudaLaunchConfig_t *config) {
+    *n = gpu.multiprocessors / (int)config->attrs[0].val.clusterDim.x;
+    return cudaSuccess;
+}
+#define cudaGetErrorString(error) "?"
+#define cudaGetErrorName(error) "?"
+#define cudaGetDevice(p) (*(p) = 0, cudaSuccess)
+#define cudaDeviceGetAttribute gpu_attribute
+#define cudaFuncSetAttribute(...) cudaSuccess
+#define cudaOccupancyMaxActiveClusters gpu_clusters
+#define cudaLaunchKernelEx gpu_launch
+#define cudaDeviceSynchronize() cudaSuccess
+#define cudaMalloc gpu_malloc
+#define cudaFree(p) (free(p), cudaSuccess)
+#define cudaMemset(p, x, bytes) (memset(p, x, bytes), cudaSuccess)
+#define cudaMemcpy(to, from, bytes, kind) (memcpy(to, from, bytes), cudaSuccess)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// PTX: the functions of llmc/ptx.cuh, which is left out
+#define LLMC_PTX_CUH
+#define PTX_BULK_COPIES (EMULATED_CC >= 9)
+
+// Addresses in shared memory: the offset, and in the high byte the rank of a block of the cluster, or OWN.
+enum { GPU_OWN = 0xff };
+static inline uint32_t smem_address(const void *p) {
+    ptrdiff_t at = (const unsigned char *)p - gpu_this_block()->shared;
+    if (at < 0 || at > (ptrdiff_t)gpu_this_block()->bytes) gpu_fault("the address of something that is not in shared memory");
+    return (uint32_t)at | (uint32_t)GPU_OWN << 24;
+}
+static inline unsigned char *gpu_at(GpuBlock *from, uint32_t address, size_t bytes, size_t alignment) {
+    uint32_t rank = address >> 24, at = address & 0xffffff;
+    GpuBlock *b = rank == GPU_OWN ? from : rank < from->cluster->blocks.size() ? from->cluster->blocks[rank] : NULL;
+    if (!b) gpu_fault("an address in a block that the cluster does not have");
+    if (b->running == 0) gpu_fault("something comes to a block that has ended");
+    if (at + bytes > b->bytes || at % alignment) gpu_fault("an address in shared memory is out of range, or of the wrong alignment");
+    return b->shared + at;
+}
+static inline GpuBarrier *gpu_barrier(GpuBlock *from, uint32_t address) { return (GpuBarrier *)gpu_at(from, address, 8, 8); }
+
+static inline uint16_t gpu_half(uint32_t x, int high) { return (uint16_t)(x >> 16 * high); }
+static inline uint32_t gpu_pack(__nv_bfloat16_raw low, __nv_bfloat16_raw high) { return low.x | (uint32_t)high.x << 16; }
+static inline uint32_t gpu_pack(__half_raw low, __half_raw high) { return low.x | (uint32_t)high.x << 16; }
+static inline float gpu_from_bf16(uint16_t x) { return __uint_as_float((uint32_t)x << 16); }
+static inline float gpu_from_f16(uint16_t x) {
+    __half_raw raw;
+    raw.x = x;
+    return __half2float(__half(raw));
+}
+
+static inline float ptx_exp2(float x) { return exp2f(x); }
+static inline uint32_t ptx_pack_bf16(float low, float high) {
+    return gpu_pack(__nv_bfloat16_raw(__float2bfloat16_rn(low)), __nv_bfloat16_raw(__float2bfloat16_rn(high)));
+}
+static inline uint32_t ptx_pack_f16(float low, float high) { return gpu_pack(__half_raw(__float2half_rn(low)), __half_raw(__float2half_rn(high))); }
+static inline uint32_t ptx_mul_bf16(uint32_t x, uint32_t y) {
+    return ptx_pack_bf16(gpu_from_bf16(gpu_half(x, 0)) * gpu_from_bf16(gpu_half(y, 0)), gpu_from_bf16(gpu_half(x, 1)) * gpu_from_bf16(gpu_half(y, 1)));
+}
+static inline uint32_t ptx_mul_f16(uint32_t x, uint32_t y) {
+    return ptx_pack_f16(gpu_from_f16(gpu_half(x, 0)) * gpu_from_f16(gpu_half(y, 0)), gpu_from_f16(gpu_half(x, 1)) * gpu_from_f16(gpu_half(y, 1)));
+}
+static inline void ptx_e4m3_to_f16(uint32_t &low, uint32_t &high, uint32_t x) {
+    __half_raw y[4];
+    for (int i = 0; i < 4; i++) y[i] = __nv_cvt_fp8_to_halfraw((uint8_t)(x >> 8 * i), __NV_E4M3);
+    low = gpu_pack(y[0], y[1]), high = gpu_pack(y[2], y[3]);
+}
+
+struct GpuFour { uint32_t x[4]; };
+// An 8 x 8 matrix of 16 bits as a warp holds one: lane l has elements 2 (l % 4) and the next of row l / 4, or of column l / 4.
+static inline uint32_t gpu_fragment(const uint16_t (&m)[8][8], int l, bool transposed) {
+    int i = l / 4, j = l % 4 * 2;
+    return transposed ? m[j][i] | (uint32_t)m[j + 1][i] << 16 : m[i][j] | (uint32_t)m[i][j + 1] << 16;
+}
+static inline void gpu_ldmatrix(uint32_t (&x)[4], uint32_t from, bool transposed) {
+    GpuBlock *b = gpu_this_block();
+    GpuFour y = gpu_collective<GpuFour>(-1 - transposed, from, [=](const uint32_t *in, GpuFour *out) {
+        for (int k = 0; k < 4; k++) {
+            uint16_t m[8][8];
+            for (int row = 0; row < 8; row++) memcpy(m[row], gpu_at(b, in[8 * k + row], 16, 16), 16);
+            for (int l = 0; l < 32; l++) out[l].x[k] = gpu_fragment(m, l, transposed);
+        }
+    });
+    memcpy(x, y.x, sizeof x);
+}
+static inline void ptx_ldmatrix(uint32_t (&x)[4], uint32_t from) { gpu_ldmatrix(x, from, false); }
+static inline void ptx_ldmatrix_trans(uint32_t (&x)[4], uint32_t from) { gpu_ldmatrix(x, from, true); }
+static inline uint32_t ptx_transpose(uint32_t x) {
+    return gpu_collective<uint32_t>(-3, x, [](const uint32_t *in, uint32_t *out) {
+        uint16_t m[8][8];
+        for (int l = 0; l < 32; l++) m[l / 4][l % 4 * 2] = gpu_half(in[l], 0), m[l / 4][l % 4 * 2 + 1] = gpu_half(in[l], 1);
+        for (int l = 0; l < 32; l++) out[l] = gpu_fragment(m, l, true);
+    });
+}
+// c (16 x 8) += a (16 x 16) b (16 x 8)
+template <class F> static inline void gpu_mma(int id, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, F number) {
+    struct In { float c[4]; uint32_t a[4], b[2]; } in;
+    struct Out { float c[4]; };
+    memcpy(in.c, c, sizeof c), memcpy(in.a, a, sizeof a), in.b[0] = b0, in.b[1] = b1;
+    Out y = gpu_collective<Out>(id, in, [=](const In *all, Out *out) {
+        float A[16][16], B[8][16];
+        for (int l = 0; l < 32; l++)
+            for (int k = 0; k < 4; k++)         // a: rows l / 4 and 8 more, columns 2 (l % 4) and 8 more; b: as many columns, each a row of B
+                for (int high = 0; high < 2; high++) {
+                    A[l / 4 + k % 2 * 8][l % 4 * 2 + k / 2 * 8 + high] = number(gpu_half(all[l].a[k], high));
+                    if (k < 2) B[l / 4][l % 4 * 2 + k * 8 + high] = number(gpu_half(all[l].b[k], high));
+                }
+        for (int l = 0; l < 32; l++)
+            for (int e = 0; e < 4; e++) {
+                float sum = 0;
+                for (int k = 0; k < 16; k++) sum += A[l / 4 + e / 2 * 8][k] * B[l % 4 * 2 + e % 2][k];
+                out[l].c[e] = all[l].c[e] + sum;
+            }
+    });
+    memcpy(c, y.c, sizeof c);
+}
+static inline void ptx_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { gpu_mma(-4, c, a, b0, b1, gpu_from_bf16); }
+static inline void ptx_mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { gpu_mma(-5, c, a, b0, b1, gpu_from_f16); }
+
+static inline void ptx_named_barrier(int barrier, int threads) { gpu_meet(&gpu_this_block()->named[barrier], threads, true, "waits at a named barrier"); }
+static inline unsigned ptx_count(unsigned *p) {
+    gpu.progress++;
+    return (*p)++;
+}
+
+static inline void gpu_barrier_step(GpuBarrier *b, int arrivals, int bytes) {    // so many have come
+    if (arrivals > b->pending || bytes > b->bytes) gpu_fault("a barrier hears of more arrivals or bytes than were announced");
+    b->pending -= arrivals, b->bytes = b->bytes - bytes, gpu.progress++;
+    if (b->pending == 0 && b->bytes == 0) b->pending = b->arrivals, b->phase ^= 1;
+}
+static inline void ptx_barrier_init(uint32_t barrier, int arrivals) { *gpu_barrier(gpu_this_block(), barrier) = {(int16_t)arrivals, (int16_t)arrivals, 0, 0}; }
+static inline void ptx_barrier_init_fence() {}
+static inline void ptx_barrier_arrive(uint32_t barrier) {
+    gpu_barrier_step(gpu_barrier(gpu_this_block(), barrier), 1, 0);
+    gpu_pause_at_times();
+}
+static inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
+    if (!PTX_BULK_COPIES) return;
+    GpuBarrier *b = gpu_barrier(gpu_this_block(), barrier);
+    b->bytes = b->bytes + bytes;
+    gpu_barrier_step(b, 1, 0);
+    gpu_pause_at_times();
+}
+static inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) { return gpu_barrier(gpu_this_block(), barrier)->phase != parity; }
+static inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
+    GpuBarrier *b = gpu_barrier(gpu_this_block(), barrier);
+    while (b->phase == parity) gpu_wait(NULL, 0, b, parity, "waits at an mbarrier");
+}
+
+static inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+    GpuBlock *b = gpu_this_block();
+    if ((uintptr_t)from % 16 || bytes % 16) gpu_fault("a copy of other than multiples of 16 bytes");
+    memset(gpu_at(b, to, bytes, 16), 0xff, bytes);
+    gpu.under_way.push_back([=] {
+        memcpy(gpu_at(b, to, bytes, 16), from, bytes);
+        gpu_barrier_step(gpu_barrier(b, barrier), 0, bytes);
+    });
+}
+static inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, int bytes, int rows, int pitch, uint32_t barrier) {
+    GpuBlock *b = gpu_this_block();
+    const int lane = gpu.lane->lane;
+    if (PTX_BULK_COPIES) {
+        if (lane > 0) return;
+        ptx_barrier_arrive_expect(barrier, rows * bytes);
+        for (int i = 0; i < rows; i++) ptx_bulk_load(to + i * bytes, from + (int64_t)i * pitch, bytes, barrier);
+        return;
+    }
+    auto each = [=](auto f) {       // of the lane's 16 bytes
+        for (int i = 0; i < rows; i++)
+            for (int k = lane * 16; k < bytes; k += 32 * 16) f(gpu_at(b, to + i * bytes + k, 16, 16), from + (int64_t)i * pitch + k);
+    };
+    each([](unsigned char *to, const unsigned char *) { memset(to, 0xff, 16); });
+    gpu.under_way.push_back([=] {
+        each([](unsigned char *to, const unsigned char *from) { memcpy(to, from, 16); });
+        gpu_barrier_step(gpu_barrier(b, barrier), 1, 0);
+    });
+}
+static inline void ptx_let_next_begin() {}
+static inline void ptx_wait_for_previous() {}
+
+static inline int ptx_cluster_rank() { return gpu_this_block()->rank; }
+static inline int gpu_cluster_threads(void) { return (int)(gpu_this_block()->cluster->blocks.size() * blockDim.x); }
+static inline void ptx_cluster_arrive() {
+    GpuMeeting *m = &gpu_this_block()->cluster->meeting;
+    gpu.lane->cluster_was = m->generation;
+    gpu_meet(m, gpu_cluster_threads(), false, "");
+}
+static inline void ptx_cluster_wait() {
+    GpuMeeting *m = &gpu_this_block()->cluster->meeting;
+    const long was = gpu.lane->cluster_was;
+    while (m->generation == was) gpu_wait(&m->generation, was, NULL, 0, "waits for its cluster");
+}
+static inline uint32_t ptx_cluster_address(uint32_t address, int rank) { return (address & 0xffffff) | (uint32_t)rank << 24; }
+static inline void ptx_cluster_send(uint32_t to, float4 x, uint32_t barrier) {
+    GpuBlock *b = gpu_this_block();
+    gpu.under_way.push_back([=] {
+        memcpy(gpu_at(b, to, 16, 16), &x, 16);
+        gpu_barrier_step(gpu_barrier(b, barrier), 0, 16);
+    });
+}
+static inline void ptx_cluster_barrier_arrive(uint32_t barrier) {
+    GpuBlock *b = gpu_this_block();
+    gpu.under_way.push_back([=] { gpu_barrier_step(gpu_barrier(b, barrier), 1, 0); });
+}
+static inline void ptx_cluster_barrier_wait(uint32_t barrier, uint32_t parity) { ptx_barrier_wait(barrier, parity); }
+
+#endif
