@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test there is, from a fresh Debian or Ubuntu: installs what is missing, builds with gcc and clang without a warning, with and
 # without OpenBLAS, and runs the tests plain and under the sanitizers. Ends with one line, "N passed, N failed".
-#   scripts/test.sh            about 10 minutes on two cores; where there is a GPU, its programs run too
+#   scripts/test.sh            at most 15 minutes on two cores; where there is a GPU, its programs run too
 #   scripts/test.sh --long     more kills, more damage, a minute of fuzzing
 set -uo pipefail
 cd "$(dirname "$0")/.."
