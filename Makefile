@@ -171,7 +171,7 @@ endif
 headers:
 	@for h in llmc/*.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && g++ -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
-	@$(if $(NVCC),printf '%s\n' llmc/*.cuh | xargs -P $$(nproc) -I{} $(NVCC) $(filter-out -MMD -MP -O3,$(NVCC_TRAINER)) -diag-suppress 177 -O0 -x cu -c {} -o /dev/null)
+	@$(if $(NVCC),printf '%s\n' llmc/*.cuh | xargs -P $$(nproc) -I{} $(NVCC) $(filter-out -MMD -MP -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) -diag-suppress 177 -x cu -ptx {} -o /dev/null)
 	@echo "headers: each compiles alone"
 
 test:
