@@ -47,15 +47,15 @@ COMM_FLAGS += -DT6_CODE='"$(CODE)"'
 
 # CUDA: nvcc from the path or its usual place; code for the GPU that is here, else for sm_80 and sm_90a.
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
-GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
-ARCH ?= $(or $(patsubst 90,90a,$(GPU_ARCH)),80 90a)
+GPU_ARCH := $(patsubst 90,90a,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .))
+ARCH ?= $(or $(GPU_ARCH),80 90a)
 CUDA_PATHS := $(if $(NVCC),-I$(dir $(NVCC))../include -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../lib)
 HAVE_NCCL := $(if $(NVCC),$(call links,$(HASH)include <nccl.h>,$(CUDA_PATHS) -lnccl))
 ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
 NCCL_FLAGS := -DUSE_NCCL
 NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
 endif
-NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
+NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(sort $(ARCH)),-gencode=arch=compute_$(a),code=sm_$(a)) $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
              -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
 NVCC_LIBS := -lcublasLt -lcjson -lgomp
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
@@ -171,7 +171,8 @@ endif
 headers:
 	@for h in llmc/*.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && g++ -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
-	@$(if $(NVCC),printf '%s\n' llmc/*.cuh | xargs -P $$(nproc) -I{} $(NVCC) $(filter-out -MMD -MP -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) -diag-suppress 177 -x cu -ptx {} -o /dev/null)
+	@$(if $(NVCC),printf '%s\n' llmc/*.cuh | xargs -P $$(nproc) -I{} \
+	  $(NVCC) $(filter-out -MMD -MP -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) -diag-suppress 177 -x cu -ptx {} -o /dev/null)
 	@echo "headers: each compiles alone"
 
 test:

@@ -18,10 +18,6 @@
 #include <cuda_runtime.h>
 
 #include <setjmp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -29,6 +25,8 @@
 #include <cmath>
 #include <functional>
 #include <vector>
+
+#include "llmc/rng.h"
 
 #ifndef EMULATED_CC
 #define EMULATED_CC 9
@@ -93,7 +91,7 @@ enum { GPU_STACK_BYTES = 64 << 10, GPU_STATIC_BYTES = 8 << 10, GPU_GUARD_BYTES =
 struct Gpu {
     int multiprocessors = 24;
     int shared_bytes = 227 << 10;               // a block may have
-    uint64_t random = 0x9e3779b97f4a7c15;
+    uint64_t seed = 1, drawn = 0;               // of the random numbers: their stream (rng.h), and how many have been drawn
     GpuLane *lane = NULL;                       // that runs
     jmp_buf scheduler;
     std::function<void()> kernel;
@@ -106,21 +104,15 @@ static Gpu gpu;
 static uint3 threadIdx, blockIdx;               // of the lane that runs
 static dim3 blockDim, gridDim;
 
-static inline uint64_t gpu_random(void) {       // xorshift
-    gpu.random ^= gpu.random << 13, gpu.random ^= gpu.random >> 7, gpu.random ^= gpu.random << 17;
-    return gpu.random;
-}
-static inline double gpu_uniform(void) { return (double)(gpu_random() >> 11) * 0x1p-53; }
+static inline uint64_t gpu_random(void) { return rng_at(gpu.seed, gpu.drawn++); }
+static inline double gpu_uniform(void) { return rng_uniform(gpu.seed, gpu.drawn++); }
 
 [[noreturn]] static inline void gpu_fault(const char *what) {
-    fprintf(stderr, "emulated GPU: %s", what);
-    if (gpu.lane) fprintf(stderr, " (block %u, %u, thread %u)", blockIdx.x, blockIdx.y, threadIdx.x);
-    fprintf(stderr, "\n");
-    exit(1);
+    if (!gpu.lane) die(EXIT_SYSTEM, "emulated GPU: %s", what);
+    die(EXIT_SYSTEM, "emulated GPU: %s (block %u, %u, thread %u)", what, blockIdx.x, blockIdx.y, threadIdx.x);
 }
 
 static inline GpuBlock *gpu_this_block(void) { return gpu.lane->warp->block; }
-
 
 // The running lane stands aside, and goes on when the scheduler comes back to it.
 static __attribute__((noipa)) void gpu_pause(decltype(GpuLane::READY) state) {
@@ -138,12 +130,20 @@ static inline bool gpu_can_run(const GpuLane *l) {
     return l->barrier ? l->barrier->phase != l->parity : *l->generation != l->was;
 }
 
-static inline void gpu_meet(GpuMeeting *m, int threads, bool wait, const char *what) {
+// One of so many threads comes; what it gives is for the wait until all have come.
+static inline long gpu_arrive(GpuMeeting *m, int threads) {
     if (m->arrived > 0 && m->expected != threads) gpu_fault("threads of one barrier expect different numbers of them");
-    long was = m->generation;
+    const long was = m->generation;
     m->expected = threads;
     if (++m->arrived == threads) m->arrived = 0, m->generation++, gpu.progress++;
-    while (wait && m->generation == was) gpu_wait(&m->generation, was, NULL, 0, what);
+    return was;
+}
+static inline void gpu_wait_for(GpuMeeting *m, long was, const char *what) {
+    while (m->generation == was) gpu_wait(&m->generation, was, NULL, 0, what);
+}
+static inline void gpu_meet_in_block(int barrier, int threads) {
+    GpuMeeting *m = &gpu_this_block()->named[barrier];
+    gpu_wait_for(m, gpu_arrive(m, threads), "waits at a barrier of its block");
 }
 
 static void gpu_lane_main(void) {
@@ -317,12 +317,13 @@ static inline unsigned gpu_ballot(int id, bool x) {
 #define __ballot_sync(mask, x) gpu_ballot(__LINE__, x)
 #define __any_sync(mask, x) (gpu_ballot(__LINE__, x) != 0)
 #define __syncwarp() ((void)gpu_ballot(__LINE__, true))
-#define __syncthreads() gpu_meet(&gpu_this_block()->named[0], (int)blockDim.x, true, "__syncthreads")
+#define __syncthreads() gpu_meet_in_block(0, (int)blockDim.x)
 
 // `__shared__ T x[n];` and `extern __shared__ unsigned char smem[];` are rewritten to these.
 template <class T, int NUMBER> static inline T &gpu_shared(void) {
-    static const size_t at = (gpu.static_bytes += (sizeof(T) + 15) / 16 * 16) - (sizeof(T) + 15) / 16 * 16;
-    if (at + sizeof(T) > GPU_STATIC_BYTES) gpu_fault("too much static shared memory");
+    constexpr size_t bytes = (sizeof(T) + 15) / 16 * 16;
+    static const size_t at = (gpu.static_bytes += bytes) - bytes;
+    if (at + bytes > GPU_STATIC_BYTES) gpu_fault("too much static shared memory");
     return *(T *)(gpu_this_block()->shared + at);
 }
 static inline unsigned char *gpu_dynamic_shared(void) { return gpu_this_block()->shared + GPU_STATIC_BYTES; }
@@ -351,8 +352,10 @@ static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t order) {
 
 // The runtime: global memory is the program's own, a launch runs to its end.
 static inline cudaError_t gpu_attribute(int *value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? EMULATED_CC : attribute == cudaDevAttrMultiProcessorCount ? gpu.multiprocessors
-           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? gpu.shared_bytes : 0;
+    if (attribute == cudaDevAttrComputeCapabilityMajor) *value = EMULATED_CC;
+    else if (attribute == cudaDevAttrMultiProcessorCount) *value = gpu.multiprocessors;
+    else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) *value = gpu.shared_bytes;
+    else gpu_fault("an attribute that it does not have is asked for");
     return cudaSuccess;
 }
 template <class... P, class... A> static inline cudaError_t gpu_launch(const cudaLaunchConfig_t *config, void (*kernel)(P...), A... args) {
@@ -485,7 +488,7 @@ template <class F> static inline void gpu_mma(int id, float (&c)[4], const uint3
 static inline void ptx_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { gpu_mma(-4, c, a, b0, b1, gpu_from_bf16); }
 static inline void ptx_mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { gpu_mma(-5, c, a, b0, b1, gpu_from_f16); }
 
-static inline void ptx_named_barrier(int barrier, int threads) { gpu_meet(&gpu_this_block()->named[barrier], threads, true, "waits at a named barrier"); }
+static inline void ptx_named_barrier(int barrier, int threads) { gpu_meet_in_block(barrier, threads); }
 static inline unsigned ptx_count(unsigned *p) {
     gpu.progress++;
     return (*p)++;
@@ -547,17 +550,11 @@ static inline void ptx_let_next_begin() {}
 static inline void ptx_wait_for_previous() {}
 
 static inline int ptx_cluster_rank() { return gpu_this_block()->rank; }
-static inline int gpu_cluster_threads(void) { return (int)(gpu_this_block()->cluster->blocks.size() * blockDim.x); }
 static inline void ptx_cluster_arrive() {
-    GpuMeeting *m = &gpu_this_block()->cluster->meeting;
-    gpu.lane->cluster_was = m->generation;
-    gpu_meet(m, gpu_cluster_threads(), false, "");
+    GpuCluster *c = gpu_this_block()->cluster;
+    gpu.lane->cluster_was = gpu_arrive(&c->meeting, (int)(c->blocks.size() * blockDim.x));
 }
-static inline void ptx_cluster_wait() {
-    GpuMeeting *m = &gpu_this_block()->cluster->meeting;
-    const long was = gpu.lane->cluster_was;
-    while (m->generation == was) gpu_wait(&m->generation, was, NULL, 0, "waits for its cluster");
-}
+static inline void ptx_cluster_wait() { gpu_wait_for(&gpu_this_block()->cluster->meeting, gpu.lane->cluster_was, "waits for its cluster"); }
 static inline uint32_t ptx_cluster_address(uint32_t address, int rank) { return (address & 0xffffff) | (uint32_t)rank << 24; }
 static inline void ptx_cluster_send(uint32_t to, float4 x, uint32_t barrier) {
     GpuBlock *b = gpu_this_block();
