@@ -449,23 +449,27 @@ struct DecodeUnit {
     __device__ float4 sums() const { return make_float4(top[0], sum[0], top[1], sum[1]); }
 
     // A warp's sums of n records, a unit a lane: numbers(slot) is the lane's unit, sums(slot, e) top and sum of the pair's column e.
-    // K loads of numbers are under way together.
-    template <int K, class Numbers, class Sums>
+    template <class Numbers, class Sums>
     __device__ __forceinline__ void add_up(int n, Numbers numbers, Sums sums) {
+        constexpr int K = 8;                                // loads of numbers are under way together
         const int lane = threadIdx.x % 32;
+        float4 x[K];
+        auto load = [&](int from) {
+            #pragma unroll
+            for (int k = 0; k < K; k++) x[k] = numbers(min(from + k, n - 1));       // one too many has no weight
+        };
         float all_top = -1e30f, all_sum = 0;                // of column lane / 16; lane % 16 looks after one slot
         for (int e = 0; e < 4; e++) o[e] = 0;
         #pragma unroll 1
         for (int i = 0; i < n; i += 16) {
+            load(i);
             const float2 s = i + lane % 16 < n ? sums(i + lane % 16, lane / 16) : make_float2(-INFINITY, 0);
             const float new_top = fmaxf(all_top, warp_max<16>(s.x)), keep = ptx_exp2(all_top - new_top), weight = ptx_exp2(s.x - new_top);
             all_sum = all_sum * keep + warp_sum<16>(weight * s.y), all_top = new_top;
             if (i > 0) for (int e = 0; e < 4; e++) o[e] *= __shfl_sync(0xffffffff, keep, e / 2 * 16);
             #pragma unroll 1
             for (int k0 = 0; k0 < min(16, n - i); k0 += K) {
-                float4 x[K];
-                #pragma unroll
-                for (int k = 0; k < K; k++) x[k] = numbers(min(i + k0 + k, n - 1));     // one too many has no weight
+                if (k0 > 0) load(i + k0);
                 #pragma unroll
                 for (int k = 0; k < K; k++) {
                     const float weight0 = __shfl_sync(0xffffffff, weight, k0 + k), weight1 = __shfl_sync(0xffffffff, weight, 16 + k0 + k);
@@ -521,17 +525,23 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
     const int own_pairs = rank < pairs ? ((pairs - 1 - rank) >> plan.cluster_log2) + 1 : 0, inbox_bytes = plan.cluster * own_pairs * RECORD * 16;
     const int query0 = max(decode_column(a, WIDTH, blockIdx.y * plan.tiles, 0).x, 0), queries = min(plan.queries, a.n - query0);      // of this chunk
 
+    auto fetch_queries = [&](int b, int stream) {      // by a warp
+        const floatX *row = a.fac + ((int64_t)b * a.n + query0) * a.Pp + (a.q.kind == HEADS_FACTORED ? 0 : a.q.b + stream * shape.heads * HS);
+        ptx_fetch_rows(smem_address(query_rows), (const unsigned char *)row, plan.query_bytes, queries, a.Pp * (int)sizeof(floatX), query_full);
+    };
+
     ptx_let_next_begin();
+    int length = 0;             // of the fetching warp's lane: of the sequence of that number
     if (warp == warps) {
+        if (lane < a.B) length = a.lengths[lane];
+        const int fetchers = PTX_BULK_COPIES ? 1 : 32;
+        if (lane < places) ptx_barrier_init(full(lane), fetchers), ptx_barrier_init(free(lane), plan.tiles);
         if (lane == 0) {
-            const int fetchers = PTX_BULK_COPIES ? 1 : 32;
-            #pragma unroll 1
-            for (int i = 0; i < places; i++) ptx_barrier_init(full(i), fetchers), ptx_barrier_init(free(i), plan.tiles);
             ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps), ptx_barrier_init(part_full, 1);
             ptx_barrier_init(sums_full, 1), ptx_barrier_init(sums_free, plan.cluster);
-            ptx_barrier_init_fence();
-            if (plan.cluster > 1) ptx_barrier_arrive_expect(sums_full, inbox_bytes);    // before any of them can come
         }
+        ptx_barrier_init_fence();
+        if (lane == 0 && plan.cluster > 1) ptx_barrier_arrive_expect(sums_full, inbox_bytes);   // before any of them can come
         __syncwarp();
     } else {
         if (factored_q)                     // bQ's rows beyond the ranks stay zero
@@ -539,20 +549,16 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         for (int i = threadIdx.x; i < plan.tiles * WIDTH; i += threads)
             columns[i] = decode_column(a, WIDTH, blockIdx.y * plan.tiles + i / WIDTH, i % WIDTH);
     }
-    ptx_cluster_arrive();
+    ptx_cluster_arrive();       // ptx_cluster_wait: the other blocks' barriers are there
     __syncthreads();            // barriers, zeros and columns are there
-    ptx_cluster_wait();         // and the barriers of the cluster's other blocks
 
     // The warp that fetches
     if (warp == warps) {
-        auto fetch_queries = [&](int b, int stream) {
-            const floatX *row = a.fac + ((int64_t)b * a.n + query0) * a.Pp + (a.q.kind == HEADS_FACTORED ? 0 : a.q.b + stream * shape.heads * HS);
-            ptx_fetch_rows(smem_address(query_rows), (const unsigned char *)row, plan.query_bytes, queries, a.Pp * (int)sizeof(floatX), query_full);
-        };
         int total = 0;
         #pragma unroll 1
         for (int b0 = 0; b0 < a.B; b0 += 32) {
-            int length = b0 + lane < a.B ? a.lengths[b0 + lane] : 0, mine = b0 + lane < a.B ? (length + a.n + PAGE - 1) / PAGE : 0, sum = mine;
+            if (b0 > 0) length = b0 + lane < a.B ? a.lengths[b0 + lane] : 0;
+            int mine = b0 + lane < a.B ? (length + a.n + PAGE - 1) / PAGE : 0, sum = mine;
             #pragma unroll
             for (int x = 1; x < 32; x *= 2) {
                 int y = __shfl_up_sync(0xffffffff, sum, x);
@@ -566,56 +572,18 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         const DecodeRuns runs(a, plan, first);
         int run_begin, run_end;
         runs.run(cluster, &run_begin, &run_end);
-        if (run_begin == run_end) {                         // nothing to do
-            ptx_wait_for_previous();
-            fetch_queries(0, 0);
-            if (lane == 0) parts[0].b = -1, ptx_barrier_arrive(part_full);
-            return;
-        }
-        int turn = 0, parity = 0;           // of group `lane`: the next place of its ring, and its phase
+        if (run_begin == run_end && lane == 0) parts[0].b = -1, ptx_barrier_arrive(part_full);     // nothing to do
+        const int turn = lane / plan.groups, group = lane - turn * plan.groups;        // the place that this lane fills, of a group's ring
+        int parity = 0;                     // and its phase
         #pragma unroll 1
         for (int page = run_begin, i = 0; page < run_end; i++) {
             const DecodeSegment g(runs, page, run_end);
             const unsigned char *from = a.cache + (((int64_t)g.b * shape.streams + g.stream) * a.pages - g.base) * plan.page_bytes;
             const int all = g.end - page, each = all >> plan.cluster_log2, more = all & (plan.cluster - 1);
-            int mine = page + decode_share(rank, each, more);
-            const int begin = mine, end = page + decode_share(rank + 1, each, more), turns = ceil_div(end - begin, plan.groups);
-            DecodePart part = {g.b, g.stream, lengths[g.b], begin - g.base, end - begin, turns <= 1 ? end - begin : ceil_div(end - begin, turns),
+            const int begin = page + decode_share(rank, each, more), end = page + decode_share(rank + 1, each, more), pages = end - begin;
+            const int turns = ceil_div(pages, plan.groups);
+            DecodePart part = {g.b, g.stream, lengths[g.b], begin - g.base, pages, turns <= 1 ? pages : ceil_div(pages, turns),
                                2 * cluster + (run_begin < g.base), 1, 0, g.end == run_end};
-            int next = 0;                   // group whose page is the next
-            auto fetch = [&](int n) {       // the next n pages, at most one of each group
-                int k = lane - next + (lane < next ? part.groups : 0);      // which of them is group `lane`'s
-                if (lane >= part.groups) k = n;
-                for (unsigned left = __ballot_sync(0xffffffff, k < n); left; ) {
-                    const int at = lane * plan.depth + turn;
-                    auto place = [&](int at) { return smem_address(smem + at * plan.page_bytes); };
-                    auto source = [&](int k) { return from + (int64_t)(mine + k) * plan.page_bytes; };
-                    unsigned ready = __ballot_sync(0xffffffff, left >> lane & 1 && ptx_barrier_done(free(at), parity ^ 1));
-                    left &= ~ready;
-                    if (!PTX_BULK_COPIES)
-                        for (; ready; ready &= ready - 1) {
-                            const int group = __ffs(ready) - 1;
-                            const int its_at = __shfl_sync(0xffffffff, at, group), its_k = __shfl_sync(0xffffffff, k, group);
-                            ptx_fetch_rows(place(its_at), source(its_k), plan.page_bytes, 1, 0, full(its_at));
-                        }
-                    else if (ready >> lane & 1) {
-                        ptx_barrier_arrive_expect(full(at), plan.page_bytes);
-                        ptx_bulk_load(place(at), source(k), plan.page_bytes, full(at));
-                    }
-                    __syncwarp();
-                }
-                if (k < n && ++turn == plan.depth) turn = 0, parity ^= 1;
-                mine += n, next += n;
-                if (next >= part.groups) next -= part.groups;
-            };
-            if (i == 0) {       // as much as there is room for, of pages that are complete, while the kernel before ends
-                const int complete = min(end, g.base + lengths[g.b] / PAGE);
-                for (int k = 0; k < plan.depth && mine < complete; k++) fetch(min(part.groups, complete - mine));
-                ptx_wait_for_previous();
-            }
-            ptx_barrier_wait(query_free, i % 2 ^ 1);        // the first round passes: the phase before phase 0 counts as complete
-            __syncwarp();       // a lane that still waited when the others bring the next phase about would wait for ever
-            fetch_queries(g.b, g.stream);
             if (run_begin > g.base || g.base + g.all > run_end) {
                 const int first_cluster = runs.owner(g.b, g.stream, g.base);
                 int first_begin, unused;
@@ -623,9 +591,35 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 part.clusters = runs.owner(g.b, g.stream, g.base + g.all - 1) - first_cluster + 1;
                 part.first_slot = 2 * first_cluster + (first_begin < g.base);   // the second of a cluster that has a stream before
             }
+            if (i > 0) {
+                ptx_barrier_wait(query_free, i % 2 ^ 1);
+                __syncwarp();       // a lane that still waited when the others bring the next phase about would wait for ever
+                fetch_queries(g.b, g.stream);
+            }
             if (lane == 0) parts[i % 2] = part, ptx_barrier_arrive(part_full);
+            int next = turn < plan.depth && group < part.groups ? turn * part.groups + group : pages;       // this lane's next page
+            auto fetch = [&](int pages) {       // what there is room for, of the first so many pages; a page a lane
+                const bool mine = next < pages && ptx_barrier_done(free(lane), parity ^ 1);     // the first round passes: phases before phase 0 are complete
+                auto place = [&](int at) { return smem_address(smem + at * plan.page_bytes); };
+                auto source = [&](int page) { return from + (int64_t)(begin + page) * plan.page_bytes; };
+                if (!PTX_BULK_COPIES)
+                    for (unsigned ready = __ballot_sync(0xffffffff, mine); ready; ready &= ready - 1) {
+                        const int at = __ffs(ready) - 1;
+                        ptx_fetch_rows(place(at), source(__shfl_sync(0xffffffff, next, at)), plan.page_bytes, 1, 0, full(at));
+                    }
+                else if (mine) {
+                    ptx_barrier_arrive_expect(full(lane), plan.page_bytes);
+                    ptx_bulk_load(place(lane), source(next), plan.page_bytes, full(lane));
+                }
+                if (mine) next += part.groups * plan.depth, parity ^= 1;
+            };
+            if (i == 0) {           // pages that are complete, while the kernel before ends
+                fetch(min(end, g.base + part.before / PAGE) - begin);
+                ptx_cluster_wait();
+                ptx_wait_for_previous();
+            }
             #pragma unroll 1
-            while (mine < end) fetch(min(part.groups, end - mine));
+            while (__any_sync(0xffffffff, next < pages)) fetch(pages);
             page = g.end;
         }
         return;
@@ -648,7 +642,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         }
     };
 
-    int place = group * plan.depth, parity = 0;     // of the group's next page, and its phase
+    unsigned phases = 0;        // of the places of the group's ring, a bit each
     #pragma unroll 1
     for (int i = 0; ; i++) {
         DecodeState<HS, EIGHTS> st;
@@ -659,7 +653,19 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             for (int m = 0; m < HS / 16; m++) st.o[n][m][0] = st.o[n][m][1] = st.o[n][m][2] = st.o[n][m][3] = 0;
         }
 
+        ptx_barrier_wait(part_full, i % 2);
+        const DecodePart &part = parts[i % 2];
+        if (part.b < 0) break;
+
         // The queries, times q_unit, elements in the order of N::column
+        if (i == 0) {
+            if (warp == 0) {    // the first, as soon as the kernel before has written them; the others are fetched while pages are read
+                ptx_wait_for_previous();
+                fetch_queries(part.b, part.stream);
+                __syncwarp();
+            }
+            ptx_cluster_wait();
+        }
         ptx_barrier_wait(query_full, i % 2);
         if (factored_q) {                   // aQ (16 heads, 16 ranks) times bQ: a tile is of one query. First bQ goes where ldmatrix wants it.
             constexpr int LANES = HS / 8;   // of a row, 8 elements each
@@ -725,24 +731,21 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 #pragma unroll
                 for (int k = 0; k < HS / 32; k++) decode_load_q<HS>(q_kept[n][k], q_tile + 8 * n * PITCH, 2 * k);
 
-        // The pages
-        ptx_barrier_wait(part_full, i % 2);
-        const DecodePart &part = parts[i % 2];
-        if (part.b < 0) break;
-        __syncwarp();
-        if (lane == 0) ptx_barrier_arrive(query_free);     // not before: the next part must not follow while a lane still waits for this one
+        // The pages. No lane still waits for the queries or this part: the next may come.
+        if (lane == 0) ptx_barrier_arrive(query_free);
         const int before = part.before, pages = part.pages, groups = part.groups;
         const int all_see = before + max(head0.x, 0) + 1;      // tokens that all columns see
         #pragma unroll 1
-        for (int page = group; page < (group < groups ? pages : 0); page += groups) {
-            const int token = (part.page + page) * PAGE;
-            ptx_barrier_wait(full(place), parity);
+        for (int page = group, turn = 0; page < (group < groups ? pages : 0); page += groups) {
+            const int token = (part.page + page) * PAGE, place = turn * plan.groups + group;
+            ptx_barrier_wait(full(place), phases >> turn & 1);
             decode_page<Number, HS, EIGHTS, FACTORED, RANKS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y,
                                                              token + PAGE > all_see, columns + tile * WIDTH + 2 * t, before + 1 - token,
                                                              before + a.n - token);
             __syncwarp();
             if (lane == 0) ptx_barrier_arrive(free(place));
-            if (++place == (group + 1) * plan.depth) place -= plan.depth, parity ^= 1;
+            phases ^= 1u << turn;
+            if (++turn == plan.depth) turn = 0;
         }
 
         // The sums of the block's groups of warps meet; then those of the cluster's blocks, each of which adds up its own pairs; then those of all
@@ -819,7 +822,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 const int own = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane, stride = inbox_pairs * RECORD;
                 const float4 *from = inbox + own * RECORD;
                 DecodeUnit x;
-                x.add_up<4>(plan.cluster, [&](int slot) { return from[slot * stride + k]; },
+                x.add_up(plan.cluster, [&](int slot) { return from[slot * stride + k]; },
                          [&](int slot, int e) { return ((const float2 *)(from + slot * stride + UNITS))[e]; });
                 finish((own << plan.cluster_log2) + rank, k, x);
             }
@@ -845,7 +848,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 const float4 *from = slots + pair * RECORD;
                 auto place = [&](int slot) { return (int64_t)(slot == 0 ? part.first_slot : (part.first_slot / 2 + slot) * 2) * slot_places; };
                 DecodeUnit x;
-                x.add_up<8>(part.clusters, [&](int slot) { return __ldcg(from + place(slot) + k); },
+                x.add_up(part.clusters, [&](int slot) { return __ldcg(from + place(slot) + k); },
                          [&](int slot, int e) { return __ldcg((const float2 *)(from + place(slot) + UNITS) + e); });
                 store(part, pair, k, x);
             }
@@ -920,7 +923,7 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
         p.depth = (rest - p.groups * decode_group_places(p, s.HS) * 16) / (p.groups * p.page_bytes);
         if (p.depth >= 2) break;
     }
-    if (p.depth > 8) p.depth = 8;
+    if (p.groups > 0 && p.depth > 32 / p.groups) p.depth = 32 / p.groups;     // a lane of the fetching warp looks after each place
     if (p.groups == 0 && p.cluster > 1) return decode_plan(s, q, B, n, 1, splits, min_pages);     // no room for the inbox
     p.min_pages = min_pages > 0 ? min_pages : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
     p.smem_bytes = (size_t)(smem - rest) + (size_t)p.groups * decode_group_places(p, s.HS) * 16 + (size_t)p.groups * p.depth * p.page_bytes;

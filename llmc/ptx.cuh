@@ -168,17 +168,13 @@ __device__ inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
 #endif
 }
 
-// Is the phase of this parity complete? Phases count 0, 1, 2 ...; a fresh barrier is in phase 0. It may wait a little for the answer.
+// Is the phase of this parity complete? Phases count 0, 1, 2 ...; a fresh barrier is in phase 0.
 // #parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
 __device__ inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) {
     uint32_t done;
     asm volatile("{\n"
                  ".reg .pred done;\n"
-#if PTX_BULK_COPIES
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-#else
                  "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
-#endif
                  "selp.u32 %0, 1, 0, done;\n"
                  "}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
     return done;
@@ -221,6 +217,7 @@ __device__ inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, in
 #if PTX_BULK_COPIES
     if (threadIdx.x % 32 == 0) {
         ptx_barrier_arrive_expect(barrier, rows * bytes);
+        #pragma unroll 1
         for (int i = 0; i < rows; i++) ptx_bulk_load(to + i * bytes, from + (int64_t)i * pitch, bytes, barrier);
     }
 #else
@@ -255,11 +252,12 @@ __device__ inline int ptx_cluster_rank() {
     return rank;
 }
 
-// All threads of the cluster meet, in two steps: what a thread wrote before the first is there for all after the second.
+// All threads of the cluster meet, in two steps: barriers that were made before the first (ptx_barrier_init_fence) are there for all after the
+// second, but nothing else need be. The second is a __syncthreads() too, as compilers make it: no warp may have left out an earlier one.
 // #parallel-synchronization-and-communication-instructions-barrier-cluster
 __device__ inline void ptx_cluster_arrive() {
 #if PTX_BULK_COPIES
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ inline void ptx_cluster_wait() {

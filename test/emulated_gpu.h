@@ -554,7 +554,10 @@ static inline void ptx_cluster_arrive() {
     GpuCluster *c = gpu_this_block()->cluster;
     gpu.lane->cluster_was = gpu_arrive(&c->meeting, (int)(c->blocks.size() * blockDim.x));
 }
-static inline void ptx_cluster_wait() { gpu_wait_for(&gpu_this_block()->cluster->meeting, gpu.lane->cluster_was, "waits for its cluster"); }
+static inline void ptx_cluster_wait() {
+    gpu_wait_for(&gpu_this_block()->cluster->meeting, gpu.lane->cluster_was, "waits for its cluster");
+    __syncthreads();
+}
 static inline uint32_t ptx_cluster_address(uint32_t address, int rank) { return (address & 0xffffff) | (uint32_t)rank << 24; }
 static inline void ptx_cluster_send(uint32_t to, float4 x, uint32_t barrier) {
     GpuBlock *b = gpu_this_block();
