@@ -534,21 +534,25 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
     int length = 0;             // of the fetching warp's lane: of the sequence of that number
     if (warp == warps) {
         if (lane < a.B) length = a.lengths[lane];
-        const int fetchers = PTX_BULK_COPIES ? 1 : 32;
-        if (lane < places) ptx_barrier_init(full(lane), fetchers), ptx_barrier_init(free(lane), plan.tiles);
         if (lane == 0) {
-            ptx_barrier_init(query_full, fetchers), ptx_barrier_init(query_free, warps), ptx_barrier_init(part_full, 1);
-            ptx_barrier_init(sums_full, 1), ptx_barrier_init(sums_free, plan.cluster);
+            ptx_barrier_init(query_full, PTX_BULK_COPIES ? 1 : 32), ptx_barrier_init(query_free, warps), ptx_barrier_init(part_full, 1);
+            if (plan.cluster > 1) {
+                ptx_barrier_init(sums_full, 1), ptx_barrier_init(sums_free, plan.cluster);
+                ptx_barrier_arrive_expect(sums_full, inbox_bytes);      // before any of them can come
+            }
         }
-        ptx_barrier_init_fence();
-        if (lane == 0 && plan.cluster > 1) ptx_barrier_arrive_expect(sums_full, inbox_bytes);   // before any of them can come
-        __syncwarp();
     } else {
-        if (factored_q)                     // bQ's rows beyond the ranks stay zero
-            for (int i = threadIdx.x; i < queries * 16 * PITCH; i += threads) bq[i] = 0.0f;
+        const int place = lane * warps + warp;          // shared out, as a barrier takes 50 clocks
+        if (place < places) ptx_barrier_init(full(place), PTX_BULK_COPIES ? 1 : 32), ptx_barrier_init(free(place), plan.tiles);
+        if (factored_q)                     // bQ's rows beyond the ranks are zero
+            for (int i = threadIdx.x; i < queries * (16 - a.q.R) * PITCH; i += threads) {
+                const int query = i / ((16 - a.q.R) * PITCH);
+                bq[(query + 1) * a.q.R * PITCH + i] = 0.0f;
+            }
         for (int i = threadIdx.x; i < plan.tiles * WIDTH; i += threads)
             columns[i] = decode_column(a, WIDTH, blockIdx.y * plan.tiles + i / WIDTH, i % WIDTH);
     }
+    ptx_barrier_init_fence();
     ptx_cluster_arrive();       // ptx_cluster_wait: the other blocks' barriers are there
     __syncthreads();            // barriers, zeros and columns are there
 
