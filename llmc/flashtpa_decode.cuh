@@ -183,16 +183,52 @@ __device__ __forceinline__ void decode_load_q(uint32_t (&q)[4], const bf16 *from
     ptx_ldmatrix(q, smem_address(from + lane % 8 * decode_q_pitch(HS) + 16 * step + lane / 8 * 8));
 }
 
+// Where in a page a lane reads. With HS 64 there are registers to keep that in, though the compiler would make it anew for every page: hence asm.
+template <class Number, int HS, int RANKS>
+struct DecodeLane {
+    typedef DecodeNumber<Number> N;
+    static constexpr int VECTOR_BYTES = PAGE * HS * (int)sizeof(Number), LOADS = HS * (int)sizeof(Number) / 32, R = RANKS ? RANKS : 1;
+    uint32_t k[LOADS], v[LOADS];        // of the first vectors; the next are VECTOR_BYTES further
+    uint32_t k_weights[R], v_weights[R];        // of the tile's first eight heads
+    uint32_t scales[2];
+
+    __device__ DecodeLane(const CacheShape &shape, const DecodePlan &plan, int head) {
+        const int lane = threadIdx.x % 32, bytes = sizeof(Number);
+        // A load is four matrices: (half, chunk of 16 bytes) = 00 10 01 11 of k, 00 01 10 11 of v. Further loads are 32 bytes along each, which
+        // in permuted chunks is ^ 32 (cache_b_chunk).
+        const int k_token = N::token(lane / 8 % 2, lane % 8), v_token = N::token(lane / 16, lane % 8);
+        for (int i = 0; i < LOADS; i++) {
+            k[i] = plan.k_b + (k_token * HS * bytes + cache_b_chunk(bytes, HS, k_token, lane / 16) * 16 ^ 32 * i);
+            v[i] = plan.v_b + (v_token * HS * bytes + cache_b_chunk(bytes, HS, v_token, lane / 8 % 2) * 16 ^ 32 * i);
+            if (HS == 64) asm volatile("" : "+r"(k[i]), "+r"(v[i]));
+        }
+        for (int r = 0; r < R; r++) {
+            k_weights[r] = weights(shape, head, r), v_weights[r] = plan.v_a + weights(shape, head, r);
+            if (HS == 64) asm volatile("" : "+r"(k_weights[r]), "+r"(v_weights[r]));
+        }
+        for (int x = 0; x < 2; x++) {
+            scales[x] = plan.scales + N::token(x, lane / 4) * 4;
+            if (HS == 64 && bytes == 1) asm volatile("" : "+r"(scales[x]));
+        }
+    }
+    // Of rank r's weights, from where they begin. bf16: a load is 16 heads; the next is 512 bytes further, as they have their chunks in the
+    // same order (cache_a_chunk). e4m3: 32 heads.
+    __device__ static int weights(const CacheShape &shape, int head, int r) {
+        const int lane = threadIdx.x % 32, row = r * shape.heads + head + (sizeof(Number) == 1 ? lane : lane / 16 * 8 + lane % 8);
+        return row * PAGE * (int)sizeof(Number) + (sizeof(Number) == 1 ? 0 : cache_a_chunk(2, row, lane / 8 % 2) * 16);
+    }
+};
+
 // A page in shared memory. q_tile: the tile's queries, (columns, pitch); q_kept: the same in registers, where it stays. head: the tile's first.
 // masked: a column of query i (columns: the thread's) sees only the first sees + i tokens of the page, of which `live` exist; what lies in the
-// others may be NaN. FACTORED: there are weights; RANKS: of k and v, 0: any.
+// others may be NaN, and is zeroed. FACTORED: there are weights; RANKS: of k and v, 0: any.
 //
 // e4m3: with scales K, V of a token, logits are K s. The weights that its v get, p V, are found as one power of two of K s + log2 V, and
 // kept below it by a running maximum of that, so that they fit fp16; p itself, for the sum, is that over V.
 template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS>
 __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const bf16 *q_tile, const uint32_t (&q_kept)[EIGHTS][HS / 32][4],
-                                            const unsigned char *page_pointer, const CacheShape &shape, const DecodePlan &plan, int head, bool masked,
-                                            const int2 *columns, int sees, int live) {
+                                            unsigned char *page_pointer, const DecodeLane<Number, HS, RANKS> &at, const CacheShape &shape,
+                                            const DecodePlan &plan, int head, bool masked, const int2 *columns, int sees, int live) {
     typedef DecodeNumber<Number> N;
     constexpr bool FP8 = sizeof(Number) == 1;
     constexpr int VECTOR_BYTES = PAGE * HS * (int)sizeof(Number), LOADS = HS * (int)sizeof(Number) / 32;
@@ -200,32 +236,27 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
     const uint32_t page = smem_address(page_pointer);
     const int RK = RANKS ? RANKS : shape.RK, RV = RANKS ? RANKS : shape.RV;
     const int tokens[2] = {N::token(0, g), N::token(1, g)};
-    // Where this lane's row of a vector's first load is: matrices are (half, chunk of 16 bytes) = 00 10 01 11 of k, 00 01 10 11 of v.
-    // Further loads are 32 bytes x k along, which in permuted chunks is ^ 32 k (cache_b_chunk).
-    const int k_token = N::token(lane / 8 % 2, lane % 8), v_token = N::token(lane / 16, lane % 8);
-    const int k_at = k_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, k_token, lane / 16) * 16;
-    const int v_at = v_token * HS * (int)sizeof(Number) + cache_b_chunk(sizeof(Number), HS, v_token, lane / 8 % 2) * 16;
     // w[n][half]: k's: of the thread's token of each half, its columns of eight n, in a word; v's: of column g, its tokens of each half.
-    auto load_weights = [&](uint32_t (&w)[EIGHTS][2], uint32_t from, int r, bool of_k) {
-        const int row0 = r * shape.heads + head;
+    // What a load brings beyond the tile's heads is not used.
+    auto load_weights = [&](uint32_t (&w)[EIGHTS][2], int r, bool of_k) {
+        const uint32_t from = page + (RANKS ? (of_k ? at.k_weights : at.v_weights)[RANKS ? r : 0]
+                                            : (of_k ? 0 : plan.v_a) + DecodeLane<Number, HS, RANKS>::weights(shape, head, r));
         if (FP8) {
             const int order = (of_k ? g < 4 : t < 2) ? 0x3120 : 0x2031;     // which half each of the bytes is of
             #pragma unroll
             for (int n = 0; n < EIGHTS; n += 4) {
-                const int here = EIGHTS - n < 4 ? EIGHTS - n : 4;           // 1, 2 or 4
-                uint32_t y[4], at = from + (row0 + 8 * n + lane % (8 * here)) * PAGE;
-                if (of_k) ptx_ldmatrix_trans(y, at);
-                else ptx_ldmatrix(y, at);
+                uint32_t y[4];
+                if (of_k) ptx_ldmatrix_trans(y, from + n * 8 * PAGE);
+                else ptx_ldmatrix(y, from + n * 8 * PAGE);
                 #pragma unroll
-                for (int i = 0; i < here; i++) ptx_e4m3_to_f16(w[n + i][0], w[n + i][1], __byte_perm(y[i], 0, order));
+                for (int i = 0; i < 4 && n + i < EIGHTS; i++) ptx_e4m3_to_f16(w[n + i][0], w[n + i][1], __byte_perm(y[i], 0, order));
             }
         } else {
             #pragma unroll
             for (int n = 0; n < EIGHTS; n += 2) {
-                const int row = row0 + 8 * n + (n + 1 < EIGHTS ? lane / 16 * 8 : 0) + lane % 8;
-                uint32_t y[4], at = from + row * PAGE * 2 + cache_a_chunk(2, row, lane / 8 % 2) * 16;
-                if (of_k) ptx_ldmatrix_trans(y, at);
-                else ptx_ldmatrix(y, at);
+                uint32_t y[4];
+                if (of_k) ptx_ldmatrix_trans(y, from + n * 8 * PAGE * 2);
+                else ptx_ldmatrix(y, from + n * 8 * PAGE * 2);
                 w[n][0] = y[0], w[n][1] = y[1];
                 if (n + 1 < EIGHTS) w[n + 1][0] = y[2], w[n + 1][1] = y[3];
             }
@@ -237,11 +268,10 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
     #pragma unroll
     for (int r = 0; r < RK; r++) {
         float c[EIGHTS][4] = {};
-        const uint32_t vector = page + plan.k_b + r * VECTOR_BYTES;
         uint32_t y[LOADS][4], w[EIGHTS][2];
         #pragma unroll
-        for (int k = 0; k < LOADS; k++) ptx_ldmatrix(y[k], vector + (k_at ^ 32 * k));
-        if (FACTORED) load_weights(w, page, r, true);
+        for (int k = 0; k < LOADS; k++) ptx_ldmatrix(y[k], page + at.k[k] + r * VECTOR_BYTES);
+        if (FACTORED) load_weights(w, r, true);
         #pragma unroll
         for (int k = 0; k < HS / 32; k++) {             // two steps of 16 elements
             uint32_t a[2][4];
@@ -269,16 +299,15 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
     }
     float per_v[2];             // e4m3: 1 / V
     if (FP8) {
-        const float *scales = (const float *)(page_pointer + plan.scales);
         #pragma unroll
         for (int x = 0; x < 2; x++) {
-            const float log2_v = __log2f(scales[PAGE + tokens[x]]), k = scales[tokens[x]];
+            const float *scale = (const float *)(page_pointer + at.scales[x]);
+            const float log2_v = __log2f(scale[PAGE]), k = scale[0];
             per_v[x] = ptx_exp2(-log2_v);
             #pragma unroll
             for (int n = 0; n < EIGHTS; n++) s[n][2 * x] = fmaf(s[n][2 * x], k, log2_v), s[n][2 * x + 1] = fmaf(s[n][2 * x + 1], k, log2_v);
         }
     }
-    uint32_t keep[2] = {0xffffffff, 0xffffffff};            // of a word with two tokens of a half: those that exist
     if (masked) {
         #pragma unroll
         for (int n = 0; n < EIGHTS; n++) {
@@ -286,18 +315,27 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
             #pragma unroll
             for (int e = 0; e < 4; e++) if (tokens[e / 2] >= sees + max(e % 2 ? queries.z : queries.x, 0)) s[n][e] = -INFINITY;
         }
-        #pragma unroll
-        for (int x = 0; x < 2; x++) {
-            keep[x] = (N::token(x, 2 * t) < live ? 0xffff : 0) | (N::token(x, 2 * t + 1) < live ? 0xffff0000 : 0);
-            if (FP8 && tokens[x] >= live) per_v[x] = 0;
+        if (FP8)
+            #pragma unroll
+            for (int x = 0; x < 2; x++) if (tokens[x] >= live) per_v[x] = 0;
+        if (live < PAGE) {      // v, which p = 0 would not make 0
+            const int dead = PAGE - live, all = RV * dead;
+            #pragma unroll 1
+            for (int i = lane; FACTORED && i < shape.heads * all; i += 32)
+                *(Number *)(page_pointer + cache_a(shape, CACHE_V, 0, i / dead, live + i % dead)) = Number(0);
+            #pragma unroll 1
+            for (int i = lane; i < all * (HS * (int)sizeof(Number) / 16); i += 32)
+                *(int4 *)(page_pointer + plan.v_b + (i % all / dead * PAGE + live + i % dead) * HS * (int)sizeof(Number) + i / all * 16) = make_int4(0, 0, 0, 0);
+            ptx_copies_after();
+            __syncwarp();
         }
     }
 
     // the first of v, so that they come while p is made
     uint32_t v_weights[EIGHTS][2], v_first[LOADS][4];
-    if (FACTORED) load_weights(v_weights, page + plan.v_a, 0, false);
+    if (FACTORED) load_weights(v_weights, 0, false);
     #pragma unroll
-    for (int d = 0; d < LOADS; d++) ptx_ldmatrix_trans(v_first[d], page + plan.v_b + (v_at ^ 32 * d));
+    for (int d = 0; d < LOADS; d++) ptx_ldmatrix_trans(v_first[d], page + at.v[d]);
 
     // s = p, and its sum
     bool outgrown = false;
@@ -333,21 +371,17 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
     // o += bV (p aV)
     #pragma unroll
     for (int r = 0; r < RV; r++) {
-        const uint32_t vector = page + plan.v_b + r * VECTOR_BYTES;
         uint32_t b[EIGHTS][2], v[LOADS][4];
         if (r == 0) memcpy(b, v_weights, sizeof b), memcpy(v, v_first, sizeof v);
         else {
-            if (FACTORED) load_weights(b, page + plan.v_a, r, false);
+            if (FACTORED) load_weights(b, r, false);
             #pragma unroll
-            for (int d = 0; d < LOADS; d++) ptx_ldmatrix_trans(v[d], vector + (v_at ^ 32 * d));
+            for (int d = 0; d < LOADS; d++) ptx_ldmatrix_trans(v[d], page + at.v[d] + r * VECTOR_BYTES);
         }
         #pragma unroll
         for (int n = 0; n < EIGHTS; n++)
             #pragma unroll
-            for (int x = 0; x < 2; x++) {
-                if (FACTORED && masked) b[n][x] &= keep[x];
-                b[n][x] = FACTORED ? N::multiply(b[n][x], p[n][x]) : p[n][x];
-            }
+            for (int x = 0; x < 2; x++) b[n][x] = FACTORED ? N::multiply(b[n][x], p[n][x]) : p[n][x];
         #pragma unroll
         for (int d = 0; d < LOADS; d++) {
             constexpr int TILES = FP8 ? 2 : 1;          // of 16 elements in a load
@@ -357,11 +391,9 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
                 for (int x = 0; x < 4; x++) ptx_e4m3_to_f16(a[x % TILES][x / 2 * 2], a[x % TILES][x / 2 * 2 + 1], __byte_perm(v[d][x], 0, 0x3120));
             } else memcpy(a[0], v[d], sizeof v[d]);
             #pragma unroll
-            for (int m = 0; m < TILES; m++) {
-                if (masked) a[m][0] &= keep[0], a[m][1] &= keep[0], a[m][2] &= keep[1], a[m][3] &= keep[1];
+            for (int m = 0; m < TILES; m++)
                 #pragma unroll
                 for (int n = 0; n < EIGHTS; n++) N::mma(st.o[n][TILES * d + m], a[m], b[n][0], b[n][1]);
-            }
         }
     }
 }
@@ -739,11 +771,12 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         if (lane == 0) ptx_barrier_arrive(query_free);
         const int before = part.before, pages = part.pages, groups = part.groups;
         const int all_see = before + max(head0.x, 0) + 1;      // tokens that all columns see
+        const DecodeLane<Number, HS, RANKS> at(shape, plan, head0.y);
         #pragma unroll 1
         for (int page = group, turn = 0; page < (group < groups ? pages : 0); page += groups) {
             const int token = (part.page + page) * PAGE, place = turn * plan.groups + group;
             ptx_barrier_wait(full(place), phases >> turn & 1);
-            decode_page<Number, HS, EIGHTS, FACTORED, RANKS>(st, q_tile, q_kept, smem + place * plan.page_bytes, shape, plan, head0.y,
+            decode_page<Number, HS, EIGHTS, FACTORED, RANKS>(st, q_tile, q_kept, smem + place * plan.page_bytes, at, shape, plan, head0.y,
                                                              token + PAGE > all_see, columns + tile * WIDTH + 2 * t, before + 1 - token,
                                                              before + a.n - token);
             __syncwarp();

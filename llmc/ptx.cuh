@@ -210,6 +210,14 @@ __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, u
 #endif
 }
 
+// Copies to shared memory that are started after this (an arrival at a barrier between, if by another thread) come after what this thread did there.
+// #parallel-synchronization-and-communication-instructions-membar-fence
+__device__ inline void ptx_copies_after() {
+#if PTX_BULK_COPIES
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 // A warp fetches rows of `bytes` bytes, `pitch` apart, to shared memory, where they are dense; the barrier's phase completes when they are
 // there. The barrier counts one arrival where there is a copy engine, 32 elsewhere. Addresses and sizes are multiples of 16.
 // #data-movement-and-conversion-instructions-cp-async-mbarrier-arrive

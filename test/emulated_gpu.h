@@ -546,6 +546,7 @@ static inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, int by
         gpu_barrier_step(gpu_barrier(b, barrier), 1, 0);
     });
 }
+static inline void ptx_copies_after() {}
 static inline void ptx_let_next_begin() {}
 static inline void ptx_wait_for_previous() {}
 
