@@ -12,6 +12,7 @@
 // head). So what it reads of the page, and in e4m3 converts, serves all these heads; L and p stay in registers, p turned round once. Groups of
 // warps, one for each tile, take a thread block's pages in turn. One warp more fetches queries and pages into shared memory, each group's pages into
 // a ring of its own, and tells the others what to do.
+// Where there are few sequences and short ones, most of the GPU would have nothing to do: then heads are shared out too, 16 to a cluster.
 //
 // Thread blocks come in clusters, of 16 where there are few sequences. All sequences' pages stand in one row, and each cluster has one run of
 // it, equal to a page, whatever the lengths; its blocks share out each sequence's part of the run, and add up their sums in each other's shared
@@ -26,10 +27,10 @@
 #include "ptx.cuh"
 
 enum {
-    DECODE_WARPS = 7,           // that compute; one more fetches. Few, as each has its columns' q, o and what comes next in registers
     DECODE_MAX_COLUMNS = 128,   // in a thread block
     DECODE_MAX_QUERIES = 16,
-    DECODE_MAX_CLUSTER = 16
+    DECODE_MAX_CLUSTER = 16,
+    DECODE_SHORT_PAGES = 512    // a stream that has room for no more is short
 };
 
 // The kernel begins while the one launched before it ends: that one may write the queries and their tokens' factors, but neither lengths nor
@@ -130,7 +131,7 @@ typedef struct {
     int depth;                      // pages of a group in shared memory: its ring
     int cluster, cluster_log2, clusters;        // thread blocks in each, and how many
     int min_pages;                  // of a cluster, where there are not enough for all
-    int counters;                   // at the head of the scratch, for as many chunks as there can be
+    int counters;                   // at the head of the scratch
     int page_bytes, k_b, v_a, v_b, scales;     // of a page: its size, and where its parts begin (aK at 0)
     float q_unit, out_unit;         // what q is multiplied by, so that p = 2^(q k), and the sum of p v
     size_t smem_bytes;
@@ -171,6 +172,9 @@ struct DecodeState {
     float top[EIGHTS][2], sum[EIGHTS][2];       // sum: of the thread's own tokens
     float o[EIGHTS][HS / 16][4];                // (elements g and g + 8 of 16) x columns
 };
+
+// Warps that compute; one more fetches. Few, as each has its columns' q, o and what comes next in registers. ranks: of the kernel, 0: any.
+__host__ __device__ constexpr int decode_warps(int HS, int eights, int ranks) { return HS == 64 && eights <= 2 && ranks > 0 ? 9 : 7; }
 
 static constexpr float DECODE_SLACK = 4;    // the running maximum follows only when it is outgrown by 2^this: few pages do
 __host__ __device__ constexpr int decode_q_pitch(int HS) { return HS + 8; }    // of a row of q or bQ in shared memory: rows in different banks
@@ -417,7 +421,7 @@ struct DecodeRuns {
     __device__ DecodeRuns(const DecodeArgs &a, const DecodePlan &plan, const int *first)
         : first(first), B(a.B), streams(a.shape.streams), splits(a.splits) {
         const unsigned total = first[B] * streams;
-        parts = max(min(plan.clusters, (int)(total / (unsigned)plan.min_pages)), 1);
+        parts = min(plan.clusters, max((int)(total / (unsigned)plan.min_pages), B * streams));      // no fewer than streams, if there are so many
         each = total / (unsigned)parts, more = total - each * parts;
     }
     __device__ int pages(int b) const { return first[b + 1] - first[b]; }
@@ -527,10 +531,10 @@ __host__ __device__ inline int decode_inbox_places(const DecodePlan &plan, int H
 }
 
 template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS>
-__global__ void __launch_bounds__(32 * (DECODE_WARPS + 1), 1)
+__global__ void __launch_bounds__(32 * (decode_warps(HS, EIGHTS, RANKS) + 1), 1)
 decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
-    constexpr int WIDTH = 8 * EIGHTS, UNITS = HS / 2, RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
+    constexpr int WARPS = decode_warps(HS, EIGHTS, RANKS), WIDTH = 8 * EIGHTS, UNITS = HS / 2, RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
     __shared__ DecodePart parts[2];
     __shared__ int is_last;
     extern __shared__ __align__(1024) unsigned char smem[];     // as attention.cuh declares it too
@@ -541,8 +545,8 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
     const int places = plan.groups * plan.depth;                                // of pages; a group's are its own, so that it sees all their phases
     float4 *merge = (float4 *)(smem + places * plan.page_bytes);                // (groups, group_places)
     float4 *block_sums = merge + plan.groups * group_places;                    // (pairs) tops and sums of the block
-    float2 *weights = (float2 *)(block_sums + pairs);                           // (pairs, DECODE_WARPS)
-    float4 *inbox = (float4 *)(weights + pairs * DECODE_WARPS);                 // (cluster, own pairs, record)
+    float2 *weights = (float2 *)(block_sums + pairs);                           // (pairs, WARPS)
+    float4 *inbox = (float4 *)(weights + pairs * WARPS);                        // (cluster, own pairs, record)
     int2 *columns = (int2 *)(inbox + decode_inbox_places(plan, HS));            // (tiles, WIDTH): query and head
     bf16 *q = (bf16 *)(columns + plan.tiles * WIDTH);                           // (tiles, WIDTH, PITCH)
     const bf16 *query_rows = q + plan.tiles * WIDTH * PITCH;                    // (queries, query_bytes)
@@ -811,18 +815,18 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         if (plan.cluster > 1 && i > 0) ptx_cluster_barrier_wait(sums_free, i % 2 ^ 1);      // what was sent for the stream before has been read
         ptx_named_barrier(1, threads);      // the groups' sums are there
         for (int j = threadIdx.x; j < 2 * pairs; j += threads) {       // a column each: what the groups weigh in it
-            float2 x[DECODE_WARPS];
+            float2 x[WARPS];
             float top = -1e30f, sum = 0;
             #pragma unroll
-            for (int k = 0; k < DECODE_WARPS; k++) {
+            for (int k = 0; k < WARPS; k++) {
                 x[k] = k < groups ? ((const float2 *)(merge + k * group_places + pairs * UNITS))[j] : make_float2(-INFINITY, 0);
                 top = fmaxf(top, x[k].x);
             }
             #pragma unroll
-            for (int k = 0; k < DECODE_WARPS; k++) {
+            for (int k = 0; k < WARPS; k++) {
                 const float weight = ptx_exp2(x[k].x - top);
                 sum += weight * x[k].y;
-                ((float *)weights)[(j / 2 * DECODE_WARPS + k) * 2 + j % 2] = weight;
+                ((float *)weights)[(j / 2 * WARPS + k) * 2 + j % 2] = weight;
             }
             ((float2 *)block_sums)[j] = make_float2(top, sum);
         }
@@ -834,12 +838,12 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             const float4 all = block_sums[pair];
             DecodeUnit x = {{0, 0, 0, 0}, {all.x, all.z}, {all.y, all.w}};
             if (groups > 0) {
-                float4 y[DECODE_WARPS];
+                float4 y[WARPS];
                 #pragma unroll
-                for (int j = 0; j < DECODE_WARPS; j++) y[j] = from[min(j, groups - 1) * group_places];      // one too many has no weight
+                for (int j = 0; j < WARPS; j++) y[j] = from[min(j, groups - 1) * group_places];      // one too many has no weight
                 #pragma unroll
-                for (int j = 0; j < DECODE_WARPS; j++) {
-                    const float2 weight = weights[pair * DECODE_WARPS + j];
+                for (int j = 0; j < WARPS; j++) {
+                    const float2 weight = weights[pair * WARPS + j];
                     x.o[0] += weight.x * y[j].x, x.o[1] += weight.x * y[j].y, x.o[2] += weight.y * y[j].z, x.o[3] += weight.y * y[j].w;
                 }
             }
@@ -906,7 +910,7 @@ inline int decode_clusters(int cluster) {
     if (!known[cluster]) {
         known[cluster] = device_attribute(cudaDevAttrMultiProcessorCount);
         if (cluster > 1) {
-            Launch where(dim3((unsigned)cluster), 32 * (DECODE_WARPS + 1), (size_t)device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0);
+            Launch where(dim3((unsigned)cluster), 256, (size_t)device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), 0);
             where.cluster = cluster;
             cudaLaunchAttribute attributes[2] = {};
             cudaLaunchConfig_t config = launch_config((const void *)decode_probe_kernel, where, attributes);
@@ -917,7 +921,7 @@ inline int decode_clusters(int cluster) {
 }
 
 // How the fast kernel would do it, for what this GPU has. groups 0: it cannot.
-inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int cluster, int splits, int min_pages) {
+inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int64_t pages, int cluster, int splits, int min_pages) {
     const bool hopper = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
     if (cluster < 0 || cluster > (hopper ? DECODE_MAX_CLUSTER : 1) || (cluster & (cluster - 1)))
         die(EXIT_SYSTEM, "flashtpa_decode: clusters of %d thread blocks; on this GPU there can be %s, or 0: chosen", cluster,
@@ -927,22 +931,25 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     if (sizeof(floatX) != 2 || (s.HS != 64 && s.HS != 128) || s.number_bytes > 2) return p;
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !s.factored)) return p;
     // columns of a tile, so that the fewest are empty; decode_launch_ has kernels for these
-    if (!s.factored) p.eights = n * s.heads <= 8 ? 1 : 4;
-    else {
-        const bool may_be_5 = s.HS == 64 && s.RK == s.RV && s.RK <= 2;
-        p.eights = may_be_5 && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
-    }
-    const int width = 8 * p.eights, max_tiles = DECODE_MAX_COLUMNS / width < DECODE_WARPS ? DECODE_MAX_COLUMNS / width : DECODE_WARPS;
+    const int few = s.factored ? 2 : 1, ranks = !s.factored ? 1 : s.RK == s.RV && s.RK <= 2 ? s.RK : 0;
+    const bool may_be_5 = s.factored && s.HS == 64 && ranks > 0;
+    p.eights = (s.factored ? 1 : n) * s.heads <= 8 * few ? few : may_be_5 && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
+    int width = 8 * p.eights, warps = decode_warps(s.HS, p.eights, ranks), max_tiles = min(DECODE_MAX_COLUMNS / width, warps);
     auto tiles_of = [&](int n) { return s.factored ? n * ceil_div(s.heads, width) : ceil_div(n * s.heads, width); };
-    auto chunks_of = [&](int n) { return ceil_div(tiles_of(n), max_tiles); };
-    int tiles = tiles_of(n), per_query = ceil_div(s.heads, width);
-    p.chunks = chunks_of(n), p.tiles = ceil_div(tiles, p.chunks);
+    // for as many chunks as there can be, the same whatever n and pages are
+    p.counters = DECODE_MAX_CLUSTER * max(B * s.streams * DECODE_MAX_QUERIES * ceil_div(s.heads, 16), hopper ? decode_clusters(DECODE_MAX_CLUSTER) : 0);
+    if (hopper && cluster == 0 && splits == 0 && pages <= DECODE_SHORT_PAGES) {     // few columns a cluster, if there are enough clusters
+        const int tiles = s.factored ? n * ceil_div(s.heads, 8 * few) : ceil_div(n * s.heads, 8 * few);
+        if (B * s.streams * tiles <= decode_clusters(DECODE_MAX_CLUSTER))
+            p.eights = few, width = 8 * few, warps = decode_warps(s.HS, few, ranks), max_tiles = 1, p.min_pages = DECODE_SHORT_PAGES;
+    }
+    const int tiles = tiles_of(n), per_query = ceil_div(s.heads, width);
+    p.chunks = ceil_div(tiles, max_tiles), p.tiles = ceil_div(tiles, p.chunks);
     // the largest clusters of which there are enough for all streams
     p.cluster = cluster > 0 ? cluster : hopper ? DECODE_MAX_CLUSTER : 1;
     while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < B * s.streams * p.chunks) p.cluster /= 2;
     p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
     while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
-    p.counters = DECODE_MAX_CLUSTER * B * s.streams * (chunks_of(DECODE_MAX_QUERIES) > p.chunks ? chunks_of(DECODE_MAX_QUERIES) : p.chunks);
     // of a chunk, wherever it begins
     p.queries = s.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1 : (p.tiles * width - 1 + s.heads - 1) / s.heads + 1;
     if (p.queries > n) p.queries = n;
@@ -953,16 +960,16 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     p.k_b = cache_b_start(s, CACHE_K), p.v_a = cache_a_start(s, CACHE_V), p.v_b = cache_b_start(s, CACHE_V), p.scales = cache_scale(s, CACHE_K, 0);
     smem -= 1024;               // the kernel's static memory
     const int pitch_bytes = decode_q_pitch(s.HS) * 2;
-    int rest = smem - decode_inbox_places(p, s.HS) * 16 - decode_pairs(p) * (16 + 8 * DECODE_WARPS) - p.tiles * width * (8 + pitch_bytes) -
+    int rest = smem - decode_inbox_places(p, s.HS) * 16 - decode_pairs(p) * (16 + 8 * warps) - p.tiles * width * (8 + pitch_bytes) -
                p.queries * p.query_bytes - (q.kind == HEADS_FACTORED ? p.queries * 16 * pitch_bytes : 0) - (2 * B + 1) * 4 - 1024;     // barriers
     // as many groups as there are warps for, and room for two pages of each, or as many as there is room for
-    for (p.groups = DECODE_WARPS / p.tiles; p.groups > 0; p.groups--) {
+    for (p.groups = warps / p.tiles; p.groups > 0; p.groups--) {
         p.depth = (rest - p.groups * decode_group_places(p, s.HS) * 16) / (p.groups * p.page_bytes);
         if (p.depth >= 2) break;
     }
     if (p.groups > 0 && p.depth > 32 / p.groups) p.depth = 32 / p.groups;     // a lane of the fetching warp looks after each place
-    if (p.groups == 0 && p.cluster > 1) return decode_plan(s, q, B, n, 1, splits, min_pages);     // no room for the inbox
-    p.min_pages = min_pages > 0 ? min_pages : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
+    if (p.groups == 0 && p.cluster > 1) return decode_plan(s, q, B, n, pages, 1, splits, min_pages);     // no room for the inbox
+    if (p.min_pages == 0 || min_pages > 0) p.min_pages = min_pages > 0 ? min_pages : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
     p.smem_bytes = (size_t)(smem - rest) + (size_t)p.groups * decode_group_places(p, s.HS) * 16 + (size_t)p.groups * p.depth * p.page_bytes;
     return p;
 }
@@ -970,8 +977,8 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
 // Scratch of flashtpa_decode for B sequences and up to n queries, to be zeroed once. It serves one shape, B, cluster and splits.
 inline size_t decode_scratch_bytes(const CacheShape &s, const Heads &q, int B, int n, int cluster = 0, int splits = 0) {
     size_t most = 16;
-    for (int k = 1; k <= n; k++) {
-        DecodePlan p = decode_plan(s, q, B, k, cluster, splits, 0);
+    for (int k = 1; k <= 2 * n; k++) {          // with room for few pages, and many
+        DecodePlan p = decode_plan(s, q, B, (k + 1) / 2, k % 2 ? 0 : DECODE_SHORT_PAGES + 1, cluster, splits, 0);
         size_t bytes = (size_t)p.chunks * p.clusters * 2 * decode_slot_places(p, s.HS) * 16 + p.counters * sizeof(float);
         if (bytes > most) most = bytes;
     }
@@ -983,6 +990,8 @@ inline void decode_launch_(const DecodeArgs &a, const DecodePlan &plan, cudaStre
     constexpr int FEW = 1, MANY = 4, MORE = HS == 64 ? 5 : 4;
     const bool one = a.shape.RK == 1 && a.shape.RV == 1, two = a.shape.RK == 2 && a.shape.RV == 2, more = plan.eights == MORE;
     auto kernel = !a.shape.factored ? plan.eights == FEW ? decode_kernel<Number, HS, FEW, false, 1> : decode_kernel<Number, HS, MANY, false, 1>
+                : plan.eights == 2 ? one ? decode_kernel<Number, HS, 2, true, 1> : two ? decode_kernel<Number, HS, 2, true, 2>
+                                                                                    : decode_kernel<Number, HS, 2, true, 0>
                 : one ? more ? decode_kernel<Number, HS, MORE, true, 1> : decode_kernel<Number, HS, MANY, true, 1>
                 : two ? more ? decode_kernel<Number, HS, MORE, true, 2> : decode_kernel<Number, HS, MANY, true, 2>
                       : decode_kernel<Number, HS, MANY, true, 0>;
@@ -996,7 +1005,7 @@ inline void flashtpa_decode(const DecodeArgs &a, cudaStream_t stream) {
     if (a.B < 1 || a.n < 1 || a.n > DECODE_MAX_QUERIES || a.q.R < 1)
         die(EXIT_SYSTEM, "flashtpa_decode: B=%d queries=%d rank %d: need at least 1 of each, and at most %d queries", a.B, a.n, a.q.R,
             (int)DECODE_MAX_QUERIES);
-    DecodePlan plan = decode_plan(a.shape, a.q, a.B, a.n, a.cluster, a.splits, a.min_pages);
+    DecodePlan plan = decode_plan(a.shape, a.q, a.B, a.n, a.pages, a.cluster, a.splits, a.min_pages);
     if (plan.groups == 0) return decode_plain(a, stream);
     if constexpr (sizeof(floatX) == 2) {
         if (a.shape.number_bytes == 1 && a.shape.HS == 64) decode_launch_<e4m3, 64>(a, plan, stream);
