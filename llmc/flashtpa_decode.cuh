@@ -945,8 +945,8 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     }
     const int tiles = tiles_of(n), per_query = ceil_div(s.heads, width);
     p.chunks = ceil_div(tiles, max_tiles), p.tiles = ceil_div(tiles, p.chunks);
-    // the largest clusters of which there are enough for all streams
-    p.cluster = cluster > 0 ? cluster : hopper ? DECODE_MAX_CLUSTER : 1;
+    // the largest clusters of which there are enough for all streams; of 16, of which few fit a GPU, only where streams are short
+    p.cluster = cluster > 0 ? cluster : !hopper ? 1 : pages <= DECODE_SHORT_PAGES ? DECODE_MAX_CLUSTER : DECODE_MAX_CLUSTER / 2;
     while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < B * s.streams * p.chunks) p.cluster /= 2;
     p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
     while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
