@@ -185,14 +185,6 @@ struct MmaSync {
 // Primitives for sm_90a
 #if PTX_SM90A
 
-// Lanes of a warp that say when it has read a block: one, after a __syncwarp(). compute-sanitizer's racecheck does not follow that; in a
-// build for it, -DRACECHECK, each lane says so for itself.
-#ifdef RACECHECK
-constexpr int RELEASING_LANES = 32;
-#else
-constexpr int RELEASING_LANES = 1;
-#endif
-
 struct Wgmma {
     static __host__ __device__ constexpr int groups(AttentionTiling t) { return t.wgmma_groups; }
     static __host__ __device__ constexpr int threads(AttentionTiling t) { return 128 * t.wgmma_groups + 128; }  // one group only fetches
@@ -248,8 +240,8 @@ struct Wgmma {
 
         __device__ Pipe(uint32_t barriers, int group) : barriers(barriers), group(group) {
             if (threadIdx.x == 0) {
-                for (int s = 0; s < STAGES; s++) ptx_barrier_init(full(s), 1), ptx_barrier_init(free(s), 4 * RELEASING_LANES * GROUPS);
-                for (int g = 0; g < GROUPS; g++) ptx_barrier_init(own_full(g), 1), ptx_barrier_init(own_free(g), 4 * RELEASING_LANES);
+                for (int s = 0; s < STAGES; s++) ptx_barrier_init(full(s), 1), ptx_barrier_init(free(s), 4 * PTX_ARRIVING_LANES * GROUPS);
+                for (int g = 0; g < GROUPS; g++) ptx_barrier_init(own_full(g), 1), ptx_barrier_init(own_free(g), 4 * PTX_ARRIVING_LANES);
                 ptx_barrier_init_fence();
             }
             __syncthreads();
@@ -296,7 +288,7 @@ struct Wgmma {
         __device__ void release_own() { release_(own_free(group)); }
         __device__ void release_(uint32_t barrier) {
             __syncwarp();
-            if (threadIdx.x % 32 < RELEASING_LANES) ptx_barrier_arrive(barrier);
+            if (threadIdx.x % 32 < PTX_ARRIVING_LANES) ptx_barrier_arrive(barrier);
         }
     };
 

@@ -571,7 +571,8 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
     if (warp == warps) {
         if (lane < a.B) length = a.lengths[lane];
         if (lane == 0) {
-            ptx_barrier_init(query_full, PTX_BULK_COPIES ? 1 : 32), ptx_barrier_init(query_free, warps), ptx_barrier_init(part_full, 1);
+            ptx_barrier_init(query_full, PTX_BULK_COPIES ? 1 : 32), ptx_barrier_init(query_free, warps * PTX_ARRIVING_LANES);
+            ptx_barrier_init(part_full, PTX_ARRIVING_LANES);
             if (plan.cluster > 1) {
                 ptx_barrier_init(sums_full, 1), ptx_barrier_init(sums_free, plan.cluster);
                 ptx_barrier_arrive_expect(sums_full, inbox_bytes);      // before any of them can come
@@ -579,7 +580,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         }
     } else {
         const int place = lane * warps + warp;          // shared out, as a barrier takes 50 clocks
-        if (place < places) ptx_barrier_init(full(place), PTX_BULK_COPIES ? 1 : 32), ptx_barrier_init(free(place), plan.tiles);
+        if (place < places) ptx_barrier_init(full(place), PTX_BULK_COPIES ? 1 : 32), ptx_barrier_init(free(place), plan.tiles * PTX_ARRIVING_LANES);
         if (factored_q)                     // bQ's rows beyond the ranks are zero
             for (int i = threadIdx.x; i < queries * (16 - a.q.R) * PITCH; i += threads) {
                 const int query = i / ((16 - a.q.R) * PITCH);
@@ -612,7 +613,12 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
         const DecodeRuns runs(a, plan, first);
         int run_begin, run_end;
         runs.run(cluster, &run_begin, &run_end);
-        if (run_begin == run_end && lane == 0) parts[0].b = -1, ptx_barrier_arrive(part_full);     // nothing to do
+        auto announce = [&](int i, const DecodePart &part) {
+            if (lane == 0) parts[i % 2] = part;
+            __syncwarp();
+            if (lane < PTX_ARRIVING_LANES) ptx_barrier_arrive(part_full);
+        };
+        if (run_begin == run_end) announce(0, {-1});        // nothing to do
         const int turn = lane / plan.groups, group = lane - turn * plan.groups;        // the place that this lane fills, of a group's ring
         int parity = 0;                     // and its phase
         #pragma unroll 1
@@ -636,7 +642,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 __syncwarp();       // a lane that still waited when the others bring the next phase about would wait for ever
                 fetch_queries(g.b, g.stream);
             }
-            if (lane == 0) parts[i % 2] = part, ptx_barrier_arrive(part_full);
+            announce(i, part);
             int next = turn < plan.depth && group < part.groups ? turn * part.groups + group : pages;       // this lane's next page
             auto fetch = [&](int pages) {       // what there is room for, of the first so many pages; a page a lane
                 const bool mine = next < pages && ptx_barrier_done(free(lane), parity ^ 1);     // the first round passes: phases before phase 0 are complete
@@ -772,7 +778,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                 for (int k = 0; k < HS / 32; k++) decode_load_q<HS>(q_kept[n][k], q_tile + 8 * n * PITCH, 2 * k);
 
         // The pages. No lane still waits for the queries or this part: the next may come.
-        if (lane == 0) ptx_barrier_arrive(query_free);
+        if (lane < PTX_ARRIVING_LANES) ptx_barrier_arrive(query_free);
         const int before = part.before, pages = part.pages, groups = part.groups;
         const int all_see = before + max(head0.x, 0) + 1;      // tokens that all columns see
         const DecodeLane<Number, HS, RANKS> at(shape, plan, head0.y);
@@ -784,7 +790,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
                                                              token + PAGE > all_see, columns + tile * WIDTH + 2 * t, before + 1 - token,
                                                              before + a.n - token);
             __syncwarp();
-            if (lane == 0) ptx_barrier_arrive(free(place));
+            if (lane < PTX_ARRIVING_LANES) ptx_barrier_arrive(free(place));
             phases ^= 1u << turn;
             if (++turn == plan.depth) turn = 0;
         }

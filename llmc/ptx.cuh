@@ -156,6 +156,14 @@ __device__ inline void ptx_barrier_init_fence() {
 #endif
 }
 
+// Lanes of a warp that say that it is through with something: one, after a __syncwarp(). compute-sanitizer's racecheck does not follow that; in
+// a build for it, -DRACECHECK, each lane says so for itself.
+#ifdef RACECHECK
+enum { PTX_ARRIVING_LANES = 32 };
+#else
+enum { PTX_ARRIVING_LANES = 1 };
+#endif
+
 // #parallel-synchronization-and-communication-instructions-mbarrier-arrive
 __device__ inline void ptx_barrier_arrive(uint32_t barrier) {
     asm volatile("{ .reg .b64 phase; mbarrier.arrive.shared.b64 phase, [%0]; }" :: "r"(barrier) : "memory");

@@ -392,6 +392,7 @@ template <class K> static inline cudaError_t gpu_clusters(int *n, K, const cudaL
 // PTX: the functions of llmc/ptx.cuh, which is left out
 #define LLMC_PTX_CUH
 #define PTX_BULK_COPIES (EMULATED_CC >= 9)
+enum { PTX_ARRIVING_LANES = 1 };
 
 // Addresses in shared memory: the offset, and in the high byte the rank of a block of the cluster, or OWN.
 enum { GPU_OWN = 0xff };
