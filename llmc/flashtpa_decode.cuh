@@ -322,14 +322,15 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
         if (FP8)
             #pragma unroll
             for (int x = 0; x < 2; x++) if (tokens[x] >= live) per_v[x] = 0;
-        if (live < PAGE) {      // v, which p = 0 would not make 0
+        if (live < PAGE) {      // zeroes v, which p = 0 would not make 0; so does each warp of the group, before it reads it
+            constexpr int ROW = HS * (int)sizeof(Number);
             const int dead = PAGE - live, all = RV * dead;
             #pragma unroll 1
             for (int i = lane; FACTORED && i < shape.heads * all; i += 32)
                 *(Number *)(page_pointer + cache_a(shape, CACHE_V, 0, i / dead, live + i % dead)) = Number(0);
             #pragma unroll 1
-            for (int i = lane; i < all * (HS * (int)sizeof(Number) / 16); i += 32)
-                *(int4 *)(page_pointer + plan.v_b + (i % all / dead * PAGE + live + i % dead) * HS * (int)sizeof(Number) + i / all * 16) = make_int4(0, 0, 0, 0);
+            for (int i = lane; i < all * (ROW / 16); i += 32)
+                *(int4 *)(page_pointer + plan.v_b + (i % all / dead * PAGE + live + i % dead) * ROW + i / all * 16) = make_int4(0, 0, 0, 0);
             ptx_copies_after();
             __syncwarp();
         }
@@ -534,7 +535,8 @@ template <class Number, int HS, int EIGHTS, bool FACTORED, int RANKS>
 __global__ void __launch_bounds__(32 * (decode_warps(HS, EIGHTS, RANKS) + 1), 1)
 decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
-    constexpr int WARPS = decode_warps(HS, EIGHTS, RANKS), WIDTH = 8 * EIGHTS, UNITS = HS / 2, RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
+    constexpr int WARPS = decode_warps(HS, EIGHTS, RANKS), WIDTH = 8 * EIGHTS, UNITS = HS / 2;
+    constexpr int RECORD = decode_record_places(HS), PITCH = decode_q_pitch(HS);
     __shared__ DecodePart parts[2];
     __shared__ int is_last;
     extern __shared__ __align__(1024) unsigned char smem[];     // as attention.cuh declares it too
@@ -645,7 +647,7 @@ decode_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Deco
             announce(i, part);
             int next = turn < plan.depth && group < part.groups ? turn * part.groups + group : pages;       // this lane's next page
             auto fetch = [&](int pages) {       // what there is room for, of the first so many pages; a page a lane
-                const bool mine = next < pages && ptx_barrier_done(free(lane), parity ^ 1);     // the first round passes: phases before phase 0 are complete
+                const bool mine = next < pages && ptx_barrier_done(free(lane), parity ^ 1);     // at first it passes: phases before 0 are complete
                 auto place = [&](int at) { return smem_address(smem + at * plan.page_bytes); };
                 auto source = [&](int page) { return from + (int64_t)(begin + page) * plan.page_bytes; };
                 if (!PTX_BULK_COPIES)
