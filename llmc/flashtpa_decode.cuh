@@ -10,15 +10,16 @@
 //
 // A warp takes a page of 16 tokens, the rows of mma.sync, and a tile of up to 40 columns, heads of one query (grouped: pairs of query and
 // head). So what it reads of the page, and in e4m3 converts, serves all these heads; L and p stay in registers, p turned round once. Groups of
-// warps, one for each tile, take a thread block's pages in turn. One warp more fetches queries and pages into shared memory, each group's pages into
-// a ring of its own, and tells the others what to do.
-// Where there are few sequences and short ones, most of the GPU would have nothing to do: then heads are shared out too, 16 to a cluster.
+// warps, one for each tile, take a thread block's pages in turn. One warp more fetches pages, and all queries but the first, into shared memory,
+// each group's pages into a ring of its own, and tells the others what to do.
 //
-// Thread blocks come in clusters, of 16 where there are few sequences. All sequences' pages stand in one row, and each cluster has one run of
-// it, equal to a page, whatever the lengths; its blocks share out each sequence's part of the run, and add up their sums in each other's shared
-// memory, every block a slice of the output. A sequence of several clusters: they leave their slices in global memory, and the cluster
-// that comes last to a slice adds it up, in one order, so the bits are the same every time. No cluster waits for another. A short sequence is
-// a matter of latency: what a thread block does once counts as much as what it does for every page.
+// Thread blocks come in clusters, of 8 where there are few sequences, of 16 where these are short. All sequences' pages stand in one row, and each
+// cluster has one run of it, equal to a page, whatever the lengths; its blocks share out each sequence's part of the run, and add up their sums in
+// each other's shared memory, every block a slice of the output. A sequence of several clusters: they leave their slices in global memory, and the
+// cluster that comes last to a slice adds it up, in one order, so the bits are the same every time. No cluster waits for another.
+//
+// A short sequence is a matter of latency: what a thread block does once counts as much as what it does for every page. And of few sequences that are
+// short most of the GPU would have nothing to do: then heads are shared out among clusters too (16, or 8 columns of a grouped kind, to each).
 // Source: ours; the equations are the paper's.
 #ifndef LLMC_FLASHTPA_DECODE_CUH
 #define LLMC_FLASHTPA_DECODE_CUH
@@ -928,6 +929,9 @@ inline int decode_clusters(int cluster) {
     return known[cluster];
 }
 
+// The ranks of k and v that the kernel is made for: 1 or 2 of both, 0: any.
+inline int decode_ranks(const CacheShape &s) { return !s.factored ? 1 : s.RK == s.RV && s.RK <= 2 ? s.RK : 0; }
+
 // How the fast kernel would do it, for what this GPU has. groups 0: it cannot.
 inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n, int64_t pages, int cluster, int splits, int min_pages) {
     const bool hopper = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
@@ -939,22 +943,20 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     if (sizeof(floatX) != 2 || (s.HS != 64 && s.HS != 128) || s.number_bytes > 2) return p;
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !s.factored)) return p;
     // columns of a tile, so that the fewest are empty; decode_launch_ has kernels for these
-    const int few = s.factored ? 2 : 1, ranks = !s.factored ? 1 : s.RK == s.RV && s.RK <= 2 ? s.RK : 0;
+    const int ranks = decode_ranks(s), few = s.factored ? 2 : 1;
     const bool may_be_5 = s.factored && s.HS == 64 && ranks > 0;
-    p.eights = (s.factored ? 1 : n) * s.heads <= 8 * few ? few : may_be_5 && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
-    int width = 8 * p.eights, warps = decode_warps(s.HS, p.eights, ranks), max_tiles = min(DECODE_MAX_COLUMNS / width, warps);
-    auto tiles_of = [&](int n) { return s.factored ? n * ceil_div(s.heads, width) : ceil_div(n * s.heads, width); };
+    auto tiles_of = [&](int width) { return s.factored ? n * ceil_div(s.heads, width) : ceil_div(n * s.heads, width); };
+    const bool is_short = hopper && pages <= DECODE_SHORT_PAGES;
+    const bool shared_out = is_short && cluster == 0 && splits == 0 && B * s.streams * tiles_of(8 * few) <= decode_clusters(DECODE_MAX_CLUSTER);
+    p.eights = shared_out || (s.factored ? 1 : n) * s.heads <= 8 * few ? few
+             : may_be_5 && ceil_div(s.heads, 40) * 5 < ceil_div(s.heads, 32) * 4 ? 5 : 4;
+    const int width = 8 * p.eights, warps = decode_warps(s.HS, p.eights, ranks), per_query = ceil_div(s.heads, width);
+    p.chunks = shared_out ? tiles_of(width) : ceil_div(tiles_of(width), min(DECODE_MAX_COLUMNS / width, warps));
+    p.tiles = ceil_div(tiles_of(width), p.chunks);
     // for as many chunks as there can be, the same whatever n and pages are
     p.counters = DECODE_MAX_CLUSTER * max(B * s.streams * DECODE_MAX_QUERIES * ceil_div(s.heads, 16), hopper ? decode_clusters(DECODE_MAX_CLUSTER) : 0);
-    if (hopper && cluster == 0 && splits == 0 && pages <= DECODE_SHORT_PAGES) {     // few columns a cluster, if there are enough clusters
-        const int tiles = s.factored ? n * ceil_div(s.heads, 8 * few) : ceil_div(n * s.heads, 8 * few);
-        if (B * s.streams * tiles <= decode_clusters(DECODE_MAX_CLUSTER))
-            p.eights = few, width = 8 * few, warps = decode_warps(s.HS, few, ranks), max_tiles = 1, p.min_pages = DECODE_SHORT_PAGES;
-    }
-    const int tiles = tiles_of(n), per_query = ceil_div(s.heads, width);
-    p.chunks = ceil_div(tiles, max_tiles), p.tiles = ceil_div(tiles, p.chunks);
     // the largest clusters of which there are enough for all streams; of 16, of which few fit a GPU, only where streams are short
-    p.cluster = cluster > 0 ? cluster : !hopper ? 1 : pages <= DECODE_SHORT_PAGES ? DECODE_MAX_CLUSTER : DECODE_MAX_CLUSTER / 2;
+    p.cluster = cluster > 0 ? cluster : !hopper ? 1 : is_short ? DECODE_MAX_CLUSTER : DECODE_MAX_CLUSTER / 2;
     while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < B * s.streams * p.chunks) p.cluster /= 2;
     p.clusters = splits > 0 ? B * s.streams * splits : decode_clusters(p.cluster) / p.chunks > 0 ? decode_clusters(p.cluster) / p.chunks : 1;
     while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
@@ -977,7 +979,7 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
     }
     if (p.groups > 0 && p.depth > 32 / p.groups) p.depth = 32 / p.groups;     // a lane of the fetching warp looks after each place
     if (p.groups == 0 && p.cluster > 1) return decode_plan(s, q, B, n, pages, 1, splits, min_pages);     // no room for the inbox
-    if (p.min_pages == 0 || min_pages > 0) p.min_pages = min_pages > 0 ? min_pages : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
+    p.min_pages = min_pages > 0 ? min_pages : shared_out ? DECODE_SHORT_PAGES : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
     p.smem_bytes = (size_t)(smem - rest) + (size_t)p.groups * decode_group_places(p, s.HS) * 16 + (size_t)p.groups * p.depth * p.page_bytes;
     return p;
 }
@@ -985,24 +987,25 @@ inline DecodePlan decode_plan(const CacheShape &s, const Heads &q, int B, int n,
 // Scratch of flashtpa_decode for B sequences and up to n queries, to be zeroed once. It serves one shape, B, cluster and splits.
 inline size_t decode_scratch_bytes(const CacheShape &s, const Heads &q, int B, int n, int cluster = 0, int splits = 0) {
     size_t most = 16;
-    for (int k = 1; k <= 2 * n; k++) {          // with room for few pages, and many
-        DecodePlan p = decode_plan(s, q, B, (k + 1) / 2, k % 2 ? 0 : DECODE_SHORT_PAGES + 1, cluster, splits, 0);
-        size_t bytes = (size_t)p.chunks * p.clusters * 2 * decode_slot_places(p, s.HS) * 16 + p.counters * sizeof(float);
-        if (bytes > most) most = bytes;
-    }
+    for (int k = 1; k <= n; k++)
+        for (int pages : {0, DECODE_SHORT_PAGES + 1}) {         // room for few, and for many
+            DecodePlan p = decode_plan(s, q, B, k, pages, cluster, splits, 0);
+            size_t bytes = (size_t)p.chunks * p.clusters * 2 * decode_slot_places(p, s.HS) * 16 + p.counters * sizeof(float);
+            if (bytes > most) most = bytes;
+        }
     return most;
 }
 
 template <class Number, int HS>
 inline void decode_launch_(const DecodeArgs &a, const DecodePlan &plan, cudaStream_t stream) {
-    constexpr int FEW = 1, MANY = 4, MORE = HS == 64 ? 5 : 4;
-    const bool one = a.shape.RK == 1 && a.shape.RV == 1, two = a.shape.RK == 2 && a.shape.RV == 2, more = plan.eights == MORE;
-    auto kernel = !a.shape.factored ? plan.eights == FEW ? decode_kernel<Number, HS, FEW, false, 1> : decode_kernel<Number, HS, MANY, false, 1>
-                : plan.eights == 2 ? one ? decode_kernel<Number, HS, 2, true, 1> : two ? decode_kernel<Number, HS, 2, true, 2>
-                                                                                    : decode_kernel<Number, HS, 2, true, 0>
-                : one ? more ? decode_kernel<Number, HS, MORE, true, 1> : decode_kernel<Number, HS, MANY, true, 1>
-                : two ? more ? decode_kernel<Number, HS, MORE, true, 2> : decode_kernel<Number, HS, MANY, true, 2>
-                      : decode_kernel<Number, HS, MANY, true, 0>;
+    constexpr int MORE = HS == 64 ? 5 : 4;
+    const int ranks = decode_ranks(a.shape), eights = plan.eights;
+    auto kernel = !a.shape.factored ? eights == 1 ? decode_kernel<Number, HS, 1, false, 1> : decode_kernel<Number, HS, 4, false, 1>
+                : ranks == 1 ? eights == 2 ? decode_kernel<Number, HS, 2, true, 1>
+                             : eights == 5 ? decode_kernel<Number, HS, MORE, true, 1> : decode_kernel<Number, HS, 4, true, 1>
+                : ranks == 2 ? eights == 2 ? decode_kernel<Number, HS, 2, true, 2>
+                             : eights == 5 ? decode_kernel<Number, HS, MORE, true, 2> : decode_kernel<Number, HS, 4, true, 2>
+                : eights == 2 ? decode_kernel<Number, HS, 2, true, 0> : decode_kernel<Number, HS, 4, true, 0>;
     Launch where(dim3((unsigned)(plan.clusters * plan.cluster), (unsigned)plan.chunks), 32 * (plan.tiles * plan.groups + 1), plan.smem_bytes, stream);
     where.cluster = plan.cluster, where.early = true;
     launch(kernel, where, a, plan);
