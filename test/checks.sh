@@ -20,6 +20,9 @@ refuses() {
     else ok "$name"; fi
 }
 
+# english BYTES: so many bytes of the documents of test/data, at most 1.6 MB. What a test learns must not be a page that changes, as README does.
+english() { zstd -qdc test/data/sample.jsonl.zst | sed 's/.*"text":"//; s/","url":.*//; s/\\n/\n/g' | head -c "$1"; }
+
 # shards FOLDER ARGUMENTS...: token shards $tmp/FOLDER/t_*, by $tokenize with these arguments. Without them there is nothing to test.
 shards() { "$tokenize" -o "$tmp/$1/t" "${@:2}" >"$tmp/log" 2>&1 || { echo "FAIL tokenize: $(tail -1 "$tmp/log")"; exit 1; }; }
 

@@ -23,7 +23,7 @@ trap 'cd /; cleanup' EXIT
 . test/checks.sh
 
 # ---- data: real English, byte-level; models that take a few milliseconds a step
-for i in 1 2 3 4 5 6; do cat README.md; done >"$tmp/text.txt"
+english 110000 >"$tmp/text.txt"
 shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
 data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin" -s 0 -u 2 -t 32 --threads 1)
 small=("$train" "${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -b 2 -d 256 -m 0 -v 25 -x 50 -n 25)   # 4 micro-batches a step

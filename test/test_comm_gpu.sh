@@ -15,7 +15,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 mpi() { timeout 120 mpirun -np "$@"; }
 
 # ---- real English in bytes; 16 micro-batches a step
-for i in $(seq 30); do cat README.md; done >"$tmp/text.txt"
+english 550000 >"$tmp/text.txt"
 shards d --bytes --val-tokens 20000 --shard-size 100000 "$tmp/text.txt"
 train=("$program" -i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin" -e tiny -b 4 -d 16384 -x 20 -n 10 -v 20 -m 0 -s 0 -u 2 --comm-timeout 60)
 curve() { grep -o '"\(loss\|val_loss\)":[^,}]*' "$1/metrics.jsonl" 2>/dev/null | cut -d: -f2; }

@@ -18,7 +18,7 @@ trap 'rm -rf "$tmp"' EXIT
 # ---- models: byte-level ones of every kind that have learnt some English, one that ends its documents, one of GPT-2 tokens
 kinds="tpa tpa_kvonly mha gqa mqa"
 model() { "$train" -v 0 -s 0 -u 5 --keep 1 "$@" >"$tmp/log" 2>&1 || { echo "FAIL training: $(tail -1 "$tmp/log")"; exit 1; }; }
-cat README.md data/README.md >"$tmp/english.txt"
+english 22000 >"$tmp/english.txt"
 shards english --val-tokens 0 --bytes "$tmp/english.txt"
 for kind in $kinds; do
     model -i "$tmp/english/t_train_*.bin" --attn $kind --n-layer 2 --n-embd 64 --n-head 6 --head-dim 32 --n-kv-head 2 -t 128 -b 4 -d 512 -x 150 -n 150 -l 3e-3 -o "$tmp/$kind"
@@ -47,7 +47,7 @@ golden=$("$program" --golden test/golden/*.safetensors | tail -1)
 check "golden files: tokens by the cache, logits by all ways" "$([ "$golden" = "$(ls test/golden/*.safetensors | wc -l) passed, 0 failed" ] && echo 1)" "$golden"
 
 # ---- the cache changes nothing
-long=$(head -c $check_bytes README.md)
+long=$(english $check_bytes)
 for kind in $kinds; do
     greedy=("$program" -e "$tmp/$kind" -p "$prompt" --temperature 0 --stop 0 -g $greedy_tokens)
     "${greedy[@]}" >"$tmp/a" && "${greedy[@]}" --no-cache >"$tmp/b"
@@ -56,7 +56,7 @@ for kind in $kinds; do
     agree "$kind" "$one"
     check "$kind: the same bits with one thread and two" "$([ -n "$one" ] && [ "$one" = "$two" ] && echo 1)" "$one $two"
 done
-out=$("${generate[@]}" -p "$(head -c $long_bytes README.md)" --check)      # so long that every part of flashtpa_decode's splits is used
+out=$("${generate[@]}" -p "$(english $long_bytes)" --check)      # so long that every part of flashtpa_decode's splits is used
 agree "tpa, $long_bytes tokens" "$out"
 i=0
 while read -r shape; do     # heads, widths and ranks that nothing divides
@@ -82,7 +82,7 @@ agree "GPT-2 tokens" "$out"
 check "an fp8 cache generates, and takes less" "$([ "$(wc -c <"$tmp/a")" = $((${#prompt} + 101)) ] && grep -q '^cache: fp8' "$tmp/b" && echo 1)" "$(cat "$tmp/b")"
 
 # ---- a ragged batch gives each prompt what it gets alone
-printf '%s\n' "$prompt" 'A' "$(head -c 300 data/README.md | tr '\n' ' ')" 'When it is read, the' >"$tmp/prompts"
+printf '%s\n' "$prompt" 'A' "$(english 300 | tr '\n' ' ')" 'When it is read, the' >"$tmp/prompts"
 "${generate[@]}" -f "$tmp/prompts" --temperature 0 -g 120 >"$tmp/batch"
 i=0
 while IFS= read -r line; do

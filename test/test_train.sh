@@ -14,9 +14,8 @@ trap 'cd /; umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 . test/checks.sh
 
 # ---- data: real English, byte-level; a small model that takes a few milliseconds a step
-text=README.md
 mkdir -p "$tmp/d" "$tmp/flat"
-for i in 1 2 3 4 5 6; do cat $text; done >"$tmp/text.txt"
+english 110000 >"$tmp/text.txt"
 shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
 data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin")
 small=("${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -t 32 -b 4 -d 256 -m 2 -u 2)
