@@ -235,8 +235,9 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
                                             unsigned char *page_pointer, const DecodeLane<Number, HS, RANKS> &at, const CacheShape &shape,
                                             const DecodePlan &plan, int head, bool masked, const int2 *columns, int sees, int live) {
     typedef DecodeNumber<Number> N;
+    typedef DecodeLane<Number, HS, RANKS> Lane;
     constexpr bool FP8 = sizeof(Number) == 1;
-    constexpr int VECTOR_BYTES = PAGE * HS * (int)sizeof(Number), LOADS = HS * (int)sizeof(Number) / 32;
+    constexpr int VECTOR_BYTES = Lane::VECTOR_BYTES, LOADS = Lane::LOADS;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t page = smem_address(page_pointer);
     const int RK = RANKS ? RANKS : shape.RK, RV = RANKS ? RANKS : shape.RV;
@@ -245,7 +246,7 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &st, const b
     // What a load brings beyond the tile's heads is not used.
     auto load_weights = [&](uint32_t (&w)[EIGHTS][2], int r, bool of_k) {
         const uint32_t from = page + (RANKS ? (of_k ? at.k_weights : at.v_weights)[RANKS ? r : 0]
-                                            : (of_k ? 0 : plan.v_a) + DecodeLane<Number, HS, RANKS>::weights(shape, head, r));
+                                            : (of_k ? 0 : plan.v_a) + Lane::weights(shape, head, r));
         if (FP8) {
             const int order = (of_k ? g < 4 : t < 2) ? 0x3120 : 0x2031;     // which half each of the bytes is of
             #pragma unroll
