@@ -24,7 +24,11 @@ refuses() {
 english() { zstd -qdc test/data/sample.jsonl.zst | sed 's/.*"text":"//; s/","url":.*//; s/\\n/\n/g' | head -c "$1"; }
 
 # shards FOLDER ARGUMENTS...: token shards $tmp/FOLDER/t_*, by $tokenize with these arguments. Without them there is nothing to test.
-shards() { "$tokenize" -o "$tmp/$1/t" "${@:2}" >"$tmp/log" 2>&1 || { echo "FAIL tokenize: $(tail -1 "$tmp/log")"; exit 1; }; }
+shards() {
+    "$tokenize" -o "$tmp/$1/t" "${@:2}" >"$tmp/log" 2>&1 && compgen -G "$tmp/$1/t_train_*.bin" >/dev/null && return
+    echo "FAIL tokenize: no training shards (was there any text?): $(tail -1 "$tmp/log")"
+    exit 1
+}
 
 # Every flag of $program's --help, more than $1 of them, with a value that has no meaning: nothing, a word, -1, a huge number; and 0. texts, switches and
 # nonzero name the flags (with blanks around each) that take a text, 0 or 1, and no 0; README.md must describe all of them between the
