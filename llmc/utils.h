@@ -1,9 +1,10 @@
-// Errors, memory and files: the few services that every program of this house shares. Plain C that also compiles as C++.
+// Errors, memory, time and files: what every program here shares. Plain C that also compiles as C++.
 //
-// Two kinds of failure. Readers of files and of user input return -1 and leave one line in an Error, so that a caller
-// can add where it was and tests can look at it. main() turns it into that one line on stderr and an exit code:
-//   2  bad input: a flag, a file or a shard that cannot be what was meant; nothing was changed
-//   1  the machine failed us: out of memory, disk full, a read error
+// A function that can fail because of a file or of user input takes an Error *err. It returns 0 on success. On failure
+// it returns -1 (or NULL) and leaves one line in err, to which the caller may add context. main() prints that line with
+// die(), which exits with
+//   2  (EXIT_INPUT)   bad input: a flag or a file that does not make sense; nothing was changed
+//   1  (EXIT_SYSTEM)  the machine failed: out of memory, disk full, read error
 #ifndef LLMC_UTILS_H
 #define LLMC_UTILS_H
 
@@ -22,14 +23,14 @@
 #define EXIT_SYSTEM 1
 #define EXIT_INPUT 2
 
-// A function that a header offers and a program may leave unused.
+// Marks a function of a header that a program may leave unused. A name that ends in _ is private to its header.
 #define LLMC_FN static inline __attribute__((unused))
 
 typedef struct {
     char text[1024];    // one line, no newline: what was wrong, where, what to do
 } Error;
 
-// Writes the line into err and returns -1, so that a reader can say: return fail(err, "...", ...);
+// Formats a line into err and returns -1: return fail(err, "%s: cannot open", path);
 LLMC_FN __attribute__((format(printf, 2, 3))) int fail(Error *err, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -38,18 +39,18 @@ LLMC_FN __attribute__((format(printf, 2, 3))) int fail(Error *err, const char *f
     return -1;
 }
 
-// The name that starts each line of die(): argv[0] without its folder. Set once by main.
 LLMC_FN const char **program_name_(void) {
     static const char *name = "t6";
     return &name;
 }
 
+// Sets the name that starts each line of die(): argv[0] without its folder. The string must outlive the program.
 LLMC_FN void set_program_name(const char *argv0) {
     const char *slash = strrchr(argv0, '/');
     *program_name_() = slash ? slash + 1 : argv0;
 }
 
-// One line on stderr, then exit(code), code being EXIT_INPUT or EXIT_SYSTEM.
+// Flushes stdout, prints "NAME: line" to stderr and exits with code, EXIT_INPUT or EXIT_SYSTEM.
 LLMC_FN __attribute__((noreturn, format(printf, 2, 3))) void die(int code, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -62,7 +63,7 @@ LLMC_FN __attribute__((noreturn, format(printf, 2, 3))) void die(int code, const
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Memory. These do not return NULL: a program that cannot have its memory stops with one line.
+// Memory. These never return NULL: out of memory is fatal. 0 bytes are allowed. The caller frees the result.
 
 LLMC_FN void *xmalloc(size_t bytes) {
     void *p = malloc(bytes ? bytes : 1);
@@ -82,7 +83,7 @@ LLMC_FN void *xrealloc(void *old, size_t bytes) {
     return p;
 }
 
-// A fresh string made by printf's rules. The caller frees it.
+// Formats into a new string of the right length.
 LLMC_FN __attribute__((format(printf, 1, 2))) char *xasprintf(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -98,13 +99,14 @@ LLMC_FN __attribute__((format(printf, 1, 2))) char *xasprintf(const char *format
 // ---------------------------------------------------------------------------------------------------------------------
 // Time
 
-LLMC_FN double now_seconds(void) {      // monotonic, for differences only
+// Seconds since an arbitrary start, monotonic: only differences mean something.
+LLMC_FN double now_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Writes "1h02m" / "3m05s" / "42s" for a number of seconds; "?" when it is not known (negative or not finite).
+// Formats a duration as "1h02m", "3m05s" or "42s", or as "?" if it is negative, not finite or above 1e9. Returns out.
 LLMC_FN const char *format_duration(char out[32], double seconds) {
     if (!(seconds >= 0) || seconds > 1e9) snprintf(out, 32, "?");
     else if (seconds >= 3600) snprintf(out, 32, "%dh%02dm", (int)(seconds / 3600), (int)(seconds / 60) % 60);
@@ -114,34 +116,38 @@ LLMC_FN const char *format_duration(char out[32], double seconds) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Files. Positions and sizes are 64-bit; a short read is an error; a write that does not reach the disk is an error.
+// Files. Positions and sizes are 64-bit. path is used only in error lines where there is also an fd.
 
-// Reads exactly `bytes` bytes at `offset` of fd. path is for the error line only.
+// Reads exactly `bytes` bytes at `offset`, leaving the file position alone. End of file before that is an error.
 LLMC_FN int pread_exactly(int fd, void *out, size_t bytes, uint64_t offset, const char *path, Error *err) {
     char *p = (char *)out;
     while (bytes > 0) {
         ssize_t n = pread(fd, p, bytes, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(err, "%s: read error at byte %llu: %s", path, (unsigned long long)offset, strerror(errno));
-        if (n == 0) return fail(err, "%s: ends at byte %llu, %zu bytes short; the file was cut", path, (unsigned long long)offset, bytes);
+        unsigned long long at = offset;
+        if (n < 0) return fail(err, "%s: read error at byte %llu: %s", path, at, strerror(errno));
+        if (n == 0) return fail(err, "%s: ends at byte %llu, %zu bytes too early; it was cut short", path, at, bytes);
         p += n, offset += (uint64_t)n, bytes -= (size_t)n;
     }
     return 0;
 }
 
-// Writes all of it at the file's position.
+// Writes all bytes at the file position. A full disk or an exceeded quota gets a hint in the error line.
 LLMC_FN int write_exactly(int fd, const void *data, size_t bytes, const char *path, Error *err) {
     const char *p = (const char *)data;
     while (bytes > 0) {
         ssize_t n = write(fd, p, bytes < ((size_t)1 << 30) ? bytes : (size_t)1 << 30);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(err, "%s: cannot write: %s%s", path, strerror(errno), errno == ENOSPC || errno == EDQUOT ? "; free some space and start again" : "");
+        if (n < 0) {
+            const char *hint = errno == ENOSPC || errno == EDQUOT ? "; free some space and start again" : "";
+            return fail(err, "%s: cannot write: %s%s", path, strerror(errno), hint);
+        }
         p += n, bytes -= (size_t)n;
     }
     return 0;
 }
 
-// Makes the folder and its missing parents. An existing folder is fine.
+// Creates a folder and its missing parents. It is not an error if the folder exists.
 LLMC_FN int make_dirs(const char *path, Error *err) {
     char *p = xasprintf("%s", path);
     for (char *c = p + 1; ; c++) {
@@ -151,7 +157,7 @@ LLMC_FN int make_dirs(const char *path, Error *err) {
         struct stat st;
         if (mkdir(p, 0777) != 0 && (errno != EEXIST || stat(p, &st) != 0 || !S_ISDIR(st.st_mode))) {
             int e = errno == EEXIST ? ENOTDIR : errno;
-            int rc = fail(err, "%s: cannot make this folder: %s", p, strerror(e));
+            int rc = fail(err, "%s: cannot create this folder: %s", p, strerror(e));
             free(p);
             return rc;
         }
@@ -162,7 +168,7 @@ LLMC_FN int make_dirs(const char *path, Error *err) {
     return 0;
 }
 
-// Flushes a file, or a folder's list of names, to the disk.
+// Flushes a file to disk, or a folder's list of names. File systems without fsync are accepted.
 LLMC_FN int sync_path(const char *path, Error *err) {
     int fd = open(path, O_RDONLY);
     if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
@@ -172,34 +178,48 @@ LLMC_FN int sync_path(const char *path, Error *err) {
     return 0;
 }
 
-// The whole of a small file as a fresh string, NUL at its end (size in *bytes where asked for). At most max_bytes.
+// Reads a whole regular file of at most max_bytes. Returns a new string with a NUL after the last byte, which the
+// caller frees; NULL with the reason in err on failure. The file's size goes to *bytes unless bytes is NULL.
 LLMC_FN char *read_small_file(const char *path, size_t max_bytes, size_t *bytes, Error *err) {
-    int fd = open(path, O_RDONLY);
+    int fd = open(path, O_RDONLY), rc = 0;
+    char *text = NULL;
     struct stat st;
-    if (fd < 0) { fail(err, "%s: cannot open: %s", path, strerror(errno)); return NULL; }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) { fail(err, "%s: not a regular file", path); close(fd); return NULL; }
-    if ((uint64_t)st.st_size > max_bytes) { fail(err, "%s: %lld bytes, more than the %zu expected here", path, (long long)st.st_size, max_bytes); close(fd); return NULL; }
-    char *s = (char *)xmalloc((size_t)st.st_size + 1);
-    if (pread_exactly(fd, s, (size_t)st.st_size, 0, path, err) != 0) { free(s); close(fd); return NULL; }
+    if (fd < 0) {
+        fail(err, "%s: cannot open: %s", path, strerror(errno));
+        return NULL;
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) rc = fail(err, "%s: not a regular file", path);
+    else if ((uint64_t)st.st_size > max_bytes)
+        rc = fail(err, "%s: has %lld bytes; at most %zu are expected here", path, (long long)st.st_size, max_bytes);
+    if (rc == 0) {
+        text = (char *)xmalloc((size_t)st.st_size + 1);
+        rc = pread_exactly(fd, text, (size_t)st.st_size, 0, path, err);
+    }
     close(fd);
-    s[st.st_size] = 0;
+    if (rc != 0) {
+        free(text);
+        return NULL;
+    }
+    text[st.st_size] = 0;
     if (bytes) *bytes = (size_t)st.st_size;
-    return s;
+    return text;
 }
 
-// Writes a small file aside as PATH.tmp, flushes it, renames it: a reader sees the old file or the new one, never a part.
+// Replaces a file atomically: writes PATH.tmp, flushes it to disk and renames it, so that a reader sees the old file or
+// the new one, never a part. On failure PATH is as before, PATH.tmp is removed, and errno tells the cause.
 LLMC_FN int write_small_file(const char *path, const void *data, size_t bytes, Error *err) {
-    char *aside = xasprintf("%s.tmp", path);
-    int fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC, 0666), rc = -1;
-    if (fd < 0) fail(err, "%s: cannot create: %s", aside, strerror(errno));
+    char *temporary = xasprintf("%s.tmp", path);
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC, 0666), rc = -1;
+    if (fd < 0) fail(err, "%s: cannot create: %s", temporary, strerror(errno));
     else {
-        rc = write_exactly(fd, data, bytes, aside, err);
-        if (rc == 0 && fsync(fd) != 0) rc = fail(err, "%s: cannot flush to disk: %s", aside, strerror(errno));
-        if (close(fd) != 0 && rc == 0) rc = fail(err, "%s: cannot close: %s", aside, strerror(errno));
-        if (rc == 0 && rename(aside, path) != 0) rc = fail(err, "%s: cannot rename to %s: %s", aside, path, strerror(errno));
-        if (rc != 0) unlink(aside);
+        rc = write_exactly(fd, data, bytes, temporary, err);
+        if (rc == 0 && fsync(fd) != 0) rc = fail(err, "%s: cannot flush to disk: %s", temporary, strerror(errno));
+        if (close(fd) != 0 && rc == 0) rc = fail(err, "%s: cannot close: %s", temporary, strerror(errno));
+        if (rc == 0 && rename(temporary, path) != 0)
+            rc = fail(err, "%s: cannot rename to %s: %s", temporary, path, strerror(errno));
+        if (rc != 0) unlink(temporary);
     }
-    free(aside);
+    free(temporary);
     return rc;
 }
 
