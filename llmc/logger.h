@@ -1,4 +1,5 @@
-// The run's diary: main.log for people, the same lines as on the screen, and metrics.jsonl for machines, one object a line.
+// The log of a run: main.log for people, the same lines as on the screen, and metrics.jsonl for machines, one JSON
+// object per line.
 #ifndef LLMC_LOGGER_H
 #define LLMC_LOGGER_H
 
@@ -6,21 +7,21 @@
 #include "utils.h"
 
 typedef struct {
-    FILE *log, *metrics;
+    FILE *log, *metrics;    // NULL: only the screen (before logger_open, and on ranks other than 0)
     char *folder;
-    int silent;             // of several ranks only the first speaks
+    int silent;             // 1: prints nothing; set on all ranks but 0
 } Logger;
 
 LLMC_FN void logger_check_(const Logger *g, int failed) {
     if (failed) die(EXIT_SYSTEM, "%s: cannot write the log: %s", g->folder, strerror(errno));
 }
 
-// Drops the metrics of steps after `step`: a resumed run writes them again.
+// Drops the metrics of steps after `step`, which a resumed run will write again, and a last line that was cut short.
 LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
     size_t bytes, kept = 0;
     char *text = read_small_file(path, (size_t)1 << 31, &bytes, err);
     if (!text) return -1;
-    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {     // a line without its newline was cut: drop it
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
         *end = 0;
         cJSON *json = cJSON_Parse(line);
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "step");
@@ -36,19 +37,23 @@ LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
     return rc;
 }
 
-// Opens both files in the folder. resume_step < 0: a fresh run, old files are replaced; else they go on after that step.
+// Opens both files in an existing folder. resume_step < 0: a new run, old files are replaced; otherwise the run resumes
+// after that step and appends. Returns 0, or -1 with the reason in err. Free with logger_close in either case.
 LLMC_FN int logger_open(Logger *g, const char *folder, int64_t resume_step, Error *err) {
     char *log = xasprintf("%s/main.log", folder), *metrics = xasprintf("%s/metrics.jsonl", folder);
+    const char *mode = resume_step >= 0 ? "a" : "w";
     int rc = resume_step >= 0 && access(metrics, F_OK) == 0 ? logger_rewind_(metrics, resume_step, err) : 0;
     g->folder = xasprintf("%s", folder);
-    g->log = rc == 0 ? fopen(log, resume_step >= 0 ? "a" : "w") : NULL;
-    g->metrics = rc == 0 ? fopen(metrics, resume_step >= 0 ? "a" : "w") : NULL;
-    if (rc == 0 && (!g->log || !g->metrics)) rc = fail(err, "%s: cannot write main.log and metrics.jsonl there: %s", folder, strerror(errno));
+    g->log = rc == 0 ? fopen(log, mode) : NULL;
+    g->metrics = rc == 0 ? fopen(metrics, mode) : NULL;
+    if (rc == 0 && (!g->log || !g->metrics))
+        rc = fail(err, "%s: cannot open main.log and metrics.jsonl for writing: %s", folder, strerror(errno));
     free(log);
     free(metrics);
     return rc;
 }
 
+// Closes both files. Ends the program if what was buffered cannot be written.
 LLMC_FN void logger_close(Logger *g) {
     if (g->log) logger_check_(g, fclose(g->log) != 0);
     if (g->metrics) logger_check_(g, fclose(g->metrics) != 0);
@@ -56,7 +61,7 @@ LLMC_FN void logger_close(Logger *g) {
     memset(g, 0, sizeof *g);
 }
 
-// One line (or more) to the screen and to main.log.
+// Prints to the screen and to main.log, flushed. The text brings its own newlines. Ends the program if it cannot write.
 LLMC_FN __attribute__((format(printf, 2, 3))) void logger_printf(Logger *g, const char *format, ...) {
     va_list args, copy;
     if (g->silent) return;
@@ -69,7 +74,7 @@ LLMC_FN __attribute__((format(printf, 2, 3))) void logger_printf(Logger *g, cons
     va_end(args);
 }
 
-// One object for metrics.jsonl: numbers by name; a number that is not finite is written as null. Ends with NULL:
+// Appends one object to metrics.jsonl: pairs of a name and a double, then NULL. NaN and infinity become null.
 //   logger_metrics(g, "step", 3.0, "loss", 2.5, NULL)
 LLMC_FN void logger_metrics(Logger *g, const char *name, ...) {
     va_list args;
