@@ -1,5 +1,5 @@
-// Spikes: a step whose loss or gradient norm lies more than Z standard deviations above the mean of the last SPIKE_WINDOW steps that
-// were taken. Such a step is skipped, weights and moments staying as they were (--skip-spikes Z); it does not enter the window.
+// Spikes: steps whose loss or gradient norm is more than Z standard deviations above the mean of the last SPIKE_WINDOW
+// accepted steps (--skip-spikes Z). A spike leaves weights and moments unchanged and does not enter the window.
 #ifndef LLMC_SPIKES_H
 #define LLMC_SPIKES_H
 
@@ -8,11 +8,11 @@
 
 enum { SPIKE_WINDOW = 64 };
 typedef struct {
-    int64_t seen;                                       // steps that entered; step i stands at i % SPIKE_WINDOW
+    int64_t seen;                                       // accepted steps so far; the i-th is at i % SPIKE_WINDOW
     double loss[SPIKE_WINDOW], norm[SPIKE_WINDOW];
 } SpikeWindow;
 
-typedef struct { double loss, norm; } SpikeLimits;      // the largest that are not spikes
+typedef struct { double loss, norm; } SpikeLimits;      // a step above either is a spike
 
 static inline double spike_limit_(const double x[SPIKE_WINDOW], double z) {
     double mean = 0, variance = 0;
@@ -21,7 +21,7 @@ static inline double spike_limit_(const double x[SPIKE_WINDOW], double z) {
     return mean + z * sqrt(variance);
 }
 
-// z = 0, or a window that is not full yet: no step is a spike.
+// The limits of the next step. Infinite if z is 0 or the window is not yet full: then no step is a spike.
 static inline SpikeLimits spike_limits(const SpikeWindow *w, double z) {
     SpikeLimits limits = {INFINITY, INFINITY};
     if (z == 0 || w->seen < SPIKE_WINDOW) return limits;
@@ -29,6 +29,7 @@ static inline SpikeLimits spike_limits(const SpikeWindow *w, double z) {
     return limits;
 }
 
+// Adds an accepted step's mean loss and gradient norm to the window, replacing the oldest.
 static inline void spikes_add(SpikeWindow *w, double loss, double norm) {
     int at = (int)(w->seen++ % SPIKE_WINDOW);
     w->loss[at] = loss, w->norm[at] = norm;
