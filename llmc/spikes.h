@@ -4,7 +4,7 @@
 #define LLMC_SPIKES_H
 
 #include <math.h>
-#include <stdint.h>
+#include "utils.h"
 
 enum { SPIKE_WINDOW = 64 };
 typedef struct {
@@ -14,7 +14,7 @@ typedef struct {
 
 typedef struct { double loss, norm; } SpikeLimits;      // a step above either is a spike
 
-static inline double spike_limit_(const double x[SPIKE_WINDOW], double z) {
+LLMC_FN double spike_limit_(const double x[SPIKE_WINDOW], double z) {
     double mean = 0, variance = 0;
     for (int i = 0; i < SPIKE_WINDOW; i++) mean += x[i] / SPIKE_WINDOW;
     for (int i = 0; i < SPIKE_WINDOW; i++) variance += (x[i] - mean) * (x[i] - mean) / SPIKE_WINDOW;
@@ -22,7 +22,7 @@ static inline double spike_limit_(const double x[SPIKE_WINDOW], double z) {
 }
 
 // The limits of the next step. Infinite if z is 0 or the window is not yet full: then no step is a spike.
-static inline SpikeLimits spike_limits(const SpikeWindow *w, double z) {
+LLMC_FN SpikeLimits spike_limits(const SpikeWindow *w, double z) {
     SpikeLimits limits = {INFINITY, INFINITY};
     if (z == 0 || w->seen < SPIKE_WINDOW) return limits;
     limits.loss = spike_limit_(w->loss, z), limits.norm = spike_limit_(w->norm, z);
@@ -30,7 +30,7 @@ static inline SpikeLimits spike_limits(const SpikeWindow *w, double z) {
 }
 
 // Adds an accepted step's mean loss and gradient norm to the window, replacing the oldest.
-static inline void spikes_add(SpikeWindow *w, double loss, double norm) {
+LLMC_FN void spikes_add(SpikeWindow *w, double loss, double norm) {
     int at = (int)(w->seen++ % SPIKE_WINDOW);
     w->loss[at] = loss, w->norm[at] = norm;
 }
