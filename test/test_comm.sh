@@ -143,7 +143,7 @@ start=$SECONDS
 wait $job
 rc=$?
 check "a rank that hangs ends the job within the deadline" "$([ $rc != 0 ] && [ $((SECONDS - start)) -le 6 ] && echo 1)" "code $rc after $((SECONDS - start)) s"
-check "the three others say in which collective they waited" "$([ "$(grep -c 'rank . of 4.*gave up in ".*" of step [0-9]*: no answer for 2 s' "$tmp/log")" -ge 3 ] && echo 1)" "$(grep 'rank' "$tmp/log" | tail -4)"
+check "the three others say in which collective they waited" "$([ "$(grep -c 'rank . of 4.*gave up in ".*" at step [0-9]*: no answer for 2 s' "$tmp/log")" -ge 3 ] && echo 1)" "$(grep 'rank' "$tmp/log" | tail -4)"
 kill -9 "$victim" 2>/dev/null
 
 # ---- signals to a job: to one rank, and to mpirun, which hands SIGUSR1 on
@@ -222,7 +222,7 @@ if ip netns add ${hosts}a 2>/dev/null && ip netns add ${hosts}b && ip link add v
     wait $job
     rc=$?
     check "a cut cable ends the job within 12 s" "$([ $rc != 0 ] && [ $rc != 124 ] && [ $((SECONDS - start)) -le 12 ] && echo 1)" "code $rc after $((SECONDS - start)) s"
-    check "the ranks on this side say where they waited" "$([ "$(grep -c 'rank [01] of 4 on .*\(gave up\|waits for another rank\) in "' "$tmp/log")" = 2 ] && echo 1)" "$(grep -v '^step' "$tmp/log" | tail -5)"
+    check "the ranks on this side say where they waited" "$([ "$(grep -c 'rank [01] of 4 on .*\(gave up\|waiting for another rank\) in "' "$tmp/log")" = 2 ] && echo 1)" "$(grep -v '^step' "$tmp/log" | tail -5)"
     check "no rank lives on, on either side" "$(pgrep -f "^$train .* -o $tmp/cut" >/dev/null || echo 1)"
     last=$(ls "$tmp/cut" | sed -n 's/^step_0*\([0-9]*\)$/\1/p' | tail -1)
     "${big[@]}" -x 3000 -n 10 -o "$tmp/uncut" >/dev/null 2>&1 &
