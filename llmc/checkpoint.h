@@ -1,15 +1,22 @@
-// Checkpoints: one folder a step, OUT/step_00001000, that is there whole or not at all.
-//   model.safetensors                       fp32 weights, published names and shapes, no padding
+// Checkpoints: one folder per step, OUT/step_00001000, which is there whole or not at all. Both trainers write and
+// read the same files.
+//   model.safetensors                       fp32 weights, published names and shapes, without padding
 //   config.json                             the model's configuration
 //   optimizer-00000-of-00001.safetensors    AdamW's moments: "m.<weight>" and "v.<weight>"
-//   state.json                              step, place in the data, and what that place means
-//   CHECKSUMS                               XXH64 of the others, in the form that `xxhsum -c CHECKSUMS` reads
-// They are written to OUT/step_00001000.tmp, flushed to disk, and that folder is renamed: a crash at any moment leaves the
-// previous checkpoint as it was. Both trainers write and read the same files.
+//   state.json                              the step and the place in the data, with what defines that place
+//   CHECKSUMS                               XXH64 of the other files, as `xxhsum -c CHECKSUMS` reads it
 //
-// Nothing in them depends on how many ranks there were. Of N ranks each writes its own optimizer file: number r has the tensors of the
-// buckets (model.h) r, r + N, ..., each tensor whole. Any number of ranks reads them again, each its own slices. Rank 0 writes
-// CHECKSUMS when all the others are done, and renames.
+// Saving: all files go to OUT/step_00001000.tmp, each flushed to disk, CHECKSUMS last. Then the folder itself is
+// flushed, renamed to OUT/step_00001000, and OUT is flushed. A crash leaves
+//   before the rename   a .tmp folder, which nothing reads and the next save of that step deletes; no other change
+//   after the rename    the new checkpoint
+// Pruning renames a checkpoint to .tmp before it deletes it. Saving a step that is already there deletes the old
+// folder just before the rename: a crash in between leaves the new one whole under its .tmp name, and checkpoint_verify
+// refuses what is left of the old one.
+//
+// Nothing in a checkpoint depends on the number of ranks. Of N ranks, rank r writes optimizer file r, with the moments
+// of buckets (model.h) r, r + N, ..., and each tensor whole. Any number of ranks can read them, each its own slices.
+// Rank 0 writes the other files when all ranks are done with theirs.
 #ifndef LLMC_CHECKPOINT_H
 #define LLMC_CHECKPOINT_H
 
@@ -20,40 +27,76 @@
 #include "safetensors.h"
 #include "spikes.h"
 
-// What a run is besides its weights and moments. All random numbers are functions of seed and step (rng.h).
+// ---------------------------------------------------------------------------------------------------------------------
+// What a checkpoint holds
+
+// What a run is besides its weights and moments. Random numbers have no state: they are functions of seed and step
+// (rng.h).
 enum { NUM_STATE_FIELDS = 10, NUM_OLD_STATE_FIELDS = 8 };
 typedef struct {
     int64_t step;               // updates done
-    int64_t epoch, position;    // the loader's place, in windows
-    int64_t seed, shuffle, seq_len, shards;     // what gives that place its meaning; shards: loader_fingerprint, top bit cleared
-    int64_t bad_steps;          // skipped in a row: steps whose gradient was not finite, or that were spikes
-    int64_t skipped;            // in all
+    int64_t epoch, position;    // of the data loader; position is a number of windows
+    int64_t seed, shuffle, seq_len, shards;     // what defines that position; shards: loader_fingerprint >> 1
+    int64_t bad_steps;          // steps skipped in a row: gradients that were not finite, or spikes
+    int64_t skipped;            // steps skipped in all
     SpikeWindow spikes;
 } TrainState;
 
-typedef struct { const char *name; int64_t *value; } StateField;
-LLMC_FN void state_fields_(TrainState *s, StateField out[NUM_STATE_FIELDS]) {
-    const StateField fields[NUM_STATE_FIELDS] = {
-        {"step", &s->step}, {"epoch", &s->epoch}, {"position", &s->position}, {"seed", &s->seed}, {"shuffle", &s->shuffle},
-        {"seq_len", &s->seq_len}, {"shards", &s->shards}, {"bad_steps", &s->bad_steps},
-        {"skipped", &s->skipped}, {"spikes_seen", &s->spikes.seen}};    // from here on: not in old checkpoints
+// Weights and moments in host memory, fp32, laid out by model.tensors. The trainer owns them.
+typedef struct {
+    float *params;              // (num_stored)
+    float *adam_m, *adam_v;     // (num_stored / moments.world)
+    Slice moments;              // which part of each bucket the moments are
+} HostWeights;
+
+enum { MOMENT_M, MOMENT_V, NUM_MOMENTS };
+LLMC_FN const char *moment_prefix_(int moment) { return moment == MOMENT_V ? "v." : "m."; }
+
+// This rank's slice of a bucket of a moment.
+LLMC_FN float *moment_slice_(const HostWeights *w, int moment, Bucket bucket) {
+    return (moment == MOMENT_V ? w->adam_v : w->adam_m) + bucket.offset / (size_t)w->moments.world;
+}
+
+// The size of a checkpoint: weights and two moments.
+LLMC_FN double checkpoint_bytes(const Model *m) { return 3.0 * 4.0 * (double)m->num_parameters; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// state.json: integers as text, because JSON's numbers are doubles and cannot hold all 64 bits
+
+typedef struct { const char *name; int64_t *value; } StateField_;
+LLMC_FN void state_fields_(TrainState *s, StateField_ out[NUM_STATE_FIELDS]) {
+    const StateField_ fields[NUM_STATE_FIELDS] = {
+        {"step", &s->step}, {"epoch", &s->epoch}, {"position", &s->position}, {"seed", &s->seed},
+        {"shuffle", &s->shuffle}, {"seq_len", &s->seq_len}, {"shards", &s->shards}, {"bad_steps", &s->bad_steps},
+        // not in old checkpoints:
+        {"skipped", &s->skipped}, {"spikes_seen", &s->spikes.seen}};
     memcpy(out, fields, sizeof fields);
 }
 
-// state.json; the caller frees it. Integers as text, because 64 bits do not fit JSON's numbers.
+// The two arrays of the spike window (SPIKE_WINDOW), with their names.
+typedef struct { const char *name; double *values; } StateWindow_;
+enum { NUM_STATE_WINDOWS = 2 };
+LLMC_FN void state_windows_(TrainState *s, StateWindow_ out[NUM_STATE_WINDOWS]) {
+    const StateWindow_ windows[NUM_STATE_WINDOWS] = {{"loss_window", s->spikes.loss}, {"norm_window", s->spikes.norm}};
+    memcpy(out, windows, sizeof windows);
+}
+
+// The text of state.json. The caller frees it.
 LLMC_FN char *state_to_json_(const TrainState *state) {
     TrainState copy = *state;
-    StateField fields[NUM_STATE_FIELDS];
+    StateField_ fields[NUM_STATE_FIELDS];
+    StateWindow_ windows[NUM_STATE_WINDOWS];
     state_fields_(&copy, fields);
-    const double *windows[] = {copy.spikes.loss, copy.spikes.norm};
+    state_windows_(&copy, windows);
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
     if (!f) die(EXIT_SYSTEM, "out of memory: cannot write state.json");
-    for (int i = 0; i < NUM_STATE_FIELDS; i++) fprintf(f, "%s\n\t\"%s\": \"%" PRId64 "\"", i ? "," : "{", fields[i].name, *fields[i].value);
-    for (int k = 0; k < 2; k++) {
-        fprintf(f, ",\n\t\"%s_window\": [", k ? "norm" : "loss");
-        for (int i = 0; i < SPIKE_WINDOW; i++) fprintf(f, "%s%.17g", i ? ", " : "", windows[k][i]);
+    for (int i = 0; i < NUM_STATE_FIELDS; i++)
+        fprintf(f, "%s\n\t\"%s\": \"%" PRId64 "\"", i ? "," : "{", fields[i].name, *fields[i].value);
+    for (int k = 0; k < NUM_STATE_WINDOWS; k++) {
+        fprintf(f, ",\n\t\"%s\": [", windows[k].name);
+        for (int i = 0; i < SPIKE_WINDOW; i++) fprintf(f, "%s%.17g", i ? ", " : "", windows[k].values[i]);
         fprintf(f, "]");
     }
     fprintf(f, "\n}\n");
@@ -61,170 +104,225 @@ LLMC_FN char *state_to_json_(const TrainState *state) {
     return text;
 }
 
+// Reads the text of state.json; path is for the error line. Old files lack `skipped` and the window of spikes: then 0.
 LLMC_FN int state_from_json_(TrainState *state, const char *text, const char *path, Error *err) {
     cJSON *json = cJSON_Parse(text);
     int rc = 0;
-    StateField fields[NUM_STATE_FIELDS];
+    StateField_ fields[NUM_STATE_FIELDS];
+    StateWindow_ windows[NUM_STATE_WINDOWS];
     memset(state, 0, sizeof *state);
     state_fields_(state, fields);
-    double *windows[] = {state->spikes.loss, state->spikes.norm};
+    state_windows_(state, windows);
     for (int i = 0; i < NUM_STATE_FIELDS && rc == 0; i++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, fields[i].name);
         char *end = NULL;
         if (!item && i >= NUM_OLD_STATE_FIELDS) continue;
         if (cJSON_IsString(item)) *fields[i].value = strtoll(item->valuestring, &end, 10);
-        if (!end || *end || *fields[i].value < 0) rc = fail(err, "%s: \"%s\" is missing or not a number; the file is damaged", path, fields[i].name);
+        if (!end || *end || *fields[i].value < 0)
+            rc = fail(err, "%s: \"%s\" is missing or not a number; the file is damaged", path, fields[i].name);
     }
-    for (int k = 0; k < 2; k++) {
-        const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, k ? "norm_window" : "loss_window"), *item;
-        int i = 0;
-        cJSON_ArrayForEach(item, list) if (i < SPIKE_WINDOW && cJSON_IsNumber(item)) windows[k][i++] = item->valuedouble;
-        if (state->spikes.seen > 0 && i < SPIKE_WINDOW) state->spikes.seen = 0;
+    for (int k = 0; k < NUM_STATE_WINDOWS; k++) {
+        const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, windows[k].name), *item;
+        int n = 0;
+        cJSON_ArrayForEach(item, list)
+            if (n < SPIKE_WINDOW && cJSON_IsNumber(item)) windows[k].values[n++] = item->valuedouble;
+        if (state->spikes.seen > 0 && n < SPIKE_WINDOW) state->spikes.seen = 0;
     }
     cJSON_Delete(json);
     return rc;
 }
 
-// Weights and moments in host memory, fp32, laid out by model.tensors: params (num_stored); of the moments this rank's slices, or all.
-typedef struct {
-    float *params;
-    float *adam_m, *adam_v;     // (num_stored / moments.world)
-    Slice moments;
-} HostWeights;
+// ---------------------------------------------------------------------------------------------------------------------
+// Files and folders
 
-// The files of a checkpoint with n optimizer files, in the order of CHECKSUMS: first those that make a model, then what training needs to
-// go on, state.json behind the last optimizer file. The caller frees the name.
+// The files of a checkpoint, in the order of CHECKSUMS: first those that make a model, then those that training needs
+// to resume, which are `parts` optimizer files and, as number FILE_OPTIMIZER + parts, state.json.
 enum { FILE_MODEL, FILE_CONFIG, NUM_MODEL_FILES, FILE_OPTIMIZER = NUM_MODEL_FILES, ALL_FILES = 1 << 30 };
-LLMC_FN char *checkpoint_file_(int i, int n) {
+
+// The name of file i. The caller frees it.
+LLMC_FN char *checkpoint_file_(int i, int parts) {
     if (i < FILE_OPTIMIZER) return xasprintf("%s", i == FILE_MODEL ? "model.safetensors" : "config.json");
-    if (i == FILE_OPTIMIZER + n) return xasprintf("state.json");
-    return xasprintf("optimizer-%05d-of-%05d.safetensors", i - FILE_OPTIMIZER, n);
+    if (i == FILE_OPTIMIZER + parts) return xasprintf("state.json");
+    return xasprintf("optimizer-%05d-of-%05d.safetensors", i - FILE_OPTIMIZER, parts);
 }
 
-LLMC_FN char *checkpoint_path_(const char *folder, int i, int n) {
-    char *name = checkpoint_file_(i, n), *path = xasprintf("%s/%s", folder, name);
+LLMC_FN char *checkpoint_path_(const char *folder, int i, int parts) {
+    char *name = checkpoint_file_(i, parts), *path = xasprintf("%s/%s", folder, name);
     free(name);
     return path;
 }
 
-// How many optimizer files a checkpoint has.
+// How many optimizer files a checkpoint has, from their names.
 LLMC_FN int checkpoint_parts_(const char *folder) {
     DIR *dir = opendir(folder);
     int n = 1, part, of, end;
     for (struct dirent *e; dir && (e = readdir(dir)); ) {
         end = 0;
-        if (sscanf(e->d_name, "optimizer-%5d-of-%5d.safetensors%n", &part, &of, &end) == 2 && end && !e->d_name[end] && of > 0) n = of;
+        int found = sscanf(e->d_name, "optimizer-%5d-of-%5d.safetensors%n", &part, &of, &end);
+        if (found == 2 && end && !e->d_name[end] && of > 0) n = of;
     }
     if (dir) closedir(dir);
     return n;
 }
 
-LLMC_FN double checkpoint_bytes(const Model *m) { return 3.0 * 4.0 * (double)m->num_parameters; }
-
-LLMC_FN uint64_t hash_of_(const char *text) { return XXH64(text, strlen(text), 0); }
-
-// Removes a folder of plain files; what is not there is fine.
+// Removes a folder and the plain files in it. It is not an error if there is none.
 LLMC_FN int remove_folder_(const char *path, Error *err) {
     DIR *dir = opendir(path);
     if (!dir) return errno == ENOENT ? 0 : fail(err, "%s: cannot open: %s", path, strerror(errno));
     int rc = 0;
     for (struct dirent *e; rc == 0 && (e = readdir(dir)); ) {
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-        if (unlinkat(dirfd(dir), e->d_name, 0) != 0) rc = fail(err, "%s/%s: cannot remove: %s", path, e->d_name, strerror(errno));
+        if (unlinkat(dirfd(dir), e->d_name, 0) != 0)
+            rc = fail(err, "%s/%s: cannot remove: %s", path, e->d_name, strerror(errno));
     }
     closedir(dir);
     if (rc == 0 && rmdir(path) != 0) rc = fail(err, "%s: cannot remove: %s", path, strerror(errno));
     return rc;
 }
 
-// The tensors of bucket k for safetensors_write, each name behind `prefix`; data: the bucket. Returns how many.
+// ---------------------------------------------------------------------------------------------------------------------
+// Saving
+
+// Lists the tensors of bucket k in out, with `prefix` before their names. data: the bucket. Returns how many.
 LLMC_FN int checkpoint_list_(const Model *m, int k, const char *prefix, const float *data, SafeTensorOut *out) {
     int n = 0;
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i];
         if (tensor_bucket(m, t) != k) continue;
         snprintf(out[n].name, sizeof out[n].name, "%s%s", prefix, t->name);
-        out[n].rows = t->rows, out[n].cols = t->cols, out[n].ld = t->ld, out[n].data = data + t->offset - model_bucket(m, k).offset;
+        out[n].rows = t->rows, out[n].cols = t->cols, out[n].ld = t->ld;
+        out[n].data = data + t->offset - model_bucket(m, k).offset;
         n++;
     }
     return n;
 }
 
-// Writes this rank's optimizer file, number `rank` of `parts`; all ranks together bring each bucket's slices to the rank that writes it.
-LLMC_FN int checkpoint_save_optimizer_(const char *path, int parts, const Model *m, const HostWeights *w, uint64_t *hash, Comm *comm, Error *err) {
-    SafeTensorOut *list = (SafeTensorOut *)xcalloc(2 * (size_t)m->num_tensors, sizeof *list);
-    float **gathered = (float **)xcalloc(2 * (size_t)model_buckets(m), sizeof *gathered);
-    int n = 0, rc = 0;
-    for (int i = 0; i < 2 * model_buckets(m); i++) {
-        int k = i / 2, writer = k % parts, mine = writer == comm_rank(comm);
-        const char *prefix = i % 2 ? "v." : "m.";
-        Bucket b = model_bucket(m, k);
-        const float *data = (i % 2 ? w->adam_v : w->adam_m) + b.offset / (size_t)w->moments.world;
-        if (w->moments.world > 1) {
-            size_t bytes = b.size / (size_t)w->moments.world * sizeof *data;
-            if (mine) gathered[i] = (float *)xmalloc(b.size * sizeof *data);
-            comm_gather(comm, gathered[i], data, bytes, writer, "moments for a checkpoint");
-            data = gathered[i];
+// Writes this rank's optimizer file to path, if rank < parts. A collective: each bucket's slices are gathered on the
+// rank that writes it.
+LLMC_FN int checkpoint_save_optimizer_(const char *path, int parts, const Model *m, const HostWeights *w,
+                                       uint64_t *hash, Comm *comm, Error *err) {
+    int buckets = model_buckets(m), rank = comm_rank(comm), n = 0, rc = 0;
+    size_t world = (size_t)w->moments.world;
+    SafeTensorOut *list = (SafeTensorOut *)xcalloc(NUM_MOMENTS * (size_t)m->num_tensors, sizeof *list);
+    float **gathered = (float **)xcalloc(NUM_MOMENTS * (size_t)buckets, sizeof *gathered);
+    for (int k = 0; k < buckets; k++)
+        for (int moment = 0; moment < NUM_MOMENTS; moment++) {
+            int writer = k % parts;
+            Bucket b = model_bucket(m, k);
+            const float *data = moment_slice_(w, moment, b);
+            if (world > 1) {
+                float **whole = &gathered[NUM_MOMENTS * k + moment];
+                if (writer == rank) *whole = (float *)xmalloc(b.size * sizeof *data);
+                comm_gather(comm, *whole, data, b.size / world * sizeof *data, writer, "moments for a checkpoint");
+                data = *whole;
+            }
+            if (writer == rank) n += checkpoint_list_(m, k, moment_prefix_(moment), data, list + n);
         }
-        if (mine) n += checkpoint_list_(m, k, prefix, data, list + n);
-    }
-    if (comm_rank(comm) < parts) rc = safetensors_write(path, list, n, hash, err);
-    for (int i = 0; i < 2 * model_buckets(m); i++) free(gathered[i]);
+    if (rank < parts) rc = safetensors_write(path, list, n, hash, err);
+    for (int i = 0; i < NUM_MOMENTS * buckets; i++) free(gathered[i]);
     free(gathered);
     free(list);
     return rc;
 }
 
-// Writes OUT/step_%08d. All ranks call it and get the same answer: 0, or -1 with the reason (a full disk, say); then nothing but the
-// folder that was aside is lost. params count on rank 0 only.
-LLMC_FN int checkpoint_save(const char *out, const Model *m, const HostWeights *w, const TrainState *state, Comm *comm, Error *err) {
-    char *folder = xasprintf("%s/step_%08" PRId64, out, state->step), *aside = xasprintf("%s.tmp", folder);
-    int rank = comm_rank(comm), parts = comm_world(comm) < model_buckets(m) ? comm_world(comm) : model_buckets(m), files = FILE_OPTIMIZER + parts + 1;
-    uint64_t mine = 0, *hash = (uint64_t *)xcalloc((size_t)files + (size_t)comm_world(comm), sizeof *hash);
-    char **path = (char **)xcalloc((size_t)files, sizeof *path), *sums = NULL, *sums_path = xasprintf("%s/CHECKSUMS", aside);
-    Error ignored;
-    for (int i = 0; i < files; i++) path[i] = checkpoint_path_(aside, i, parts);
-
-    int rc = rank == 0 ? remove_folder_(aside, err) : 0;
-    if (rc == 0 && rank == 0) rc = make_dirs(aside, err);
-    rc = comm_failed(comm, rc, err, "checkpoint's folder");
-    if (rc == 0) {
-        rc = checkpoint_save_optimizer_(path[FILE_OPTIMIZER + (rank < parts ? rank : 0)], parts, m, w, &mine, comm, err);
-        rc = comm_failed(comm, rc, err, "checkpoint's moments");
-    }
-    comm_gather(comm, hash + FILE_OPTIMIZER, &mine, sizeof mine, 0, "checksums");
-    if (rc == 0 && rank == 0) {
-        SafeTensorOut *list = (SafeTensorOut *)xcalloc((size_t)m->num_tensors, sizeof *list);
-        for (int k = 0, n = 0; k < model_buckets(m); k++) n += checkpoint_list_(m, k, "", w->params + model_bucket(m, k).offset, list + n);
-        rc = safetensors_write(path[FILE_MODEL], list, m->num_tensors, &hash[FILE_MODEL], err);
-        free(list);
-        char *text[] = {config_to_json(&m->config), state_to_json_(state)};
-        const int at[] = {FILE_CONFIG, FILE_OPTIMIZER + parts};
-        for (int i = 0; i < 2; i++) {
-            hash[at[i]] = hash_of_(text[i]);
-            if (rc == 0) rc = write_small_file(path[at[i]], text[i], strlen(text[i]), err);
-            free(text[i]);
-        }
-        for (int i = 0; i < files; i++) {
-            char *name = checkpoint_file_(i, parts), *longer = xasprintf("%s%016" PRIx64 "  %s\n", sums ? sums : "", hash[i], name);
-            free(name), free(sums);
-            sums = longer;
-        }
-        if (rc == 0) rc = write_small_file(sums_path, sums, strlen(sums), err);
-        if (rc == 0) rc = sync_path(aside, err);
-        if (rc == 0) rc = remove_folder_(folder, err);      // a run that was rewound writes a step again
-        if (rc == 0 && rename(aside, folder) != 0) rc = fail(err, "%s: cannot rename to %s: %s", aside, folder, strerror(errno));
-        if (rc == 0) rc = sync_path(out, err);
-    }
-    rc = comm_failed(comm, rc, err, "checkpoint");
-    if (rc != 0 && rank == 0) remove_folder_(aside, &ignored);
-
-    for (int i = 0; i < files; i++) free(path[i]);
-    free(path), free(hash), free(sums), free(sums_path), free(aside), free(folder);
+LLMC_FN int checkpoint_save_model_(const char *path, const Model *m, const float *params, uint64_t *hash, Error *err) {
+    SafeTensorOut *list = (SafeTensorOut *)xcalloc((size_t)m->num_tensors, sizeof *list);
+    int n = 0;
+    for (int k = 0; k < model_buckets(m); k++)
+        n += checkpoint_list_(m, k, "", params + model_bucket(m, k).offset, list + n);
+    int rc = safetensors_write(path, list, n, hash, err);
+    free(list);
     return rc;
 }
 
-// Steps of the whole checkpoints in OUT, ascending; count in *n. NULL where there are none. The caller frees it.
+// Writes a text file, gives its hash, and frees path and text.
+LLMC_FN int checkpoint_save_text_(char *path, char *text, uint64_t *hash, Error *err) {
+    size_t bytes = strlen(text);
+    *hash = XXH64(text, bytes, 0);
+    int rc = write_small_file(path, text, bytes, err);
+    free(path);
+    free(text);
+    return rc;
+}
+
+// The text of CHECKSUMS for n files. The caller frees it.
+LLMC_FN char *checkpoint_sums_(const uint64_t *hash, int n, int parts) {
+    char *sums = xasprintf("%s", "");
+    for (int i = 0; i < n; i++) {
+        char *name = checkpoint_file_(i, parts), *longer = xasprintf("%s%016" PRIx64 "  %s\n", sums, hash[i], name);
+        free(name), free(sums);
+        sums = longer;
+    }
+    return sums;
+}
+
+// Rank 0's part of a save: all files but the optimizer's, whose hashes are in hash (FILE_OPTIMIZER + parts + 1)
+// already.
+LLMC_FN int checkpoint_save_rest_(const char *folder, int parts, const Model *m, const float *params,
+                                  const TrainState *state, uint64_t *hash, Error *err) {
+    int state_file = FILE_OPTIMIZER + parts, files = state_file + 1;
+    char *model_path = checkpoint_path_(folder, FILE_MODEL, parts), *path;
+    uint64_t unused;
+    int rc = checkpoint_save_model_(model_path, m, params, &hash[FILE_MODEL], err);
+    free(model_path);
+    if (rc == 0) {
+        path = checkpoint_path_(folder, FILE_CONFIG, parts);
+        rc = checkpoint_save_text_(path, config_to_json(&m->config), &hash[FILE_CONFIG], err);
+    }
+    if (rc == 0) {
+        path = checkpoint_path_(folder, state_file, parts);
+        rc = checkpoint_save_text_(path, state_to_json_(state), &hash[state_file], err);
+    }
+    if (rc == 0) {
+        path = xasprintf("%s/CHECKSUMS", folder);
+        rc = checkpoint_save_text_(path, checkpoint_sums_(hash, files, parts), &unused, err);
+    }
+    return rc;
+}
+
+// Gives a complete folder its final name, replacing an old one.
+LLMC_FN int checkpoint_publish_(const char *out, const char *temporary, const char *folder, Error *err) {
+    int rc = sync_path(temporary, err);
+    if (rc == 0) rc = remove_folder_(folder, err);
+    if (rc == 0 && rename(temporary, folder) != 0)
+        rc = fail(err, "%s: cannot rename to %s: %s", temporary, folder, strerror(errno));
+    return rc == 0 ? sync_path(out, err) : rc;
+}
+
+// Saves the checkpoint OUT/step_%08d of state->step. A collective; w->params counts on rank 0 only. Returns the same
+// on all ranks: 0, or -1 with the reason in err (disk full, for example); then the .tmp folder is removed and earlier
+// checkpoints are as before.
+LLMC_FN int checkpoint_save(const char *out, const Model *m, const HostWeights *w, const TrainState *state, Comm *comm,
+                            Error *err) {
+    char *folder = xasprintf("%s/step_%08" PRId64, out, state->step), *temporary = xasprintf("%s.tmp", folder);
+    int rank = comm_rank(comm), world = comm_world(comm), buckets = model_buckets(m);
+    int parts = world < buckets ? world : buckets, part = rank < parts ? rank : 0;
+    char *optimizer_path = checkpoint_path_(temporary, FILE_OPTIMIZER + part, parts);
+    uint64_t mine = 0, *hash = (uint64_t *)xcalloc((size_t)(FILE_OPTIMIZER + 1 + world), sizeof *hash);
+
+    int rc = rank == 0 ? remove_folder_(temporary, err) : 0;
+    if (rc == 0 && rank == 0) rc = make_dirs(temporary, err);
+    rc = comm_failed(comm, rc, err, "checkpoint's folder");
+    if (rc == 0) {
+        rc = checkpoint_save_optimizer_(optimizer_path, parts, m, w, &mine, comm, err);
+        rc = comm_failed(comm, rc, err, "checkpoint's moments");
+    }
+    comm_gather(comm, hash + FILE_OPTIMIZER, &mine, sizeof mine, 0, "checksums");
+    if (rc == 0 && rank == 0) rc = checkpoint_save_rest_(temporary, parts, m, w->params, state, hash, err);
+    if (rc == 0 && rank == 0) rc = checkpoint_publish_(out, temporary, folder, err);
+    rc = comm_failed(comm, rc, err, "checkpoint");
+    Error ignored;
+    if (rc != 0 && rank == 0) remove_folder_(temporary, &ignored);
+
+    free(hash), free(optimizer_path), free(temporary), free(folder);
+    return rc;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Finding and removing
+
+// The steps of the complete checkpoints in OUT, ascending, and their number in *n. Returns NULL if there are none or
+// OUT does not exist. The caller frees the result.
 LLMC_FN int64_t *checkpoint_steps(const char *out, int *n) {
     int64_t *steps = NULL;
     DIR *dir = opendir(out);
@@ -242,47 +340,53 @@ LLMC_FN int64_t *checkpoint_steps(const char *out, int *n) {
     return steps;
 }
 
-// Keeps the newest `keep` checkpoints and those whose step is a multiple of keep_every; removes the others. keep 0: all stay.
+// Keeps the newest `keep` checkpoints and those whose step is a multiple of keep_every (0: none), and removes the
+// others. keep 0: keeps all. Returns 0, or -1 with the reason in err if one cannot be removed.
 LLMC_FN int checkpoint_prune(const char *out, int64_t keep, int64_t keep_every, Error *err) {
     int n, rc = 0;
     int64_t *steps = checkpoint_steps(out, &n);
     for (int i = 0; keep > 0 && i < n - keep && rc == 0; i++) {
         if (keep_every > 0 && steps[i] % keep_every == 0) continue;
-        char *folder = xasprintf("%s/step_%08" PRId64, out, steps[i]), *aside = xasprintf("%s.tmp", folder);
-        // renamed first, so that a crash half-way does not leave half a checkpoint under a final name
-        rc = remove_folder_(aside, err);
-        if (rc == 0 && rename(folder, aside) != 0) rc = fail(err, "%s: cannot rename: %s", folder, strerror(errno));
-        if (rc == 0) rc = remove_folder_(aside, err);
-        free(aside);
+        char *folder = xasprintf("%s/step_%08" PRId64, out, steps[i]), *temporary = xasprintf("%s.tmp", folder);
+        rc = remove_folder_(temporary, err);
+        if (rc == 0 && rename(folder, temporary) != 0) rc = fail(err, "%s: cannot rename: %s", folder, strerror(errno));
+        if (rc == 0) rc = remove_folder_(temporary, err);
+        free(temporary);
         free(folder);
     }
     free(steps);
     return rc;
 }
 
-// Compares the first num_files files, NUM_MODEL_FILES or ALL_FILES, with CHECKSUMS. Returns 0 when they are whole, -1 with the reason when not.
+// ---------------------------------------------------------------------------------------------------------------------
+// Loading
+
+// Compares the first num_files files (NUM_MODEL_FILES, or ALL_FILES) of a folder with its CHECKSUMS. Returns 0 if they
+// match, -1 with the reason in err if one is damaged, missing or cannot be read.
 LLMC_FN int checkpoint_verify(const char *folder, int num_files, Error *err) {
     char *sums_path = xasprintf("%s/CHECKSUMS", folder);
     char *sums = read_small_file(sums_path, 1 << 20, NULL, err), *at = sums;
-    int rc = sums ? 0 : -1, parts = checkpoint_parts_(folder);
-    for (int i = 0; i < FILE_OPTIMIZER + parts + 1 && i < num_files && rc == 0; i++) {
+    int rc = sums ? 0 : -1, parts = checkpoint_parts_(folder), files = FILE_OPTIMIZER + parts + 1;
+    for (int i = 0; i < files && i < num_files && rc == 0; i++) {
         char *name = checkpoint_file_(i, parts), *path = checkpoint_path_(folder, i, parts), wanted[80];
         uint64_t hash = 0, bytes;
         rc = hash_file(path, &hash, &bytes, err);
         snprintf(wanted, sizeof wanted, "%016" PRIx64 "  %s\n", hash, name);
         if (rc == 0 && strncmp(at, wanted, strlen(wanted)) != 0)
-            rc = fail(err, "%s: its checksum is not the one in CHECKSUMS; it is damaged: remove %s to go on from the checkpoint before it", path, folder);
+            rc = fail(err, "%s: its checksum is not the one in CHECKSUMS, so it is damaged; delete %s to resume from "
+                      "the checkpoint before it", path, folder);
         at += rc == 0 ? strlen(wanted) : 0;
         free(path);
         free(name);
     }
-    if (rc == 0 && num_files == ALL_FILES && *at) rc = fail(err, "%s: has more lines than there are files; it is damaged", sums_path);
+    if (rc == 0 && num_files == ALL_FILES && *at)
+        rc = fail(err, "%s: lists more files than there are; it is damaged", sums_path);
     free(sums);
     free(sums_path);
     return rc;
 }
 
-// config.json of a checkpoint folder, ours or another's.
+// Reads config.json of a checkpoint folder, ours or from elsewhere. Errors as in config_from_json.
 LLMC_FN int checkpoint_load_config(const char *folder, Config *config, Error *err) {
     char *path = checkpoint_path_(folder, FILE_CONFIG, 0);
     char *text = read_small_file(path, 1 << 20, NULL, err);
@@ -292,24 +396,32 @@ LLMC_FN int checkpoint_load_config(const char *folder, Config *config, Error *er
     return rc;
 }
 
-// The tensor t of the model, `prefix` before its name: it must be there, floating-point and of the model's shape. NULL with the reason.
-LLMC_FN const SafeTensor *checkpoint_find_(const SafeTensors *st, const Model *m, const char *prefix, const Tensor *t, Error *err) {
+// Finds tensor t of the model in a file, under its name with `prefix` before it. Returns NULL with the reason in err
+// if it is missing, has another shape than the model's, or is not floating-point.
+LLMC_FN const SafeTensor *checkpoint_find_(const SafeTensors *st, const Model *m, const char *prefix, const Tensor *t,
+                                           Error *err) {
     char name[80];
     snprintf(name, sizeof name, "%s%s", prefix, t->name);
     const SafeTensor *s = safetensors_find(st, name);
     if (!s && t == m->tensors) s = safetensors_find(st, "transformer.wte.weight");   // tied: either name will do
-    if (!s) fail(err, "%s: has no tensor \"%s\"; is it a %s model of %" PRId64 " layers?", st->path, name, attn_name(m->config.attn), m->config.n_layer);
+    if (!s)
+        fail(err, "%s: has no tensor \"%s\"; is it a %s model with %" PRId64 " layers?", st->path, name,
+             attn_name(m->config.attn), m->config.n_layer);
     else if (s->num_dims != 2 || s->shape[0] != t->rows || s->shape[1] != t->cols)
-        fail(err, "%s: tensor \"%s\" is %d-dimensional, %lld x %lld; the model wants %lld x %lld", st->path, name, s->num_dims,
-             (long long)(s->num_dims > 0 ? s->shape[0] : 0), (long long)(s->num_dims > 1 ? s->shape[1] : 0), (long long)t->rows, (long long)t->cols);
+        fail(err, "%s: tensor \"%s\" has %d dimensions, %lld x %lld; the model needs 2, %lld x %lld", st->path, name,
+             s->num_dims, s->num_dims > 0 ? (long long)s->shape[0] : 0, s->num_dims > 1 ? (long long)s->shape[1] : 0,
+             (long long)t->rows, (long long)t->cols);
     else if (s->dtype == DTYPE_I64 || s->dtype == DTYPE_OTHER)
-        fail(err, "%s: tensor \"%s\" is of %s; weights are F32, F64, BF16 or F16", st->path, name, dtype_name(s->dtype));
+        fail(err, "%s: tensor \"%s\" is stored as %s; weights must be F32, F64, BF16 or F16", st->path, name,
+             dtype_name(s->dtype));
     else return s;
     return NULL;
 }
 
-// Reads every tensor of the model into a parameter-shaped fp32 buffer, padding zeroed. Adds the number of tensors it used to *used.
-LLMC_FN int checkpoint_read_tensors(const SafeTensors *st, const Model *m, const char *prefix, float *out, int *used, Error *err) {
+// Reads every tensor of the model into out (num_stored), fp32, and zeroes the padding. Tensors are found under their
+// names with `prefix` before them. Adds the number of tensors read to *used. Returns 0, or -1 with the reason in err.
+LLMC_FN int checkpoint_read_tensors(const SafeTensors *st, const Model *m, const char *prefix, float *out, int *used,
+                                    Error *err) {
     memset(out, 0, m->num_stored * sizeof *out);
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *t = &m->tensors[i];
@@ -320,19 +432,22 @@ LLMC_FN int checkpoint_read_tensors(const SafeTensors *st, const Model *m, const
     return 0;
 }
 
-// A tensor that belongs to nothing is an error.
+// A file with more tensors than the model is an error.
 LLMC_FN int checkpoint_all_used_(const SafeTensors *st, int used, Error *err) {
     if (used == st->num_tensors) return 0;
-    return fail(err, "%s: has %d tensors, the model %d; config.json is of another model", st->path, st->num_tensors, used);
+    return fail(err, "%s: has %d tensors, but the model has %d; config.json describes another model", st->path,
+                st->num_tensors, used);
 }
 
+// Reads model.safetensors of a folder into params (num_stored). Returns 0, or -1 with the reason in err.
 LLMC_FN int checkpoint_load_weights(const char *folder, const Model *m, float *params, Error *err) {
     char *path = checkpoint_path_(folder, FILE_MODEL, 0);
     SafeTensors st;
     int used = 0, rc = safetensors_open(&st, path, err);
     if (rc == 0) {
         rc = checkpoint_read_tensors(&st, m, "", params, &used, err);
-        if (safetensors_find(&st, "transformer.wte.weight") && safetensors_find(&st, "lm_head.weight")) used++;     // as published
+        // published files have the tied embedding under both of its names
+        if (safetensors_find(&st, "transformer.wte.weight") && safetensors_find(&st, "lm_head.weight")) used++;
         if (rc == 0) rc = checkpoint_all_used_(&st, used, err);
         safetensors_close(&st);
     }
@@ -340,35 +455,48 @@ LLMC_FN int checkpoint_load_weights(const char *folder, const Model *m, float *p
     return rc;
 }
 
-// The moments of one optimizer file, number `part`: of each tensor only the rows that this rank's slices touch.
-LLMC_FN int checkpoint_read_moments_(const SafeTensors *st, int part, int parts, const Model *m, HostWeights *w, Error *err) {
+// Reads the rows of tensor t that lie in a slice, where they belong in `whole`, a buffer for the bucket that starts at
+// offset bucket_offset. The tensor's name has `prefix` before it.
+LLMC_FN int checkpoint_read_slice_(const SafeTensors *st, const Model *m, const char *prefix, const Tensor *t,
+                                   size_t bucket_offset, Bucket slice, float *whole, Error *err) {
+    const SafeTensor *s = checkpoint_find_(st, m, prefix, t, err);
+    if (!s) return -1;
+    int64_t from = (int64_t)slice.offset - (int64_t)t->offset;      // of the slice in the tensor, in elements
+    int64_t first = from / t->ld, last = (from + (int64_t)slice.size) / t->ld + 1;
+    if (first < 0) first = 0;
+    if (last > t->rows) last = t->rows;
+    if (first >= last) return 0;
+    float *row = whole + t->offset - bucket_offset + (size_t)(first * t->ld);
+    return safetensors_read_rows(st, s, first, last - first, t->cols, row, t->ld, err);
+}
+
+// Reads this rank's slices of the moments in optimizer file number `part` of `parts`.
+LLMC_FN int checkpoint_read_moments_(const SafeTensors *st, int part, int parts, const Model *m, HostWeights *w,
+                                     Error *err) {
     int used = 0, rc = 0;
     for (int k = part; k < model_buckets(m) && rc == 0; k += parts) {
         Bucket b = model_bucket(m, k), slice = model_slice(m, w->moments, k);
         float *whole = (float *)xmalloc(b.size * sizeof *whole);
-        for (int i = 0; i < 2 && rc == 0; i++) {
+        for (int moment = 0; moment < NUM_MOMENTS && rc == 0; moment++) {
             memset(whole, 0, b.size * sizeof *whole);
-            for (int j = 0; j < m->num_tensors && rc == 0; j++) {
-                const Tensor *t = &m->tensors[j];
+            for (int i = 0; i < m->num_tensors && rc == 0; i++) {
+                const Tensor *t = &m->tensors[i];
                 if (tensor_bucket(m, t) != k) continue;
-                const SafeTensor *s = checkpoint_find_(st, m, i ? "v." : "m.", t, err);
-                int64_t from = (int64_t)slice.offset - (int64_t)t->offset, first = from / t->ld, last = (from + (int64_t)slice.size) / t->ld + 1;
-                if (first < 0) first = 0;
-                if (last > t->rows) last = t->rows;
-                rc = s ? 0 : -1;
-                if (rc == 0 && first < last)
-                    rc = safetensors_read_rows(st, s, first, last - first, t->cols, whole + t->offset - b.offset + (size_t)(first * t->ld), t->ld, err);
+                rc = checkpoint_read_slice_(st, m, moment_prefix_(moment), t, b.offset, slice, whole, err);
                 used++;
             }
-            memcpy((i ? w->adam_v : w->adam_m) + b.offset / (size_t)w->moments.world, whole + slice.offset - b.offset, slice.size * sizeof *whole);
+            memcpy(moment_slice_(w, moment, b), whole + slice.offset - b.offset, slice.size * sizeof *whole);
         }
         free(whole);
     }
     return rc == 0 ? checkpoint_all_used_(st, used, err) : rc;
 }
 
-// Moments and state of a checkpoint that checkpoint_verify has found whole, whatever number of ranks wrote it.
-LLMC_FN int checkpoint_load_optimizer(const char *folder, const Model *m, HostWeights *w, TrainState *state, Error *err) {
+// Reads the moments and the state of a checkpoint that checkpoint_verify has accepted, by whatever number of ranks it
+// was written: the slices w->moments into w->adam_m and w->adam_v. Not a collective. Returns 0, or -1 with the reason
+// in err.
+LLMC_FN int checkpoint_load_optimizer(const char *folder, const Model *m, HostWeights *w, TrainState *state,
+                                      Error *err) {
     int parts = checkpoint_parts_(folder), rc = 0;
     for (int i = 0; i < parts && rc == 0; i++) {
         char *path = checkpoint_path_(folder, FILE_OPTIMIZER + i, parts);
@@ -381,7 +509,8 @@ LLMC_FN int checkpoint_load_optimizer(const char *folder, const Model *m, HostWe
         free(path);
     }
     if (rc != 0) return -1;
-    char *path = checkpoint_path_(folder, FILE_OPTIMIZER + parts, parts), *text = read_small_file(path, 1 << 16, NULL, err);
+    char *path = checkpoint_path_(folder, FILE_OPTIMIZER + parts, parts);
+    char *text = read_small_file(path, 1 << 16, NULL, err);
     rc = text ? state_from_json_(state, text, path, err) : -1;
     free(text);
     free(path);
