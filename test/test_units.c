@@ -1,203 +1,284 @@
-// test_units: the services that training stands on, each where a mistake would not show in a loss curve.
+// test_units: tests of the headers in llmc/, where a mistake would not show in a loss curve. The list of tests is at
+// the end of this file.
 //
-//   build/.../test_units            everything below, in seconds
-//   test_units --fuzz SECONDS       damaged safetensors files and shards at random, as long as asked
+//   test_units                      all of them, in seconds
+//   test_units --fuzz SECONDS       how long to read damaged safetensors files and shards
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
 #include "llmc/fp8.h"
 #include "llmc/generator.h"
+#include "llmc/gpus.h"
 #include "llmc/options.h"
+#include "test/testing.h"
 
-static int passed, failed;
+typedef struct {
+    Score score;
+    const char *folder;         // temporary; each test uses names of its own in it
+    double fuzz_seconds;
+} Units;
 
-__attribute__((format(printf, 2, 3))) static void check(int ok, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    printf("%s ", ok ? "ok  " : "FAIL");
-    vprintf(format, args);
-    putchar('\n');
-    va_end(args);
-    ok ? passed++ : failed++;
+// For steps that a test needs but does not test.
+static void must(int rc, const Error *err) {
+    if (rc != 0) die(EXIT_SYSTEM, "%s", err->text);
 }
 
-static char folder[] = "/tmp/test_units_XXXXXX";
+// ---------------------------------------------------------------------------------------------------------------------
+// rng.h
 
-// A data set of shards with these numbers of tokens: token i of the stream is i mod 60000.
-static void write_shards(const char *name, const int *tokens, int n) {
+static void test_permutation(Units *u) {
+    int wrong = 0;
+    for (uint64_t n = 1; n < 300; n++) {
+        unsigned char hits[300] = {0};
+        for (uint64_t i = 0; i < n; i++) hits[rng_permute(n * 7, i, n)]++;
+        for (uint64_t i = 0; i < n; i++) wrong += hits[i] != 1;
+    }
+    report(&u->score, wrong == 0, "rng_permute: a permutation for every size from 1 to 299");
+    double moved = 0;
+    for (uint64_t i = 0; i < 10000; i++) moved += fabs((double)rng_permute(3, i, 10000) - (double)i);
+    report(&u->score, fabs(moved / 1e4 - 10000.0 / 3) < 150,
+           "rng_permute: elements move by %.0f on average, in a random permutation by 3333", moved / 1e4);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// dataloader.h
+
+enum { MAX_TOKEN = 50000 };
+
+// Writes n shards NAME_train_*.bin of these sizes, in tokens. Token i of the whole stream is i % MAX_TOKEN. Returns the
+// pattern of their paths, which the caller frees.
+static char *write_shards(const Units *u, const char *name, const int *tokens, int n) {
     Error err;
     int stream = 0;
     for (int s = 0; s < n; s++) {
         int32_t header[SHARD_HEADER_INTS] = {SHARD_MAGIC, SHARD_VERSION, tokens[s]};
-        char *path = xasprintf("%s/%s_train_%06d.bin", folder, name, s + 1), *bytes = xmalloc(sizeof header + 2 * (size_t)tokens[s]);
+        size_t size = sizeof header + 2 * (size_t)tokens[s];
+        char *path = xasprintf("%s/%s_train_%06d.bin", u->folder, name, s + 1), *bytes = xmalloc(size);
         memcpy(bytes, header, sizeof header);
         for (int i = 0; i < tokens[s]; i++, stream++) {
-            uint16_t token = (uint16_t)(stream % 50000);
+            uint16_t token = (uint16_t)(stream % MAX_TOKEN);
             memcpy(bytes + sizeof header + 2 * i, &token, 2);
         }
-        if (write_small_file(path, bytes, sizeof header + 2 * (size_t)tokens[s], &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
+        must(write_small_file(path, bytes, size, &err), &err);
         free(bytes);
         free(path);
     }
+    return xasprintf("%s/%s_train_*.bin", u->folder, name);
 }
 
-static void test_permutation(void) {
-    int bad = 0;
-    for (uint64_t n = 1; n < 300; n++) {
-        unsigned char hit[300] = {0};
-        for (uint64_t i = 0; i < n; i++) hit[rng_permute(n * 7, i, n)]++;
-        for (uint64_t i = 0; i < n; i++) bad += hit[i] != 1;
-    }
-    check(bad == 0, "rng_permute: a permutation for every size from 1 to 299");
-    double moved = 0;
-    for (uint64_t i = 0; i < 10000; i++) moved += fabs((double)rng_permute(3, i, 10000) - (double)i);
-    check(fabs(moved / 1e4 - 10000.0 / 3) < 150, "rng_permute: mean distance %.0f, a random permutation's is 3333", moved / 1e4);
-}
+// Sizes of shards. They hold 124, 2, 0, 1, 416 and 0 windows of 8 tokens, each of which needs a ninth for the last
+// target.
+static const int uneven[] = {1000, 17, 8, 9, 3333, 1};
 
-// One epoch read by `world` ranks: every window once, whatever the world, and the same set of windows in each step.
-static void test_loader(LoaderOrder order) {
-    enum { T = 8, B = 2 };
-    static const int tokens[] = {1000, 17, 8, 9, 3333, 1};      // 8 and 1 tokens hold no window
-    write_shards("a", tokens, 6);
-    char *pattern = xasprintf("%s/a_train_*.bin", folder);
+// Reads 8 steps of 16 windows with `world` ranks. Returns a sum that tells which windows each step had, whatever their
+// order, and adds to *wrong: targets that are not the next inputs, windows seen twice, a wrong number of windows.
+static uint64_t read_with_ranks(const char *pattern, LoaderOrder order, int world, int *wrong) {
+    enum { T = 8, B = 2, STEP_WINDOWS = 16, MAX_WORLD = 8 };
+    DataLoader d[MAX_WORLD];
+    int32_t inputs[B * T], targets[B * T];
+    unsigned char *seen = xcalloc(MAX_TOKEN, 1);        // by a window's first token
+    uint64_t sum = 0;
     Error err;
-    uint64_t sums[9] = {0};
-    int bad = 0;
-    for (int world = 1; world <= 8; world++) {
-        DataLoader d[8];
-        uint64_t windows = 0;
-        for (int r = 0; r < world; r++) {
-            if (loader_open(&d[r], pattern, T, order, B, 42, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-            windows = d[r].windows;
-        }
-        if (order == ORDER_SHUFFLED && windows != 124 + 2 + 0 + 1 + 416) bad++;
-        // 16 windows a step whatever the world: 8 steps, with an epoch's end within them where the epoch is that short
-        int32_t inputs[B * T], targets[B * T];
-        unsigned char *seen = xcalloc(60000, 1);
-        for (int step = 0; step < 8; step++) {
-            for (int r = 0; r < world; r++)
-                for (int micro = r; micro * B < 16; micro += world) {
-                    if (loader_read(&d[r], (uint64_t)(micro * B), B, inputs, targets, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-                    for (int b = 0; b < B; b++) {
-                        sums[world] += mix64((uint64_t)inputs[b * T] + 1) * (uint64_t)(step + 1);
-                        if (order == ORDER_SHUFFLED && seen[inputs[b * T]]++) bad++;
-                    }
-                    for (int i = 0; i < B * T - 1; i++)
-                        if ((i + 1) % T && inputs[i + 1] != targets[i]) bad++;
+    for (int r = 0; r < world; r++) must(loader_open(&d[r], pattern, T, order, B, 42, &err), &err);
+    if (order == ORDER_SHUFFLED && d[0].windows != 124 + 2 + 0 + 1 + 416) (*wrong)++;
+    for (int step = 0; step < 8; step++) {              // --shuffle 0 comes to the end of an epoch in them
+        for (int r = 0; r < world; r++)
+            for (int micro = r; micro * B < STEP_WINDOWS; micro += world) {
+                must(loader_read(&d[r], (uint64_t)(micro * B), B, inputs, targets, &err), &err);
+                for (int b = 0; b < B; b++) {
+                    sum += mix64((uint64_t)inputs[b * T] + 1) * (uint64_t)(step + 1);
+                    if (order == ORDER_SHUFFLED && seen[inputs[b * T]]++) (*wrong)++;
                 }
-            for (int r = 0; r < world; r++) loader_advance(&d[r], 16);
-        }
-        free(seen);
-        for (int r = 0; r < world; r++) loader_close(&d[r]);
+                for (int i = 0; i < B * T - 1; i++)
+                    if ((i + 1) % T && inputs[i + 1] != targets[i]) (*wrong)++;
+            }
+        for (int r = 0; r < world; r++) loader_advance(&d[r], STEP_WINDOWS);
     }
-    check(bad == 0, "loader, %s: targets follow inputs, no window twice in an epoch", order ? "shuffled" : "sequential");
-    for (int world = 2; world <= 8; world++) bad += sums[world] != sums[1];
-    check(bad == 0, "loader, %s: each step reads the same windows with 1 to 8 ranks", order ? "shuffled" : "sequential");
+    free(seen);
+    for (int r = 0; r < world; r++) loader_close(&d[r]);
+    return sum;
+}
+
+static void test_loader_ranks(Units *u) {
+    char *pattern = write_shards(u, "ranks", uneven, 6);
+    for (LoaderOrder order = ORDER_SEQUENTIAL; order <= ORDER_SHUFFLED; order++) {
+        const char *name = order == ORDER_SHUFFLED ? "shuffled" : "sequential";
+        int wrong = 0, different = 0;
+        uint64_t alone = read_with_ranks(pattern, order, 1, &wrong);
+        for (int world = 2; world <= 8; world++) different += read_with_ranks(pattern, order, world, &wrong) != alone;
+        report(&u->score, wrong == 0, "loader, %s: targets follow inputs, no window twice in an epoch", name);
+        report(&u->score, different == 0, "loader, %s: each step reads the same windows with 1 to 8 ranks", name);
+    }
     free(pattern);
 }
 
-// A whole epoch covers every window, epochs differ, and a loader set to a place goes on as the one that read up to it.
-static void test_loader_epochs(void) {
-    char *pattern = xasprintf("%s/a_train_*.bin", folder);
+// Reads three epochs with one loader; a second one joins in at a place of the second epoch.
+static void test_loader_epochs(Units *u) {
+    enum { T = 8 };
+    char *pattern = write_shards(u, "epochs", uneven, 6);
     Error err;
-    DataLoader d, e;
-    int32_t inputs[8], targets[8], other[8], first = -1, differ = 0, bad = 0;
-    unsigned char *seen = xcalloc(60000, 1);
-    if (loader_open(&d, pattern, 8, ORDER_SHUFFLED, 1, 42, &err) != 0 || loader_open(&e, pattern, 8, ORDER_SHUFFLED, 1, 42, &err) != 0)
-        die(EXIT_SYSTEM, "%s", err.text);
+    DataLoader d, resumed;
+    int32_t inputs[T], targets[T], other[T], first = -1, reshuffled = 0, wrong = 0;
+    unsigned char *seen = xcalloc(MAX_TOKEN, 1);
+    must(loader_open(&d, pattern, T, ORDER_SHUFFLED, 1, 42, &err), &err);
+    must(loader_open(&resumed, pattern, T, ORDER_SHUFFLED, 1, 42, &err), &err);
+    uint64_t join = d.windows + 5;
     for (uint64_t i = 0; i < 3 * d.windows; i++) {
-        if (i == d.windows + 5) e.epoch = d.epoch, e.position = d.position;
-        if (loader_next(&d, 1, inputs, targets, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
+        if (i == join) resumed.epoch = d.epoch, resumed.position = d.position;
+        must(loader_next(&d, 1, inputs, targets, &err), &err);
         seen[inputs[0]]++;
         if (i == 0) first = inputs[0];
-        if (i == d.windows) differ = inputs[0] != first;
-        if (i >= d.windows + 5) {
-            if (loader_next(&e, 1, other, targets, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-            bad += memcmp(inputs, other, sizeof inputs) != 0;
+        if (i == d.windows) reshuffled = inputs[0] != first;
+        if (i >= join) {
+            must(loader_next(&resumed, 1, other, targets, &err), &err);
+            wrong += memcmp(inputs, other, sizeof inputs) != 0;
         }
     }
     uint64_t thrice = 0;
-    for (int i = 0; i < 60000; i++) thrice += seen[i] == 3;
-    check(thrice == d.windows && d.epoch == 3 && d.position == 0, "loader: three epochs read each of %d windows three times", (int)d.windows);
-    check(differ, "loader: epochs are shuffled differently");
-    check(bad == 0, "loader: set to an epoch and position, it goes on as the one that read up to there");
-    loader_close(&d), loader_close(&e);
+    for (int i = 0; i < MAX_TOKEN; i++) thrice += seen[i] == 3;
+    report(&u->score, thrice == d.windows && d.epoch == 3 && d.position == 0,
+           "loader: three epochs read each of %d windows three times", (int)d.windows);
+    report(&u->score, reshuffled, "loader: each epoch has an order of its own");
+    report(&u->score, wrong == 0, "loader: set to an epoch and position, it reads what the first one reads from there");
+    loader_close(&d), loader_close(&resumed);
     free(seen);
     free(pattern);
 }
 
-// llm.c's order: micro-batch k reads tokens k*B*T to (k+1)*B*T, the tail that fills no micro-batch is left out, and shards follow
-// each other.
-static void test_loader_sequential(void) {
+// llm.c's order: micro-batch k reads tokens k*B*T to (k+1)*B*T; a tail that does not fill a micro-batch is left out;
+// the next shard follows, and the first one after the last.
+static void test_loader_sequential(Units *u) {
     enum { T = 5, B = 3 };
-    static const int tokens[] = {47, 16, 31};   // 3, 1 and 2 micro-batches of 15 and one token for the last target
+    static const int tokens[] = {47, 16, 31};       // 3, 1 and 2 micro-batches of 15 tokens, plus one for a target
     static const int starts[] = {0, 15, 30, 47, 63, 78, 0};
-    write_shards("b", tokens, 3);
-    char *pattern = xasprintf("%s/b_train_*.bin", folder);
+    char *pattern = write_shards(u, "sequential", tokens, 3);
     Error err;
     DataLoader d;
     int32_t inputs[B * T], targets[B * T];
-    int bad = 0;
-    if (loader_open(&d, pattern, T, ORDER_SEQUENTIAL, B, 0, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
+    int wrong = 0;
+    must(loader_open(&d, pattern, T, ORDER_SEQUENTIAL, B, 0, &err), &err);
     for (int k = 0; k < 7; k++) {
-        if (loader_next(&d, B, inputs, targets, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-        for (int i = 0; i < B * T; i++) bad += inputs[i] != starts[k] + i || targets[i] != starts[k] + i + 1;
+        must(loader_next(&d, B, inputs, targets, &err), &err);
+        for (int i = 0; i < B * T; i++) wrong += inputs[i] != starts[k] + i || targets[i] != starts[k] + i + 1;
     }
-    check(bad == 0, "loader: --shuffle 0 is llm.c's order, shard after shard and round again");
+    report(&u->score, wrong == 0, "loader: --shuffle 0 is llm.c's order, shard after shard and again from the first");
     loader_close(&d);
     free(pattern);
 }
 
-static void test_schedule(void) {
-    Schedule s = {1.0, 0.1, 10, 110};
-    check(fabs(schedule_lr(&s, 0) - 0.1) < 1e-12 && fabs(schedule_lr(&s, 9) - 1) < 1e-12 && fabs(schedule_lr(&s, 10) - 1) < 1e-12 &&
-          fabs(schedule_lr(&s, 60) - 0.55) < 1e-12 && schedule_lr(&s, 110) == 0.1 && schedule_lr(&s, 9999) == 0.1,
-          "schedule: warm-up, peak, half-way, end and beyond");
-    Schedule none = {1.0, 0.1, 0, 1};
-    check(schedule_lr(&none, 0) == 1, "schedule: no warm-up, one step");
+// ---------------------------------------------------------------------------------------------------------------------
+// schedule.h
+
+static void test_schedule(Units *u) {
+    const Schedule s = {.lr = 1.0, .min_lr = 0.1, .warmup_steps = 10, .max_steps = 110};
+    static const struct { long step; double lr; } expected[] = {
+        {0, 0.1}, {9, 1}, {10, 1}, {60, 0.55}, {110, 0.1}, {9999, 0.1}};
+    int wrong = 0;
+    for (int i = 0; i < 6; i++) wrong += fabs(schedule_lr(&s, expected[i].step) - expected[i].lr) >= 1e-12;
+    wrong += schedule_lr(&s, 110) != 0.1 || schedule_lr(&s, 9999) != 0.1;
+    report(&u->score, wrong == 0, "schedule: warm-up, peak, half-way, end and beyond");
+    const Schedule one = {.lr = 1.0, .min_lr = 0.1, .warmup_steps = 0, .max_steps = 1};
+    report(&u->score, schedule_lr(&one, 0) == 1, "schedule: no warm-up, one step");
 }
 
-static float *sampler_p_;      // of the comparison: qsort passes no context
-static int compare_likelihood(const void *a, const void *b) {
-    int x = *(const int *)a, y = *(const int *)b;
-    return sampler_p_[x] != sampler_p_[y] ? (sampler_p_[x] < sampler_p_[y] ? 1 : -1) : x - y;
+// ---------------------------------------------------------------------------------------------------------------------
+// sampler.h
+
+// 100,000 draws with u spread evenly over [0, 1), for each of the options.
+static void test_sampler(Units *u) {
+    enum { V = 6, DRAWS = 100000 };
+    static const float logits[V] = {1, 3, 2, 3, -1, 0};
+    const SamplerOptions greedy = {.temperature = 0, .top_p = 1}, all = {.temperature = 1, .top_p = 1};
+    const SamplerOptions keep_1_and_3[] = {
+        {.temperature = 1, .top_p = 1, .top_k = 2},
+        {.temperature = 1, .top_p = 0.5},               // tokens 1 and 3 have 0.37 each: together they reach one half
+        {.temperature = 1, .top_p = 1, .min_p = 0.5}};  // token 2 has e^-1 = 0.37 of the likeliest
+    int counts[V] = {0}, others = 0;
+    double sum = 0, worst = 0;
+    for (int i = 0; i < V; i++) sum += exp(logits[i]);
+    for (int i = 0; i < DRAWS; i++) {
+        double uniform = (i + 0.5) / DRAWS;
+        counts[sample_token(logits, V, &all, uniform)]++;
+        for (int k = 0; k < 3; k++) {
+            int id = sample_token(logits, V, &keep_1_and_3[k], uniform);
+            others += id != 1 && id != 3;
+        }
+    }
+    for (int i = 0; i < V; i++) worst = fmax(worst, fabs((double)counts[i] / DRAWS - exp(logits[i]) / sum));
+    report(&u->score, worst < 1e-4, "sampler: frequencies are the softmax");
+    report(&u->score, sample_token(logits, V, &greedy, 0.9) == 1, "sampler: greedy takes the first of the likeliest");
+    report(&u->score, others == 0, "sampler: top-k, top-p and min-p keep what they should");
 }
 
-// The draw against its definition: everything sorted, the kept set cut off, and the cumulative distribution in the order of ids. A number
-// just within either end of a kept token's step must give that token. Few levels of likelihood make many ties.
-static void test_sampler_steps(int V, int levels) {
-    float *logits = xmalloc((size_t)V * sizeof *logits), *p = sampler_p_ = xmalloc((size_t)V * sizeof *p);
-    int *order = xmalloc((size_t)V * sizeof *order), wrong = 0, draws = 0;
+typedef struct { float p; int id; } Likelihood;
+
+static int compare_likelihoods(const void *a, const void *b) {      // the likeliest first, then the lower id
+    const Likelihood *x = a, *y = b;
+    return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->id - y->id;
+}
+
+// Which tokens the options keep, by the definition: sort all, then cut off. p (V): likelihoods, the largest 1.
+static void mark_kept(char *kept, const float *p, int V, const SamplerOptions *o) {
+    Likelihood *sorted = xmalloc((size_t)V * sizeof *sorted);
+    int n = o->top_k && o->top_k < V ? (int)o->top_k : V;
+    double total = 0, sum = 0;
+    for (int i = 0; i < V; i++) sorted[i] = (Likelihood){p[i], i}, kept[i] = 0;
+    qsort(sorted, (size_t)V, sizeof *sorted, compare_likelihoods);
+    for (int i = 0; i < n; i++) total += sorted[i].p;
+    for (int i = 0; i < n && (i == 0 || o->top_p == 1 || sum < o->top_p * total); i++) {
+        sum += sorted[i].p;
+        kept[sorted[i].id] = sorted[i].p >= o->min_p;
+    }
+    free(sorted);
+}
+
+// Each kept token owns an interval of u, in the order of ids: a u just inside either end must give that token. Few
+// levels of likelihood make many ties.
+static void test_sampler_intervals(Units *u, int V, int levels) {
+    float *logits = xmalloc((size_t)V * sizeof *logits), *p = xmalloc((size_t)V * sizeof *p);
     char *kept = xmalloc((size_t)V);
+    int wrong = 0, draws = 0;
     for (int trial = 0; trial < 60; trial++) {
-        uint64_t stream = rng_stream(5, (uint64_t)(trial + 1000 * V + levels));
-        SamplerOptions o = {0.3 + trial % 5, trial % 3 ? 0 : 1 + (int64_t)(rng_at(stream, 0) % (uint64_t)(V + 5)),
-                            trial % 2 ? 1 : 0.01 + 0.98 * rng_uniform(stream, 1), trial % 4 ? 0 : rng_uniform(stream, 2)};
-        for (int i = 0; i < V; i++) logits[i] = (float)floor(rng_uniform(stream, (uint64_t)(3 + i)) * (levels + 1)) * (8.0f / (float)levels);
+        Random r = {rng_stream(5, (uint64_t)(trial + 1000 * V + levels)), 0};
+        SamplerOptions o = {.temperature = 0.3 + trial % 5, .top_p = 1};
+        if (trial % 3 == 0) o.top_k = 1 + random_below(&r, V + 5);
+        if (trial % 2 == 0) o.top_p = 0.5 + 0.49 * random_uniform(&r);
+        if (trial % 4 == 0) o.min_p = 0.5 + 0.5 * random_uniform(&r);
         float largest = 0;
-        for (int i = 0; i < V; i++) largest = fmaxf(largest, logits[i]);
-        for (int i = 0; i < V; i++) p[i] = expf((logits[i] - largest) / (float)o.temperature), order[i] = i, kept[i] = 0;
-        qsort(order, (size_t)V, sizeof *order, compare_likelihood);
-        int n = o.top_k && o.top_k < V ? (int)o.top_k : V;
-        double total = 0, sum = 0, below = 0;
-        for (int i = 0; i < n; i++) total += p[order[i]];
-        for (int i = 0; i < n && (i == 0 || o.top_p == 1 || sum < o.top_p * total); i++) sum += p[order[i]], kept[order[i]] = p[order[i]] >= o.min_p;
-        sum = 0;
+        for (int i = 0; i < V; i++) {
+            logits[i] = (float)random_below(&r, levels + 1) * (8.0f / (float)levels);
+            largest = fmaxf(largest, logits[i]);
+        }
+        for (int i = 0; i < V; i++) p[i] = expf((logits[i] - largest) / (float)o.temperature);
+        mark_kept(kept, p, V, &o);
+
+        double sum = 0, below = 0;
         for (int i = 0; i < V; i++) sum += kept[i] ? p[i] : 0;
         for (int i = 0; i < V; i++) {
             if (!kept[i]) continue;
-            int tested = p[i] > 1e-7 && (V < 100 || rng_at(stream, (uint64_t)(V + 3 + i)) % 100 == 0);      // no step too small for a double
+            // intervals below 1e-7 get lost in the rounding of u; of a large vocabulary one token in a hundred will do
+            int tested = p[i] > 1e-7 && (V < 100 || random_below(&r, 100) == 0);
             wrong += tested && sample_token(logits, V, &o, (below + 1e-6 * p[i]) / sum) != i;
             below += p[i];
             wrong += tested && sample_token(logits, V, &o, (below - 1e-6 * p[i]) / sum) != i;
             draws += 2 * tested;
         }
     }
-    check(wrong == 0 && draws > 1000, "sampler: %d ends of steps of the distribution in order of ids, V %d, %d likelihoods: %d wrong", draws, V, levels + 1, wrong);
-    free(logits), free(p), free(order), free(kept);
+    report(&u->score, wrong == 0 && draws > 1000,
+           "sampler: %d ends of the intervals of tokens, V %d, %d likelihoods: %d wrong", draws, V, levels + 1, wrong);
+    free(logits), free(p), free(kept);
 }
 
-static void test_fp8(void) {
-    // All numbers there are, from the definition: (-1)^s 2^(e-7) (1 + m/8), for e = 0 2^-6 m/8
+static void test_sampler_definition(Units *u) {
+    static const int vocabularies[] = {50, 4096}, levels[] = {1, 101};
+    for (int l = 0; l < 2; l++)
+        for (int v = 0; v < 2; v++) test_sampler_intervals(u, vocabularies[v], levels[l]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// fp8.h
+
+static void test_fp8(Units *u) {
+    // every code by its definition: (-1)^s 2^(e-7) (1 + m/8), and (-1)^s 2^-6 m/8 for e = 0
     int wrong = 0, ties = 0;
     for (int code = 0; code < 256; code++) {
         int e = code >> 3 & 15, m = code & 7;
@@ -205,238 +286,378 @@ static void test_fp8(void) {
         if ((code & 0x7F) == 0x7F) wrong += !isnan(e4m3_to_float((uint8_t)code));
         else wrong += e4m3_to_float((uint8_t)code) != x || e4m3_from_float((float)x) != code;
     }
-    check(wrong == 0, "fp8: 256 codes are the numbers of their definition, and come back");
-    // Half-way between neighbours: to the even code; a hair to either side: to the nearer
+    report(&u->score, wrong == 0, "fp8: all 256 codes decode to their definition, and encode back");
+
+    // half-way between two neighbours: the even code; the next float to either side: the nearer one
     for (int code = 0; code < 0x7E; code++)
         for (int sign = 0; sign < 256; sign += 128) {
-            float a = e4m3_to_float((uint8_t)(code | sign)), b = e4m3_to_float((uint8_t)((code + 1) | sign)), middle = (a + b) / 2;
-            ties += e4m3_from_float(middle) != ((code & 1 ? code + 1 : code) | sign);
-            ties += e4m3_from_float(nextafterf(middle, a)) != (code | sign) || e4m3_from_float(nextafterf(middle, b)) != ((code + 1) | sign);
+            int low = code | sign, high = (code + 1) | sign;
+            float x = e4m3_to_float((uint8_t)low), y = e4m3_to_float((uint8_t)high), middle = (x + y) / 2;
+            ties += e4m3_from_float(middle) != (code & 1 ? high : low);
+            ties += e4m3_from_float(nextafterf(middle, x)) != low || e4m3_from_float(nextafterf(middle, y)) != high;
         }
-    check(ties == 0, "fp8: ties go to the even code, everything else to the nearer");
-    check(e4m3_from_float(449) == 0x7E && e4m3_from_float(1e30f) == 0x7E && e4m3_from_float(-INFINITY) == 0xFE && e4m3_from_float(NAN) == 0x7F &&
-          e4m3_from_float(-0.0f) == 0x80 && e4m3_from_float(1e-30f) == 0, "fp8: saturates at 448, keeps NaN and the sign of zero");
-    float x[64], zero[4] = {0};
-    uint8_t codes[64];
+    report(&u->score, ties == 0, "fp8: ties round to the even code, everything else to the nearest");
+
+    static const struct { float x; int code; } edges[] = {
+        {449, 0x7E}, {1e30f, 0x7E}, {-INFINITY, 0xFE}, {NAN, 0x7F}, {-0.0f, 0x80}, {1e-30f, 0}};
+    wrong = 0;
+    for (int i = 0; i < 6; i++) wrong += e4m3_from_float(edges[i].x) != edges[i].code;
+    report(&u->score, wrong == 0, "fp8: saturates at 448, keeps NaN and the sign of zero");
+
+    enum { N = 64 };
+    float x[N], zeros[4] = {0};
+    uint8_t codes[N];
     double worst = 0;
-    for (int i = 0; i < 64; i++) x[i] = (float)((rng_uniform(9, (uint64_t)i) - 0.5) * 0.003);
-    float scale = e4m3_quantize(codes, x, 64);
-    for (int i = 0; i < 64; i++)    // half a step: 2^-4 of a number, or 2^-10 of the scale among the subnormals
+    Random r = {rng_stream(9, 1), 0};
+    for (int i = 0; i < N; i++) x[i] = (float)(0.0015 * random_uniform(&r));
+    float scale = e4m3_quantize(codes, x, N);
+    for (int i = 0; i < N; i++)     // half a step: 2^-4 of a number, or 2^-10 of the scale among the subnormals
         worst = fmax(worst, fabs(scale * e4m3_to_float(codes[i]) - x[i]) / fmax(0x1p-4 * fabs(x[i]), 0x1p-10 * scale));
-    check(worst <= 1.0001 && e4m3_quantize(codes, zero, 4) == 1 && codes[0] == 0, "fp8: quantised within half a step (%.3f of it)", worst);
+    int zeros_ok = e4m3_quantize(codes, zeros, 4) == 1 && codes[0] == 0;
+    report(&u->score, worst <= 1.0001 && zeros_ok, "fp8: quantized within half a step (%.3f of it)", worst);
 }
 
-static void test_sampler(void) {
-    float logits[6] = {1, 3, 2, 3, -1, 0};
-    SamplerOptions greedy = {0, 0, 1, 0}, all = {1, 0, 1, 0}, top2 = {1, 2, 1, 0}, nucleus = {1, 0, 0.5, 0}, floor_ = {1, 0, 1, 0.5};
-    int counts[6] = {0}, top2_bad = 0, nucleus_bad = 0, floor_bad = 0, n = 100000;
-    double sum = 0, worst = 0;
-    for (int i = 0; i < 6; i++) sum += exp(logits[i]);
-    for (int i = 0; i < n; i++) {
-        double u = (i + 0.5) / n;
-        counts[sample_token(logits, 6, &all, u)]++;
-        int id = sample_token(logits, 6, &top2, u);
-        top2_bad += id != 1 && id != 3;
-        id = sample_token(logits, 6, &nucleus, u);      // 3 and 3 have 0.37 each: two of them reach one half
-        nucleus_bad += id != 1 && id != 3;
-        id = sample_token(logits, 6, &floor_, u);       // 2 is e^-1 = 0.37 of the likeliest
-        floor_bad += id != 1 && id != 3;
-    }
-    for (int i = 0; i < 6; i++) worst = fmax(worst, fabs((double)counts[i] / n - exp(logits[i]) / sum));
-    check(worst < 1e-4, "sampler: frequencies are the softmax");
-    check(sample_token(logits, 6, &greedy, 0.9) == 1, "sampler: greedy takes the first of the likeliest");
-    check(!top2_bad && !nucleus_bad && !floor_bad, "sampler: top-k, top-p and min-p keep what they should");
-    for (int i = 0; i < 4; i++) test_sampler_steps(i % 2 ? 4096 : 50, 1 + 100 * (i / 2));
-}
+// ---------------------------------------------------------------------------------------------------------------------
+// generator.h
 
-// Text that streams is never cut within a character: of every beginning of it, what is held back is the begun character, no more.
-static void test_streaming(void) {
-    static const char text[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z";     // 1, 2, 3, 4 and 1 bytes
+// Text that is printed as it comes must not be cut within a character: of every prefix, only a begun character is held
+// back.
+static void test_streaming(Units *u) {
+    static const char text[] = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z";     // characters of 1, 2, 3, 4 and 1 bytes
     static const size_t held[] = {0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 0};
+    static const struct { const char *text; size_t bytes; } not_utf8[] = {
+        {"\x80\x80\x80\x80", 4}, {"a\xFF", 2}, {"\xC0", 1}, {"\xC3z", 2}};
     int wrong = 0;
     for (size_t n = 0; n < sizeof text; n++) wrong += utf8_begun_(text, n) != held[n];
-    wrong += utf8_begun_("\x80\x80\x80\x80", 4) != 0 || utf8_begun_("a\xFF", 2) != 0 || utf8_begun_("\xC0", 1) != 0 || utf8_begun_("\xC3z", 2) != 0;
-    check(wrong == 0, "streaming: only a character that has begun is held back");
+    for (int i = 0; i < 4; i++) wrong += utf8_begun_(not_utf8[i].text, not_utf8[i].bytes) != 0;
+    report(&u->score, wrong == 0, "streaming: only a character that has begun is held back");
 }
 
-static void test_model(void) {
-    // parameters of the paper's models, in millions (DESIGN: 124.3, 354.0 and 1555.8 with the vocabulary stored as 50304)
-    static const struct { const char *preset; AttnKind attn; double millions; } expected[] = {
-        {"124M", ATTN_TPA, 124.3}, {"353M", ATTN_TPA, 354.0}, {"1.5B", ATTN_TPA, 1555.8}};
+// ---------------------------------------------------------------------------------------------------------------------
+// gpus.h
+
+static void test_gpus(Units *u) {
+    size_t n;
+    const GpuPeak *peaks = gpu_peaks(&n);
+    int wrong = 0;
+    for (size_t i = 0; i < n; i++) {
+        char *plain = xasprintf("NVIDIA %s", peaks[i].name), *longer = xasprintf("NVIDIA %s 80GB HBM3", peaks[i].name);
+        wrong += gpu_peak_tflops(plain) != peaks[i].tflops || gpu_peak_tflops(longer) != peaks[i].tflops;
+        free(plain), free(longer);
+    }
+    report(&u->score, wrong == 0, "gpus: each of %d names is found as itself", (int)n);
+
+    static const GpuPeak known[] = {        // as the CUDA runtime names them
+        {"NVIDIA B200", 2250}, {"NVIDIA GB200", 2500}, {"NVIDIA H100 80GB HBM3", 989}, {"NVIDIA H100 PCIe", 756},
+        {"NVIDIA H100 NVL", 835}, {"NVIDIA H200", 989}, {"NVIDIA H20", 148}, {"NVIDIA GH200 480GB", 989},
+        {"NVIDIA L4", 121}, {"NVIDIA L40", 181}, {"NVIDIA L40S", 362}, {"NVIDIA A100-SXM4-80GB", 312},
+        {"NVIDIA A100 80GB PCIe", 312}, {"NVIDIA A10", 125}, {"NVIDIA A10G", 70}, {"NVIDIA A40", 150},
+        {"NVIDIA GeForce RTX 3090 Ti", 80}, {"NVIDIA GeForce RTX 4090", 165}, {"NVIDIA GeForce RTX 5090", 210}};
+    static const char *const unknown[] = {  // most contain the name of another GPU
+        "", "Tesla T4", "NVIDIA GeForce GTX 1080", "NVIDIA RTX A1000", "NVIDIA RTX A4000", "NVIDIA A100X",
+        "NVIDIA A10M", "NVIDIA RTX A3000 Laptop GPU", "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        double tflops = gpu_peak_tflops(known[i].name);
+        report(&u->score, tflops == known[i].tflops, "gpus: %s has %.0f TFLOP/s", known[i].name, tflops);
+    }
+    wrong = 0;
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) wrong += gpu_peak_tflops(unknown[i]) != 0;
+    report(&u->score, wrong == 0, "gpus: a GPU that is not in the table is not taken for another");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// model.h
+
+static void test_model(Units *u) {
+    // the paper's models in millions of parameters, with the vocabulary stored as 50304
+    static const struct { const char *preset; double millions; } paper[] = {
+        {"124M", 124.3}, {"353M", 354.0}, {"1.5B", 1555.8}};
     for (int i = 0; i < 3; i++) {
         Model m;
-        Config c = preset_config(find_preset(expected[i].preset), expected[i].attn);
+        Config c = preset_config(find_preset(paper[i].preset), ATTN_TPA);
         c.vocab_size = 50304;
         model_init(&m, &c, 8);
-        check(fabs((double)m.num_parameters / 1e6 - expected[i].millions) < 0.05, "model: %s has %.1fM parameters", expected[i].preset, (double)m.num_parameters / 1e6);
+        double millions = (double)m.num_parameters / 1e6;
+        report(&u->score, fabs(millions - paper[i].millions) < 0.05, "model: %s has %.1fM parameters", paper[i].preset,
+               millions);
         model_free(&m);
     }
-    // the paper's point of comparison: all kinds of a size have about the same number of parameters
-    const char *const presets[] = {"tiny", "124M", "353M", "773M", "1.5B"};
+    // the paper compares kinds of attention at about the same number of parameters
+    static const char *const presets[] = {"tiny", "124M", "353M", "773M", "1.5B"};
     for (int p = 0; p < 5; p++) {
         double least = INFINITY, most = 0;
-        for (int a = 0; a < NUM_ATTN_KINDS; a++) {
+        for (int kind = 0; kind < NUM_ATTN_KINDS; kind++) {
             Model m;
-            Config c = preset_config(find_preset(presets[p]), (AttnKind)a);
-            if (p == 0) c.vocab_size = BYTES_VOCAB_SIZE;
+            Config c = preset_config(find_preset(presets[p]), (AttnKind)kind);
+            if (!strcmp(presets[p], "tiny")) c.vocab_size = BYTES_VOCAB_SIZE;
             model_init(&m, &c, 1);
             least = fmin(least, (double)m.num_parameters), most = fmax(most, (double)m.num_parameters);
             model_free(&m);
         }
-        check(most / least < 1.05, "model: kinds of %s differ by %.1f%% in parameters", presets[p], 100 * (most / least - 1));
+        report(&u->score, most / least < 1.05, "model: kinds of %s differ by %.1f%% in parameters", presets[p],
+               100 * (most / least - 1));
     }
 }
 
-// What is written is read back, equal to the last bit, and pruning keeps what it should.
-static void test_checkpoint(void) {
-    Error err;
-    Model m;
+// ---------------------------------------------------------------------------------------------------------------------
+// checkpoint.h
+
+static Config small_config(void) {
     Config c = preset_config(find_preset("tiny"), ATTN_TPA);
     c.vocab_size = 100;
-    model_init(&m, &c, 8);
-    float *x[6];
-    for (int i = 0; i < 6; i++) x[i] = xcalloc(m.num_stored, sizeof(float));
-    for (int i = 0; i < 3; i++)
-        for (int k = 0; k < m.num_tensors; k++)
-            for (int64_t r = 0; r < m.tensors[k].rows; r++)
-                for (int64_t j = 0; j < m.tensors[k].cols; j++) {
-                    size_t at = m.tensors[k].offset + (size_t)(r * m.tensors[k].ld + j);
-                    x[i][at] = (float)(rng_uniform((uint64_t)i, at) - 0.5);
-                }
-    char *out = xasprintf("%s/run", folder);
-    TrainState s = {7, 1, 2, 3, 1, 256, INT64_C(0x7123456789abcdef), 0, 3, {100, {0}, {0}}}, back;
-    for (int i = 0; i < SPIKE_WINDOW; i++) s.spikes.loss[i] = 1.0 / (i + 3), s.spikes.norm[i] = 1e-3 / (i + 7);
-    int ok = 1, n;
-    HostWeights written = {x[0], x[1], x[2], {0, 1}}, there = {x[3], x[4], x[5], {0, 1}};
-    for (s.step = 1; s.step <= 9; s.step++) ok &= checkpoint_save(out, &m, &written, &s, NULL, &err) == 0;
-    s.step = 9;
-    char *step9 = xasprintf("%s/step_00000009", out);
-    Config read;
-    Error what;
-    ok &= checkpoint_verify(step9, ALL_FILES, &err) == 0 && checkpoint_load_config(step9, &read, &err) == 0 && config_difference(&read, &c, &what) == 0;
-    ok &= checkpoint_load_weights(step9, &m, x[3], &err) == 0 && checkpoint_load_optimizer(step9, &m, &there, &back, &err) == 0;
-    for (int i = 0; i < 3; i++) ok &= memcmp(x[i], x[3 + i], m.num_stored * sizeof(float)) == 0;
-    ok &= memcmp(&s, &back, sizeof s) == 0;
-    check(ok, "checkpoint: weights, moments, config and state come back bit for bit");
+    return c;
+}
 
-    // the same moments as slices of 1 to 8 ranks, each rank reading its own, in a layout that is padded for them
-    ok = 1;
-    for (int world = 1; world <= 8; world++) {
-        Model shared;
-        model_init_shared(&shared, &c, 8, world);
-        size_t part = shared.num_stored / (size_t)world, seen = 0;
-        float *whole = xcalloc(shared.num_stored, sizeof *whole), *mv[2] = {xcalloc(part, sizeof **mv), xcalloc(part, sizeof **mv)};
-        for (int r = 0; r < world; r++) {
-            HostWeights slices = {NULL, mv[0], mv[1], {r, world}};
-            ok &= checkpoint_load_optimizer(step9, &shared, &slices, &back, &err) == 0;
-            for (int k = 0; k < model_buckets(&shared); k++) {
-                Bucket slice = model_slice(&shared, slices.moments, k);
-                memcpy(whole + slice.offset, mv[1] + model_bucket(&shared, k).offset / (size_t)world, slice.size * sizeof *whole);
-                seen += slice.size;
-            }
+static HostWeights alloc_weights(const Model *m, Slice moments) {
+    size_t part = m->num_stored / (size_t)moments.world;
+    return (HostWeights){.params = xcalloc(m->num_stored, sizeof(float)), .adam_m = xcalloc(part, sizeof(float)),
+                         .adam_v = xcalloc(part, sizeof(float)), .moments = moments};
+}
+
+static void free_weights(HostWeights *w) { free(w->params), free(w->adam_m), free(w->adam_v); }
+
+// Random numbers in every element of the model's tensors; the padding stays zero.
+static void fill_weights(HostWeights *w, const Model *m) {
+    float *buffers[] = {w->params, w->adam_m, w->adam_v};
+    for (int i = 0; i < 3; i++) {
+        Random r = {rng_stream(11, (uint64_t)i), 0};
+        for (int k = 0; k < m->num_tensors; k++) {
+            const Tensor *t = &m->tensors[k];
+            for (int64_t row = 0; row < t->rows; row++)
+                for (int64_t col = 0; col < t->cols; col++)
+                    buffers[i][t->offset + (size_t)(row * t->ld + col)] = (float)random_uniform(&r);
         }
-        for (int k = 0; k < m.num_tensors; k++) {
-            const Tensor *t = &m.tensors[k], *u = &shared.tensors[k];
-            for (int64_t r = 0; r < t->rows; r++)
-                ok &= memcmp(x[2] + t->offset + r * t->ld, whole + u->offset + r * u->ld, (size_t)t->cols * sizeof(float)) == 0;
-        }
-        ok &= seen == shared.num_stored;
-        free(whole), free(mv[0]), free(mv[1]);
-        model_free(&shared);
     }
-    check(ok, "checkpoint: read as slices by 1 to 8 ranks, the moments are the same");
-    const char *old = "{\"step\": \"7\", \"epoch\": \"1\", \"position\": \"2\", \"seed\": \"3\", \"shuffle\": \"1\", \"seq_len\": \"8\", \"shards\": \"9\", \"bad_steps\": \"0\"}";
-    ok = state_from_json_(&back, old, "old", &err) == 0 && back.step == 7 && back.shards == 9 && back.skipped == 0 && back.spikes.seen == 0;
-    check(ok, "checkpoint: the state of before there was a window of spikes");
+}
+
+static void check_round_trip(Units *u, const char *folder, const Model *m, const HostWeights *saved,
+                             const TrainState *state) {
+    HostWeights read = alloc_weights(m, saved->moments);
+    TrainState state_read;
+    Config config;
+    Error err, difference;
+    size_t bytes = m->num_stored * sizeof(float);
+    int ok = checkpoint_verify(folder, ALL_FILES, &err) == 0 && checkpoint_load_config(folder, &config, &err) == 0 &&
+             config_difference(&config, &m->config, &difference) == 0;
+    ok = ok && checkpoint_load_weights(folder, m, read.params, &err) == 0 &&
+         checkpoint_load_optimizer(folder, m, &read, &state_read, &err) == 0;
+    ok = ok && !memcmp(read.params, saved->params, bytes) && !memcmp(read.adam_m, saved->adam_m, bytes) &&
+         !memcmp(read.adam_v, saved->adam_v, bytes) && !memcmp(&state_read, state, sizeof *state);
+    report(&u->score, ok, "checkpoint: weights, moments, config and state are read back bit for bit");
+    free_weights(&read);
+}
+
+// Each of `world` ranks reads its slices of the moments, in a layout padded for them. Returns whether all slices
+// together are what was saved by one process.
+static int slices_match(const char *folder, const Model *m, const HostWeights *saved, int world) {
+    Model shared;
+    model_init_shared(&shared, &m->config, 8, world);
+    HostWeights whole = alloc_weights(&shared, (Slice){.rank = 0, .world = 1});
+    size_t covered = 0;
+    int ok = 1;
+    for (int r = 0; r < world; r++) {
+        HostWeights read = alloc_weights(&shared, (Slice){.rank = r, .world = world});
+        TrainState state;
+        Error err;
+        ok &= checkpoint_load_optimizer(folder, &shared, &read, &state, &err) == 0;
+        for (int k = 0; k < model_buckets(&shared); k++) {
+            Bucket slice = model_slice(&shared, read.moments, k);
+            size_t at = model_bucket(&shared, k).offset / (size_t)world;
+            memcpy(whole.adam_m + slice.offset, read.adam_m + at, slice.size * sizeof(float));
+            memcpy(whole.adam_v + slice.offset, read.adam_v + at, slice.size * sizeof(float));
+            covered += slice.size;
+        }
+        free_weights(&read);
+    }
+    for (int k = 0; k < m->num_tensors; k++) {
+        const Tensor *t = &m->tensors[k], *s = &shared.tensors[k];
+        for (int64_t row = 0; row < t->rows; row++) {
+            size_t from = t->offset + (size_t)(row * t->ld), to = s->offset + (size_t)(row * s->ld);
+            size_t bytes = (size_t)t->cols * sizeof(float);
+            ok &= !memcmp(saved->adam_m + from, whole.adam_m + to, bytes);
+            ok &= !memcmp(saved->adam_v + from, whole.adam_v + to, bytes);
+        }
+    }
+    ok &= covered == shared.num_stored;
+    free_weights(&whole);
+    model_free(&shared);
+    return ok;
+}
+
+// Replaces state.json of a checkpoint by one from before there was a window of spikes.
+static void check_old_state(Units *u, const char *folder, const Model *m, Slice moments) {
+    static const char old[] = "{\"step\": \"7\", \"epoch\": \"1\", \"position\": \"2\", \"seed\": \"3\", "
+                              "\"shuffle\": \"1\", \"seq_len\": \"8\", \"shards\": \"9\", \"bad_steps\": \"0\"}";
+    HostWeights read = alloc_weights(m, moments);
+    TrainState s;
+    Error err;
+    char *path = xasprintf("%s/state.json", folder);
+    must(write_small_file(path, old, strlen(old), &err), &err);
+    int ok = checkpoint_load_optimizer(folder, m, &read, &s, &err) == 0;
+    ok = ok && s.step == 7 && s.shards == 9 && s.skipped == 0 && s.spikes.seen == 0;
+    report(&u->score, ok, "checkpoint: a state without a window of spikes is read");
+    free(path);
+    free_weights(&read);
+}
+
+// Saves steps 1 to 9 and reads the last one in several ways.
+static void test_checkpoint(Units *u) {
+    Error err;
+    Model m;
+    Config config = small_config();
+    model_init(&m, &config, 8);
+    HostWeights saved = alloc_weights(&m, (Slice){.rank = 0, .world = 1});
+    fill_weights(&saved, &m);
+    TrainState state = {.epoch = 1, .position = 2, .seed = 3, .shuffle = 1, .seq_len = 256,
+                        .shards = INT64_C(0x7123456789abcdef), .bad_steps = 0, .skipped = 3, .spikes = {.seen = 100}};
+    for (int i = 0; i < SPIKE_WINDOW; i++)
+        state.spikes.loss[i] = 1.0 / (i + 3), state.spikes.norm[i] = 1e-3 / (i + 7);
+    char *out = xasprintf("%s/run", u->folder), *last = xasprintf("%s/step_00000009", out);
+    for (int64_t step = 1; step <= 9; step++) {
+        state.step = step;
+        must(checkpoint_save(out, &m, &saved, &state, NULL, &err), &err);
+    }
+
+    check_round_trip(u, last, &m, &saved, &state);
+    int ok = 1;
+    for (int world = 1; world <= 8; world++) ok &= slices_match(last, &m, &saved, world);
+    report(&u->score, ok, "checkpoint: read in slices by 1 to 8 ranks, the moments are the same");
+    check_old_state(u, last, &m, saved.moments);
+
     ok = checkpoint_prune(out, 2, 3, &err) == 0;
-    int64_t *steps = checkpoint_steps(out, &n), wanted[] = {3, 6, 8, 9};
-    check(ok && n == 4 && !memcmp(steps, wanted, sizeof wanted), "checkpoint: --keep 2 --keep-every 3 leaves 3, 6, 8 and 9");
-    free(steps);
-    for (int i = 0; i < 6; i++) free(x[i]);
-    free(out), free(step9);
+    int n;
+    int64_t *steps = checkpoint_steps(out, &n);
+    static const int64_t left[] = {3, 6, 8, 9};
+    report(&u->score, ok && n == 4 && !memcmp(steps, left, sizeof left),
+           "checkpoint: --keep 2 --keep-every 3 leaves 3, 6, 8 and 9");
+    free(steps), free(last), free(out);
+    free_weights(&saved);
     model_free(&m);
 }
 
-// Damages a good file at random (bits flipped, cut, header length changed, bytes inserted) and reads it: a reader may accept or refuse,
-// but not crash, hang or read outside (run this under the sanitizers).
-static void fuzz(double seconds) {
-    Error err;
-    int tokens[] = {3000};
-    write_shards("fuzz", tokens, 1);
-    char *good_st = xasprintf("%s/run/step_00000009/model.safetensors", folder), *good_shard = xasprintf("%s/fuzz_train_000001.bin", folder);
-    char *bad = xasprintf("%s/bad_train_000001.bin", folder);
-    Model m;
-    Config c = preset_config(find_preset("tiny"), ATTN_TPA);
-    c.vocab_size = 100;
-    model_init(&m, &c, 8);
-    float *weights = xcalloc(m.num_stored, sizeof *weights);
-    double until = now_seconds() + seconds;
-    uint64_t draw = 0, stream = (uint64_t)time(NULL), rounds = 0, refused = 0;
-    size_t st_bytes, shard_bytes;
-    char *st = read_small_file(good_st, 1 << 28, &st_bytes, &err), *shard = read_small_file(good_shard, 1 << 28, &shard_bytes, &err);
-    if (!st || !shard) die(EXIT_SYSTEM, "%s", err.text);
-    size_t header_bytes = 8 + (size_t)(unsigned char)st[0] + ((size_t)(unsigned char)st[1] << 8);
-    for (; now_seconds() < until; rounds++) {
-        int is_shard = rounds % 2;
-        size_t bytes = is_shard ? shard_bytes : st_bytes, head = is_shard ? 16 : header_bytes;
-        char *copy = xmalloc(bytes + 64);
-        memcpy(copy, is_shard ? shard : st, bytes);
-        for (uint64_t k = rng_at(stream, draw++) % 4; k < 4; k++) {
-            uint64_t r = rng_at(stream, draw++), at = rng_at(stream, draw++) % (r % 8 ? head : bytes);
-            if (r % 5 == 0) bytes = at;                                                         // cut
-            else if (r % 5 == 1) copy[at % 12] = (char)(r >> 8);                                // sizes
-            else if (r % 5 == 2 && bytes > 0) copy[at] = "0123456789[]{}\",:-e"[(r >> 8) % 19];  // JSON that means something else
-            else copy[at] = (char)(copy[at] ^ (1 << (r >> 8) % 8));
-            if (bytes == 0) break;
-        }
-        int fd = open(bad, O_WRONLY | O_CREAT | O_TRUNC, 0666), used = 0;
-        if (fd < 0 || write_exactly(fd, copy, bytes, bad, &err) != 0) die(EXIT_SYSTEM, "%s: cannot write it", bad);
-        close(fd);
-        free(copy);
-        if (is_shard) {
-            DataLoader d;
-            int32_t inputs[64], targets[64];
-            int rc = loader_open(&d, bad, 64, ORDER_SHUFFLED, 1, 1, &err);
-            for (int i = 0; rc == 0 && i < 50; i++) rc = loader_next(&d, 1, inputs, targets, &err);
-            refused += rc != 0;
-            if (d.T) loader_close(&d);
-        } else {
-            SafeTensors file;
-            int rc = safetensors_open(&file, bad, &err);
-            if (rc == 0) {
-                rc = checkpoint_read_tensors(&file, &m, "", weights, &used, &err);
-                safetensors_close(&file);
-            }
-            refused += rc != 0;
+// ---------------------------------------------------------------------------------------------------------------------
+// Damaged files. Good files are damaged at random and read: a reader may accept or refuse them, but must not crash,
+// hang or read out of bounds (run this under the sanitizers).
+
+// Changes data (bytes) in one to four places, most of them among the first `head` bytes. Returns the new number of
+// bytes.
+static size_t damage(char *data, size_t bytes, size_t head, Random *r) {
+    for (int64_t n = 1 + random_below(r, 4); n > 0 && bytes > 0; n--) {
+        uint64_t bits = random_bits(r);
+        size_t within = bits % 8 && head < bytes ? head : bytes, at = (size_t)(random_bits(r) % within);
+        switch (bits % 5) {
+        case 0: bytes = at; break;                                                  // cut
+        case 1: data[at % 12] = (char)(bits >> 8); break;                           // sizes
+        case 2: data[at] = "0123456789[]{}\",:-e"[(bits >> 8) % 19]; break;         // JSON that means something else
+        default: data[at] = (char)(data[at] ^ (1 << (bits >> 8) % 8));              // one bit
         }
     }
-    check(rounds > 0 && refused > rounds / 4, "fuzz: %d damaged files in %.0f s, %d refused, none crashed the readers", (int)rounds, seconds, (int)refused);
-    free(weights), free(st), free(shard), free(good_st), free(good_shard), free(bad);
+    return bytes;
+}
+
+static int read_damaged_shard(const char *path) {
+    enum { T = 64 };
+    Error err;
+    DataLoader d;
+    int32_t inputs[T], targets[T];
+    int rc = loader_open(&d, path, T, ORDER_SHUFFLED, 1, 1, &err);
+    for (int i = 0; rc == 0 && i < 50; i++) rc = loader_next(&d, 1, inputs, targets, &err);
+    if (d.T) loader_close(&d);
+    return rc;
+}
+
+static int read_damaged_model(const char *path, const Model *m, float *params) {
+    Error err;
+    SafeTensors file;
+    int used = 0, rc = safetensors_open(&file, path, &err);
+    if (rc != 0) return rc;
+    rc = checkpoint_read_tensors(&file, m, "", params, &used, &err);
+    safetensors_close(&file);
+    return rc;
+}
+
+// Writes without a flush to disk: write_small_file would spend the time there.
+static void write_damaged(const char *path, const char *data, size_t bytes) {
+    Error err;
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    must(fd < 0 ? fail(&err, "%s: cannot create: %s", path, strerror(errno)) : 0, &err);
+    must(write_exactly(fd, data, bytes, path, &err), &err);
+    close(fd);
+}
+
+static void test_damaged_files(Units *u) {
+    static const int tokens[] = {3000};
+    Error err;
+    Model m;
+    Config config = small_config();
+    model_init(&m, &config, 8);
+    HostWeights w = alloc_weights(&m, (Slice){.rank = 0, .world = 1});
+    const TrainState state = {.step = 1};
+    char *out = xasprintf("%s/fuzz", u->folder), *bad = xasprintf("%s/bad_train_000001.bin", u->folder);
+    char *shard_path = xasprintf("%s/fuzz_train_000001.bin", u->folder);
+    char *model_path = xasprintf("%s/step_00000001/model.safetensors", out);
+    free(write_shards(u, "fuzz", tokens, 1));
+    must(checkpoint_save(out, &m, &w, &state, NULL, &err), &err);
+
+    size_t shard_bytes, model_bytes = 0;
+    char *shard = read_small_file(shard_path, 1 << 28, &shard_bytes, &err);
+    char *model = shard ? read_small_file(model_path, 1 << 28, &model_bytes, &err) : NULL;
+    must(model ? 0 : -1, &err);
+    size_t model_head = 8 + (size_t)(unsigned char)model[0] + ((size_t)(unsigned char)model[1] << 8), shard_head = 16;
+    char *copy = xmalloc(shard_bytes > model_bytes ? shard_bytes : model_bytes);
+    Random r = {rng_stream((uint64_t)time(NULL), 1), 0};
+    uint64_t rounds = 0, refused = 0;
+    for (double end = now_seconds() + u->fuzz_seconds; now_seconds() < end; rounds++) {
+        int is_shard = rounds % 2;
+        size_t bytes = is_shard ? shard_bytes : model_bytes;
+        memcpy(copy, is_shard ? shard : model, bytes);
+        write_damaged(bad, copy, damage(copy, bytes, is_shard ? shard_head : model_head, &r));
+        refused += (is_shard ? read_damaged_shard(bad) : read_damaged_model(bad, &m, w.params)) != 0;
+    }
+    report(&u->score, rounds > 0 && refused > rounds / 4,
+           "fuzz: %d damaged files in %.0f s, %d refused, none crashed the readers", (int)rounds, u->fuzz_seconds,
+           (int)refused);
+    free(copy), free(shard), free(model), free(shard_path), free(model_path), free(bad), free(out);
+    free_weights(&w);
     model_free(&m);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+static const struct { const char *name; void (*run)(Units *u); } tests[] = {
+    {"permutation", test_permutation},                  // rng.h
+    {"loader, ranks", test_loader_ranks},               // dataloader.h
+    {"loader, epochs", test_loader_epochs},
+    {"loader, sequential", test_loader_sequential},
+    {"schedule", test_schedule},                        // schedule.h
+    {"sampler", test_sampler},                          // sampler.h
+    {"sampler, definition", test_sampler_definition},
+    {"fp8", test_fp8},                                  // fp8.h
+    {"streaming", test_streaming},                      // generator.h
+    {"gpus", test_gpus},                                // gpus.h
+    {"model", test_model},                              // model.h
+    {"checkpoint", test_checkpoint},                    // checkpoint.h, safetensors.h
+    {"damaged files", test_damaged_files},              // safetensors.h, shard.h
+};
 
 int main(int argc, char **argv) {
-    double fuzz_seconds = 1;
-    Flag flags[] = {{0, "fuzz", FLAG_REAL, &fuzz_seconds, "1", 0, 1e5, "seconds of reading files damaged at random", 0}};
+    char folder[] = "/tmp/test_units_XXXXXX";
+    Units u = {.folder = folder};
+    Flag flags[] = {{.name = "fuzz", .type = FLAG_REAL, .value = &u.fuzz_seconds, .default_text = "1", .max = 1e5,
+                     .help = "seconds of reading files damaged at random"}};
     Error err;
     set_program_name(argv[0]);
-    if (flags_parse(argc, argv, "test_units: tests of the headers in llmc/", flags, 1, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    if (!mkdtemp(folder)) die(EXIT_SYSTEM, "%s: cannot make it: %s", folder, strerror(errno));
-    test_permutation();
-    test_loader(ORDER_SHUFFLED);
-    test_loader(ORDER_SEQUENTIAL);
-    test_loader_epochs();
-    test_loader_sequential();
-    test_schedule();
-    test_sampler();
-    test_fp8();
-    test_streaming();
-    test_model();
-    test_checkpoint();
-    fuzz(fuzz_seconds);
+    if (flags_parse(argc, argv, "test_units: tests of the headers in llmc/", flags, 1, &err) != 0)
+        die(EXIT_INPUT, "%s", err.text);
+    if (!mkdtemp(folder)) die(EXIT_SYSTEM, "%s: cannot create this folder: %s", folder, strerror(errno));
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        int before = u.score.passed + u.score.failed;
+        tests[i].run(&u);
+        if (u.score.passed + u.score.failed == before) report(&u.score, 0, "%s: checked nothing", tests[i].name);
+    }
     char *remove = xasprintf("rm -rf %s", folder);
     if (system(remove) != 0) fprintf(stderr, "note: could not remove %s\n", folder);
     free(remove);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed ? 1 : 0;
+    return finish(&u.score);
 }
