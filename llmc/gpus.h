@@ -36,12 +36,10 @@ LLMC_FN int has_words_(const char *text, const char *words) {
     return 0;
 }
 
-// The peak of a GPU in TFLOP/s, or 0 if it is not known. name: as the CUDA runtime gives it ("NVIDIA H100 80GB HBM3").
-// The longest matching name wins, wherever it is in the table. Laptop GPUs and MIG slices are not known: their names
-// contain that of a faster GPU.
-LLMC_FN double gpu_peak_tflops(const char *name) {
-    size_t n, longest = 0;
-    const GpuPeak *peaks = gpu_peaks(&n);
+// The peak in a table of n rows. The longest matching name wins, wherever it is in the table. Laptop GPUs and MIG
+// slices are not known: their names contain that of a faster GPU.
+LLMC_FN double gpu_peak_find(const GpuPeak *peaks, size_t n, const char *name) {
+    size_t longest = 0;
     double tflops = 0;
     if (has_words_(name, "Laptop") || has_words_(name, "MIG")) return 0;
     for (size_t i = 0; i < n; i++) {
@@ -49,6 +47,13 @@ LLMC_FN double gpu_peak_tflops(const char *name) {
         if (length > longest && has_words_(name, peaks[i].name)) longest = length, tflops = peaks[i].tflops;
     }
     return tflops;
+}
+
+// The peak of a GPU in TFLOP/s, or 0 if it is not known. name: as the CUDA runtime gives it ("NVIDIA H100 80GB HBM3").
+LLMC_FN double gpu_peak_tflops(const char *name) {
+    size_t n;
+    const GpuPeak *peaks = gpu_peaks(&n);
+    return gpu_peak_find(peaks, n, name);
 }
 
 #endif

@@ -339,13 +339,17 @@ static void test_streaming(Units *u) {
 static void test_gpus(Units *u) {
     size_t n;
     const GpuPeak *peaks = gpu_peaks(&n);
+    GpuPeak *reversed = xmalloc(n * sizeof *reversed);
     int wrong = 0;
+    for (size_t i = 0; i < n; i++) reversed[i] = peaks[n - 1 - i];
     for (size_t i = 0; i < n; i++) {
         char *plain = xasprintf("NVIDIA %s", peaks[i].name), *longer = xasprintf("NVIDIA %s 80GB HBM3", peaks[i].name);
         wrong += gpu_peak_tflops(plain) != peaks[i].tflops || gpu_peak_tflops(longer) != peaks[i].tflops;
+        wrong += gpu_peak_find(reversed, n, plain) != peaks[i].tflops;
         free(plain), free(longer);
     }
-    report(&u->score, wrong == 0, "gpus: each of %d names is found as itself", (int)n);
+    free(reversed);
+    report(&u->score, wrong == 0, "gpus: each of %d names is found as itself, in any order of the table", (int)n);
 
     static const GpuPeak known[] = {        // as the CUDA runtime names them
         {"NVIDIA B200", 2250}, {"NVIDIA GB200", 2500}, {"NVIDIA H100 80GB HBM3", 989}, {"NVIDIA H100 PCIe", 756},
@@ -354,9 +358,9 @@ static void test_gpus(Units *u) {
         {"NVIDIA A100 80GB PCIe", 312}, {"NVIDIA A10", 125}, {"NVIDIA A10G", 70}, {"NVIDIA A40", 150},
         {"NVIDIA GeForce RTX 3090 Ti", 80}, {"NVIDIA GeForce RTX 4090", 165}, {"NVIDIA GeForce RTX 5090", 210}};
     static const char *const unknown[] = {  // most contain the name of another GPU
-        "", "Tesla T4", "NVIDIA GeForce GTX 1080", "NVIDIA RTX A1000", "NVIDIA RTX A4000", "NVIDIA A100X",
-        "NVIDIA A10M", "NVIDIA RTX A3000 Laptop GPU", "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA GeForce RTX 4090 D", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"};
+        "", "Tesla T4", "NVIDIA GeForce GTX 1080", "NVIDIA XB200", "NVIDIA RTX A1000", "NVIDIA RTX A4000",
+        "NVIDIA A100X", "NVIDIA A10M", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA RTX A3000 Laptop GPU", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         double tflops = gpu_peak_tflops(known[i].name);
         report(&u->score, tflops == known[i].tflops, "gpus: %s has %.0f TFLOP/s", known[i].name, tflops);
