@@ -28,7 +28,7 @@ LLMC_FN const GpuPeak *gpu_peaks(size_t *n) {
     return peaks;
 }
 
-// Whether `words` occurs in text as whole words: "A10" is in "NVIDIA A10" and "GRID A10-4Q", not in "A100" or "A10G".
+// Whether `words` occurs in text as whole words: "A100" does in "NVIDIA A100-SXM4-80GB", not in "NVIDIA A100X".
 LLMC_FN int has_words_(const char *text, const char *words) {
     size_t n = strlen(words);
     for (const char *at = text; (at = strstr(at, words)) != NULL; at++)
