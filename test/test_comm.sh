@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Tests of several ranks: the same run at every world size and ZeRO stage, ranks that are killed, hang or disagree, a network that is cut;
-# and of what ends or skips a step: signals and spikes.
+# Tests of several ranks: the same run with every number of ranks and ZeRO stage; ranks that are killed, hang or
+# disagree; a network that is cut. Also what ends or skips a step: signals and spikes.
 #   test/test_comm.sh [--long]       programs from $BIN (default: the project's folder); ends with "N passed, N failed"
-# Needs Open MPI; network namespaces as separate hosts need root. Without either a line says what is skipped.
+# Needs Open MPI, and root for network namespaces, which stand for separate machines. A line says what is skipped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.}
@@ -11,7 +11,7 @@ tokenize=$(realpath "$bin/data/tokenize")
 kills=20
 [ "${1:-}" = --long ] && kills=100
 tmp=$(mktemp -d)
-hosts=t6$$         # names of the network namespaces
+hosts=t6$$         # names of the network namespaces: ${hosts}a and ${hosts}b
 cleanup() {
     for h in a b; do
         for p in $(ip netns pids $hosts$h 2>/dev/null); do kill -9 "$p" 2>/dev/null; done
@@ -22,40 +22,57 @@ cleanup() {
 trap 'cd /; cleanup' EXIT
 . test/checks.sh
 
-# ---- data: real English, byte-level; models that take a few milliseconds a step
+# ---- data: English text as bytes, and models that take a few milliseconds per step
 english 110000 >"$tmp/text.txt"
 shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
 data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin" -s 0 -u 2 -t 32 --threads 1)
-small=("$train" "${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -b 2 -d 256 -m 0 -v 25 -x 50 -n 25)   # 4 micro-batches a step
-# until_step N FILE: waits, half a minute at most, until the run whose output goes there has come to step N
+# 4 micro-batches per step
+small=("$train" "${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -b 2 -d 256 -m 0 -v 25 -x 50 -n 25)
+endless=("${small[@]}" -x 100000 -n 100000 -v 0)
+
+# until_step N FILE: waits until the run that writes FILE has done step N, at most 30 s.
 until_step() { for _ in $(seq 300); do grep -q "^step $1/" "$2" && return; sleep 0.1; done; }
 weights() { cat "$1/model.safetensors" 2>/dev/null | sha256sum; }
+steps_done() { grep -c '"loss"' "$1/metrics.jsonl"; }
 curve() { grep -o '"\(step\|loss\|norm\|val_loss\)":[^,}]*' "$1/metrics.jsonl"; }
-# same NAME FOLDER: the run in FOLDER has the losses (to 1e-6, and in fact to the last bit) and the last weights of the one process
+# losses N FOLDER: the first N lines of loss and norm, two per step.
+losses() { curve "$2" | grep -v step | head -"$1"; }
+
+# same NAME FOLDER: the run in FOLDER has the losses of the single process, to 1e-6, and its last weights, bit for bit.
 same() {
     local worst
-    worst=$(paste <(curve "$tmp/one") <(curve "$2") | tr ':' '\t' | awk '{ d = $2 - $4; if (d < 0) d = -d; if ($2 != 0 && d / ($2 < 0 ? -$2 : $2) > w) w = d / $2; n++ } END { print (n < 100 ? 1 : w + 0) }')
-    check "$1: the losses of one process" "$(awk -v w="$worst" 'BEGIN { print (w <= 1e-6) ? 1 : 0 }')" "they differ by $worst"
-    check "$1: its weights, bit for bit" "$([ "$(weights "$2/step_00000050")" = "$(weights "$tmp/one/step_00000050")" ] && echo 1)"
+    worst=$(paste <(curve "$tmp/one") <(curve "$2") | tr ':' '\t' | awk '
+        { d = $2 - $4; if (d < 0) d = -d; n++
+          if ($2 != 0 && d / ($2 < 0 ? -$2 : $2) > w) w = d / $2 }
+        END { print (n < 100 ? 1 : w + 0) }')
+    check "$1: the losses of one process" "$(awk -v w="$worst" 'BEGIN { print (w <= 1e-6) ? 1 : 0 }')" \
+        "they differ by $worst"
+    check "$1: its weights, bit for bit" \
+        "$([ "$(weights "$2/step_00000050")" = "$(weights "$tmp/one/step_00000050")" ] && echo 1)"
 }
 
-# ---- signals, one process
-"${small[@]}" -o "$tmp/one" >"$tmp/log" 2>&1 || bad "one process" "$(tail -1 "$tmp/log")"
-endless=("${small[@]}" -x 100000 -n 100000 -v 0)
-# goes_on NAME FOLDER COMMAND...: the command, resumed in FOLDER for a moment, has the losses of a run that was never stopped
-"${endless[@]}" -o "$tmp/never_stopped" >/dev/null 2>&1 &
-never=$!
-goes_on() {
-    local name=$1 folder=$2 last
+# resumes NAME FOLDER COMMAND...: the run in FOLDER, stopped by a signal, has left a checkpoint; resumed for a moment,
+# it has the losses of the run that was never stopped.
+resumes() {
+    local name=$1 folder=$2 last n
     shift 2
     last=$(sed -n 's/^stopped by a signal at step \([0-9]*\);.*/\1/p' "$folder/main.log" | tail -1)
-    check "$name: a checkpoint is there" "$([ -n "$last" ] && [ -d "$folder/$(printf 'step_%08d' "$last")" ] && echo 1)" "$(tail -1 "$folder/main.log")"
+    check "$name: a checkpoint is there" \
+        "$([ -n "$last" ] && [ -d "$folder/$(printf 'step_%08d' "$last")" ] && echo 1)" "$(tail -1 "$folder/main.log")"
     "$@" -o "$folder" -y >"$tmp/log" 2>&1 &
     local pid=$!
-    for i in $(seq 600); do [ "$(grep -c '"loss"' "$folder/metrics.jsonl")" -gt $((last + 20)) ] && break; sleep 0.05; done
+    for _ in $(seq 600); do [ "$(steps_done "$folder")" -gt $((last + 20)) ] && break; sleep 0.05; done
     kill -9 $pid; wait $pid 2>/dev/null
-    check "$name: resuming goes on to the bit" "$([ "$(curve "$folder" | grep -v step | head -$((2 * last + 30)))" = "$(curve "$tmp/never_stopped" | grep -v step | head -$((2 * last + 30)))" ] && [ "$(grep -c '"loss"' "$folder/metrics.jsonl")" -gt $((last + 15)) ] && echo 1)" "$(tail -1 "$tmp/log")"
+    n=$((2 * last + 30))
+    check "$name: resumed, it continues bit for bit" \
+        "$([ "$(losses $n "$folder")" = "$(losses $n "$tmp/never_stopped")" ] &&
+           [ "$(steps_done "$folder")" -gt $((last + 15)) ] && echo 1)" "$(tail -1 "$tmp/log")"
 }
+
+# ---- signals to one process
+"${small[@]}" -o "$tmp/one" >"$tmp/log" 2>&1 || bad "one process" "$(tail -1 "$tmp/log")"
+"${endless[@]}" -o "$tmp/never_stopped" >/dev/null 2>&1 &
+never=$!
 for signal in TERM USR1; do
     "${endless[@]}" -o "$tmp/$signal" >"$tmp/log" 2>&1 &
     pid=$!
@@ -64,23 +81,34 @@ for signal in TERM USR1; do
     wait $pid
     check "SIG$signal: exit code 0" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/log")"
 done
-for i in $(seq 300); do [ "$(grep -c '"loss"' "$tmp/never_stopped/metrics.jsonl")" -gt 1500 ] && break; sleep 0.1; done
+for _ in $(seq 300); do [ "$(steps_done "$tmp/never_stopped")" -gt 1500 ] && break; sleep 0.1; done
 kill -9 $never; wait $never 2>/dev/null
-for signal in TERM USR1; do goes_on "SIG$signal" "$tmp/$signal" "${endless[@]}"; done
+for signal in TERM USR1; do resumes "SIG$signal" "$tmp/$signal" "${endless[@]}"; done
 
-# ---- spikes: a line of one letter, never seen before, planted where step 101 reads
-planted() { head -c 25600 "$tmp/text.txt"; head -c "$1" /dev/zero | tr '\0' '~'; tail -c +25600 "$tmp/text.txt" | head -c 20000; }
-for n in 250 5000; do planted $n >"$tmp/planted.txt"; "$tokenize" --bytes --val-tokens 0 -o "$tmp/d/planted$n" "$tmp/planted.txt" >/dev/null 2>&1; done
+# ---- spikes: a run of one letter that occurs nowhere else, planted where step 101 reads
+planted() {
+    head -c 25600 "$tmp/text.txt"
+    head -c "$1" /dev/zero | tr '\0' '~'
+    tail -c +25600 "$tmp/text.txt" | head -c 20000
+}
+for n in 250 5000; do
+    planted $n >"$tmp/planted.txt"
+    "$tokenize" --bytes --val-tokens 0 -o "$tmp/d/planted$n" "$tmp/planted.txt" >/dev/null 2>&1
+done
 spiky=("${small[@]}" -i "$tmp/d/planted250_train_*.bin" --shuffle 0 -v 0 -x 120 -n 100)
 "${spiky[@]}" -o "$tmp/taken" >"$tmp/log" 2>&1
-check "spikes: none is skipped unasked" "$(grep -q SKIPPED "$tmp/log" || echo 1)"
+check "spikes: none is skipped unless asked" "$(grep -q SKIPPED "$tmp/log" || echo 1)"
 "${spiky[@]}" --skip-spikes 8 -o "$tmp/skipped" >"$tmp/log" 2>&1
-check "spikes: the planted one is skipped, and it alone" "$([ "$(grep -c SKIPPED "$tmp/log")" = 1 ] && grep SKIPPED "$tmp/log" | grep -q 'step 101/' && echo 1)" "$(grep SKIPPED "$tmp/log")"
+check "spikes: the planted one is skipped, and no other" \
+    "$([ "$(grep -c SKIPPED "$tmp/log")" = 1 ] && grep SKIPPED "$tmp/log" | grep -q 'step 101/' && echo 1)" \
+    "$(grep SKIPPED "$tmp/log")"
 rm -r "$tmp/skipped/step_00000120"
 "${spiky[@]}" --skip-spikes 8 -o "$tmp/skipped" -y >"$tmp/log" 2>&1
-check "spikes: a resumed run remembers the window" "$(grep SKIPPED "$tmp/log" | grep -q 'step 101/' && echo 1)" "$(tail -1 "$tmp/log")"
+check "spikes: a resumed run remembers the window" "$(grep SKIPPED "$tmp/log" | grep -q 'step 101/' && echo 1)" \
+    "$(tail -1 "$tmp/log")"
 "${spiky[@]}" -i "$tmp/d/planted5000_train_*.bin" --skip-spikes 8 -o "$tmp/many" >/dev/null 2>"$tmp/stderr"
-check "spikes: ten in a row end the run" "$([ $? = 1 ] && grep -q '10 steps in a row' "$tmp/stderr" && echo 1)" "$(cat "$tmp/stderr")"
+check "spikes: ten in a row end the run" "$([ $? = 1 ] && grep -q '10 steps in a row' "$tmp/stderr" && echo 1)" \
+    "$(cat "$tmp/stderr")"
 
 # ---- several ranks
 if ! command -v mpirun >/dev/null || ! grep -q MPI_Init "$train"; then
@@ -88,22 +116,30 @@ if ! command -v mpirun >/dev/null || ! grep -q MPI_Init "$train"; then
     finish
     exit
 fi
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
 mpi() { timeout 60 mpirun -np "$@"; }
-for np in 1 2 3 4 5 8; do       # 5 and 8: some ranks have no micro-batch
+for np in 1 2 3 4 5 8; do       # with 5 and 8, some ranks have no micro-batch
     for zero in 0 1 2; do
-        mpi $np "${small[@]}" -z $zero -o "$tmp/np$np.$zero" >"$tmp/log" 2>&1 || bad "$np ranks, -z $zero" "$(grep -v '^-' "$tmp/log" | tail -3)"
+        mpi $np "${small[@]}" -z $zero -o "$tmp/np$np.$zero" >"$tmp/log" 2>&1 ||
+            bad "$np ranks, -z $zero" "$(grep -v '^-' "$tmp/log" | tail -3)"
         same "$np ranks, -z $zero" "$tmp/np$np.$zero"
     done
 done
 for kind in tpa_kvonly mha gqa mqa; do
-    for np in 1 3; do mpi $np "${small[@]}" --attn $kind --n-kv-head 3 -z 2 -x 10 -n 10 -o "$tmp/$kind$np" >"$tmp/log" 2>&1; done
-    check "$kind on 3 ranks: the weights of one process" "$([ -d "$tmp/${kind}3/step_00000010" ] && [ "$(weights "$tmp/${kind}1/step_00000010")" = "$(weights "$tmp/${kind}3/step_00000010")" ] && echo 1)" "$(tail -1 "$tmp/log")"
+    for np in 1 3; do
+        mpi $np "${small[@]}" --attn $kind --n-kv-head 3 -z 2 -x 10 -n 10 -o "$tmp/$kind$np" >"$tmp/log" 2>&1
+    done
+    one=$tmp/${kind}1/step_00000010 three=$tmp/${kind}3/step_00000010
+    check "$kind on 3 ranks: the weights of one process" \
+        "$([ -d "$three" ] && [ "$(weights "$one")" = "$(weights "$three")" ] && echo 1)" "$(tail -1 "$tmp/log")"
 done
 mpi 3 "${spiky[@]}" --skip-spikes 8 -z 1 -o "$tmp/spiky3" >"$tmp/log" 2>&1
-check "spikes: 3 ranks skip the same step" "$([ "$(weights "$tmp/spiky3/step_00000120")" = "$(weights "$tmp/skipped/step_00000120")" ] && grep -q 'step 101/.*SKIPPED' "$tmp/log" && echo 1)" "$(tail -1 "$tmp/log")"
+check "spikes: 3 ranks skip the same step" \
+    "$([ "$(weights "$tmp/spiky3/step_00000120")" = "$(weights "$tmp/skipped/step_00000120")" ] &&
+       grep -q 'step 101/.*SKIPPED' "$tmp/log" && echo 1)" "$(tail -1 "$tmp/log")"
 
-# ---- checkpoints know nothing of the number of ranks
+# ---- checkpoints do not depend on the number of ranks
 for zero in 0 1 2; do
     for np in 1 3 8; do
         rm -rf "$tmp/moved"; cp -r "$tmp/np4.$zero" "$tmp/moved"; rm -r "$tmp/moved/step_00000050"
@@ -115,24 +151,28 @@ rm -rf "$tmp/moved"; cp -r "$tmp/one" "$tmp/moved"; rm -r "$tmp/moved/step_00000
 mpi 4 "${small[@]}" -z 2 -o "$tmp/moved" -y >"$tmp/log" 2>&1
 same "saved by one process, resumed on 4" "$tmp/moved"
 
-# ---- ranks that disagree are refused: exit code 2, and a line that says who and in what
-disagree() {    # disagree NAME WORD MPIRUN'S ARGUMENTS...
+# ---- ranks that disagree are refused: exit code 2, and one line that says which rank and about what
+# disagree NAME WORD MPIRUN'S ARGUMENTS...
+disagree() {
     local name=$1 word=$2 rc
     shift 2
     timeout 60 mpirun "$@" >"$tmp/stdout" 2>"$tmp/stderr"
     rc=$?
-    check "refused: $name" "$([ $rc = 2 ] && [ "$(grep -c "^train_t6.*$word" "$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(head -3 "$tmp/stderr")"
+    check "refused: $name" "$([ $rc = 2 ] && [ "$(grep -c "^train_t6.*$word" "$tmp/stderr")" = 1 ] && echo 1)" \
+        "code $rc: $(head -3 "$tmp/stderr")"
 }
 run=("${small[@]}" -o "$tmp/x")
-disagree "another learning rate on rank 2" "rank 2 on .*--lr 0.005 here, --lr 0.003 on rank 0" -np 2 "${run[@]}" : -np 1 "${run[@]}" -l 5e-3
-disagree "other shards on rank 1" "rank 1 on .*training shards" -np 1 "${run[@]}" : -np 2 "${run[@]}" -i "$tmp/d/planted250_train_*.bin"
+disagree "another learning rate on rank 2" "rank 2 on .*--lr 0.005 here, --lr 0.003 on rank 0" \
+    -np 2 "${run[@]}" : -np 1 "${run[@]}" -l 5e-3
+disagree "other shards on rank 1" "rank 1 on .*training shards" \
+    -np 1 "${run[@]}" : -np 2 "${run[@]}" -i "$tmp/d/planted250_train_*.bin"
 disagree "another attention on rank 1" "rank 1 on .*mha" -np 1 "${run[@]}" : -np 1 "${run[@]}" --attn mha
 disagree "a missing shard on rank 1" "rank 1 on .*no such file" -np 1 "${run[@]}" : -np 1 "${run[@]}" -i /nothing
 disagree "a nonsense flag on rank 1" "rank 1 on .*--lr" -np 1 "${run[@]}" : -np 1 "${run[@]}" -l x
-disagree "a nonsense flag on all, said once" "rank 0.*--lr" -np 3 "${run[@]}" -l x
-disagree "a run's folder without --resume, said once" "resume" -np 3 "${small[@]}" -o "$tmp/one"
+disagree "a nonsense flag on all ranks, said once" "rank 0.*--lr" -np 3 "${run[@]}" -l x
+disagree "the folder of a run without --resume, said once" "resume" -np 3 "${small[@]}" -o "$tmp/one"
 
-# ---- a rank that hangs: every other one says where it waited, and the job ends
+# ---- a rank that hangs: each of the others says where it waited, and the job ends
 mpi 4 "${endless[@]}" -z 1 --comm-timeout 2 -o "$tmp/hangs" >"$tmp/log" 2>&1 &
 job=$!
 ranks_of() { pgrep -f "^$train .* -o $1\$"; }
@@ -142,24 +182,31 @@ kill -STOP "$victim"
 start=$SECONDS
 wait $job
 rc=$?
-check "a rank that hangs ends the job within the deadline" "$([ $rc != 0 ] && [ $((SECONDS - start)) -le 6 ] && echo 1)" "code $rc after $((SECONDS - start)) s"
-check "the three others say in which collective they waited" "$([ "$(grep -c 'rank . of 4.*gave up in ".*" at step [0-9]*: no answer for 2 s' "$tmp/log")" -ge 3 ] && echo 1)" "$(grep 'rank' "$tmp/log" | tail -4)"
+check "a rank that hangs ends the job within the deadline" \
+    "$([ $rc != 0 ] && [ $((SECONDS - start)) -le 6 ] && echo 1)" \
+    "code $rc after $((SECONDS - start)) s"
+gave_up='rank . of 4.*gave up in ".*" at step [0-9]*: no answer for 2 s'
+check "the other three say in which collective they waited" \
+    "$([ "$(grep -c "$gave_up" "$tmp/log")" -ge 3 ] && echo 1)" "$(grep 'rank' "$tmp/log" | tail -4)"
 kill -9 "$victim" 2>/dev/null
 
-# ---- signals to a job: to one rank, and to mpirun, which hands SIGUSR1 on
-signalled() {   # signalled NAME FOLDER WHOM SIGNAL
+# ---- signals to a job: to one rank, and to mpirun, which passes SIGUSR1 on
+# signalled NAME FOLDER rank|mpirun SIGNAL
+signalled() {
     mpi 3 "${endless[@]}" -z 2 -o "$2" >"$tmp/log" 2>&1 &
     local job=$!
     until_step 5 "$tmp/log"
-    if [ "$3" = rank ]; then kill -"$4" "$(ranks_of "$2" | sed -n 2p)"; else kill -"$4" "$(pgrep -f "^mpirun .* -o $2\$")"; fi
+    if [ "$3" = rank ]; then kill -"$4" "$(ranks_of "$2" | sed -n 2p)"
+    else kill -"$4" "$(pgrep -f "^mpirun .* -o $2\$")"; fi
     wait $job
     check "$1: exit code 0" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/log")"
-    goes_on "$1" "$2" "${endless[@]}"
+    resumes "$1" "$2" "${endless[@]}"
 }
 signalled "SIGTERM to one of 3 ranks" "$tmp/term3" rank TERM
 signalled "SIGUSR1 to mpirun" "$tmp/usr3" mpirun USR1
 
-# ---- killed at random moments, most of them within a save, one rank or all of them; resumed by another number of ranks each time
+# ---- one rank or all of them killed at random moments, most of them during a save, and resumed by another number of
+# ranks each time
 RANDOM=11
 big=("$train" "${data[@]}" --n-layer 2 --n-embd 64 --n-head 3 --head-dim 16 -b 1 -d 128 -v 0 -x 150 -n 1 --keep 2)
 "${big[@]}" -o "$tmp/alone" >"$tmp/log" 2>&1
@@ -187,54 +234,75 @@ while [ $done_kills -lt $kills ] && [ $tries -lt 200 ]; do
     else wait $job; fi
     [ -d "$tmp/killed/step_00000150" ] && rm -rf "$tmp/killed"
 done
-check "ranks killed $kills times: each job ended within 8 s, and none of its ranks lived on" "$([ $done_kills = $kills ] && [ $slow = 0 ] && [ $alive = 0 ] && echo 1)" "$done_kills kills, $slow slow, $alive with survivors"
-check "ranks killed $kills times: a line says which rank" "$([ $silent = 0 ] && echo 1)" "$silent times none"
+check "ranks killed $kills times: each job ended within 8 s and left no rank behind" \
+    "$([ $done_kills = $kills ] && [ $slow = 0 ] && [ $alive = 0 ] && echo 1)" \
+    "$done_kills kills, $slow slow, $alive with survivors"
+check "ranks killed $kills times: a line says which rank" "$([ $silent = 0 ] && echo 1)" "$silent times there was none"
 mpi 3 "${big[@]}" -z 1 -o "$tmp/killed" --resume >"$tmp/log" 2>&1
-check "ranks killed $kills times: it ends with the weights of one process" "$([ "$(weights "$tmp/killed/step_00000150")" = "$want" ] && echo 1)" "$(tail -1 "$tmp/log")"
+check "ranks killed $kills times: it ends with the weights of one process" \
+    "$([ "$(weights "$tmp/killed/step_00000150")" = "$want" ] && echo 1)" "$(tail -1 "$tmp/log")"
 
 # ---- two machines: network namespaces with a cable between them, which is cut in the middle of a run
-if ip netns add ${hosts}a 2>/dev/null && ip netns add ${hosts}b && ip link add v${hosts}a netns ${hosts}a type veth peer name v${hosts}b netns ${hosts}b 2>/dev/null; then
-    i=0
+# connect_machines: returns 1 where namespaces are not allowed
+connect_machines() {
+    local h i=0
+    ip netns add ${hosts}a 2>/dev/null && ip netns add ${hosts}b || return 1
+    ip link add v${hosts}a netns ${hosts}a type veth peer name v${hosts}b netns ${hosts}b 2>/dev/null || return 1
     for h in a b; do
         i=$((i + 1))
         ip -n $hosts$h addr add 10.77.0.$i/24 dev v$hosts$h
         ip -n $hosts$h link set v$hosts$h up
         ip -n $hosts$h link set lo up
     done
-    # mpirun's way to the other machine, in place of ssh; and each machine has a name of its own
-    printf '#!/bin/sh\nshift\nexec ip netns exec %sb unshare --uts sh -c "hostname %sb; $*"\n' $hosts $hosts >"$tmp/agent"
+    # how mpirun reaches the other machine, instead of ssh; each machine has its own host name
+    printf '#!/bin/sh\nshift\nexec ip netns exec %s unshare --uts sh -c "hostname %s; $*"\n' ${hosts}b ${hosts}b \
+        >"$tmp/agent"
     chmod +x "$tmp/agent"
-    two_machines() {
-        # mpirun notices a lost machine by its own keep-alives, whose usual patience is five minutes
-        timeout 60 ip netns exec ${hosts}a unshare --uts sh -c "hostname ${hosts}a; exec \"\$@\"" sh mpirun -np 4 --host 10.77.0.1:2,10.77.0.2:2 \
-            --mca plm_rsh_agent "$tmp/agent" --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
-            --mca oob_tcp_keepalive_time 1 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 1 "$@"
-    }
     sleep 0.5
+}
+# two_machines COMMAND...: two ranks on each. mpirun notices a lost machine by its keep-alives, which take five minutes
+# by default.
+two_machines() {
+    timeout 60 ip netns exec ${hosts}a unshare --uts sh -c "hostname ${hosts}a; exec \"\$@\"" sh \
+        mpirun -np 4 --host 10.77.0.1:2,10.77.0.2:2 --mca plm_rsh_agent "$tmp/agent" \
+        --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
+        --mca oob_tcp_keepalive_time 1 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 1 "$@"
+}
+if connect_machines; then
     two_machines "${small[@]}" -z 2 -o "$tmp/machines" >"$tmp/log" 2>&1
-    check "two machines over TCP" "$(grep -q "^rank 3 on ${hosts}b: " "$tmp/log" && echo 1)" "$(grep -v '^-' "$tmp/log" | tail -3)"
+    check "two machines over TCP" "$(grep -q "^rank 3 on ${hosts}b: " "$tmp/log" && echo 1)" \
+        "$(grep -v '^-' "$tmp/log" | tail -3)"
     same "two machines over TCP" "$tmp/machines"
-    two_machines "${big[@]}" -x 3000 -n 10 -z 1 --comm-timeout 5 -o "$tmp/cut" >"$tmp/log" 2>&1 &
+
+    longer=("${big[@]}" -x 3000 -n 10)
+    two_machines "${longer[@]}" -z 1 --comm-timeout 5 -o "$tmp/cut" >"$tmp/log" 2>&1 &
     job=$!
     until_step 40 "$tmp/log"
     ip -n ${hosts}a link set v${hosts}a down
     start=$SECONDS
     wait $job
     rc=$?
-    check "a cut cable ends the job within 12 s" "$([ $rc != 0 ] && [ $rc != 124 ] && [ $((SECONDS - start)) -le 12 ] && echo 1)" "code $rc after $((SECONDS - start)) s"
-    check "the ranks on this side say where they waited" "$([ "$(grep -c 'rank [01] of 4 on .*\(gave up\|waiting for another rank\) in "' "$tmp/log")" = 2 ] && echo 1)" "$(grep -v '^step' "$tmp/log" | tail -5)"
-    check "no rank lives on, on either side" "$(pgrep -f "^$train .* -o $tmp/cut" >/dev/null || echo 1)"
+    check "a cut cable ends the job within 12 s" \
+        "$([ $rc != 0 ] && [ $rc != 124 ] && [ $((SECONDS - start)) -le 12 ] && echo 1)" \
+        "code $rc after $((SECONDS - start)) s"
+    waited='rank [01] of 4 on .*\(gave up\|waiting for another rank\) in "'
+    check "the ranks on this side say where they waited" "$([ "$(grep -c "$waited" "$tmp/log")" = 2 ] && echo 1)" \
+        "$(grep -v '^step' "$tmp/log" | tail -5)"
+    check "no rank is left on either side" "$(pgrep -f "^$train .* -o $tmp/cut" >/dev/null || echo 1)"
+
     last=$(ls "$tmp/cut" | sed -n 's/^step_0*\([0-9]*\)$/\1/p' | tail -1)
-    "${big[@]}" -x 3000 -n 10 -o "$tmp/uncut" >/dev/null 2>&1 &
+    "${longer[@]}" -o "$tmp/uncut" >/dev/null 2>&1 &
     uncut=$!
-    "${big[@]}" -x 3000 -n 10 -o "$tmp/cut" -y >"$tmp/log" 2>&1 &
+    "${longer[@]}" -o "$tmp/cut" -y >"$tmp/log" 2>&1 &
     cut=$!
     goal=$(printf 'step_%08d' $((last + 20)))
-    for i in $(seq 600); do [ -d "$tmp/cut/$goal" ] && [ -d "$tmp/uncut/$goal" ] && break; sleep 0.1; done
+    for _ in $(seq 600); do [ -d "$tmp/cut/$goal" ] && [ -d "$tmp/uncut/$goal" ] && break; sleep 0.1; done
     kill -9 $cut $uncut 2>/dev/null
     wait $cut $uncut 2>/dev/null
-    n=$((2 * (last + 20)))      # of each step two numbers
-    check "resumed after the cut, the run is the one that was not cut" "$([ "$(curve "$tmp/cut" | grep -v step | head -$n | sha256sum)" = "$(curve "$tmp/uncut" | grep -v step | head -$n | sha256sum)" ] && [ "$last" -gt 20 ] && echo 1)" "$(tail -1 "$tmp/log")"
+    n=$((2 * (last + 20)))
+    check "resumed after the cut, the run is the one that was not cut" \
+        "$([ "$(losses $n "$tmp/cut")" = "$(losses $n "$tmp/uncut")" ] && [ "$last" -gt 20 ] && echo 1)" \
+        "$(tail -1 "$tmp/log")"
 else
     echo "skip two machines: no network namespaces here (they need root)"
 fi
