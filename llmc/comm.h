@@ -71,8 +71,9 @@ struct CommCall {
     int givers;                 // EXCHANGE: ranks below this one send, the others only receive
 };
 
-// Ends this rank after a wait in vain. It does not call exit(), which might wait for the missing rank too. mpirun ends
-// all ranks as soon as one has ended, so it waits half a second for the others to print their lines first.
+// Prints which collective this rank gave up in and why, and ends it with EXIT_SYSTEM. It does not call exit(), which
+// might wait for the missing rank too. mpirun ends all ranks as soon as one has ended, so this one first waits half a
+// second for the others to print their lines.
 LLMC_FN __attribute__((noreturn)) void comm_give_up(const Comm *c, const char *what, const char *why) {
     fflush(stdout);
     fprintf(stderr, "%s: gave up in \"%s\" at step %lld: %s\n", *program_name_(), what, (long long)c->step, why);
@@ -236,8 +237,8 @@ LLMC_FN int comm_without_mpi_(Comm *c, int argc, char **argv) {
         if (!world || !rank || !local) continue;
         c->world = atoi(world), c->rank = atoi(rank), c->local_rank = atoi(local), c->local_world = c->local_rank + 1;
         if (c->world < 1 || c->rank < 0 || c->rank >= c->world)
-            die(EXIT_INPUT, "%s is %s and %s is %s: a rank is from 0 to the number of ranks minus 1", names[i][1], rank,
-                names[i][0], world);
+            die(EXIT_INPUT, "%s is %s and %s is %s: a rank is at least 0 and below the number of ranks", names[i][1],
+                rank, names[i][0], world);
         return 1;
     }
     if (asked)
@@ -258,8 +259,8 @@ LLMC_FN void comm_open(Comm *c, int argc, char **argv) {
         comm_start_(c);
     }
     if (c->world == 1 && slurm_tasks)
-        die(EXIT_INPUT, "srun started %s tasks, but in MPI each of them is alone: use srun --mpi=pmix (srun --mpi=list "
-            "shows what is available) or mpirun", slurm_tasks);
+        die(EXIT_INPUT, "srun started %s tasks, but MPI treats each of them as a separate job: use srun --mpi=pmix "
+            "(srun --mpi=list shows what is available) or mpirun", slurm_tasks);
     if (c->world > 1)
         set_program_name(xasprintf("%s (rank %d of %d on %s)", *program_name_(), c->rank, c->world, c->host));
 }
