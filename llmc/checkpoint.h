@@ -30,7 +30,7 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // What a checkpoint holds
 
-// What a run is besides its weights and moments. Random numbers have no state: they are functions of seed and step
+// The state of a run besides its weights and moments. Random numbers need none: they are functions of seed and step
 // (rng.h).
 enum { NUM_STATE_FIELDS = 10, NUM_OLD_STATE_FIELDS = 8 };
 typedef struct {

@@ -39,12 +39,14 @@ LLMC_FN int comm_world(const Comm *c) { return c ? c->world : 1; }
 // Signals. SIGTERM and SIGUSR1, which Slurm sends before a time limit, ask for a checkpoint and a clean end. The
 // handler only records the signal; the training loop looks at it after each step.
 
-// The number of the last signal received, 0: none.
 LLMC_FN volatile sig_atomic_t *stop_requested_(void) {
     static volatile sig_atomic_t signal_number;
     return &signal_number;
 }
 LLMC_FN void stop_handler_(int number) { *stop_requested_() = number; }
+
+// The number of the last signal received, or 0.
+LLMC_FN int stop_requested(void) { return *stop_requested_(); }
 
 // Installs the handler.
 LLMC_FN void stop_on_signals(void) {
@@ -76,7 +78,7 @@ struct CommCall {
 // second for the others to print their lines.
 LLMC_FN __attribute__((noreturn)) void comm_give_up(const Comm *c, const char *what, const char *why) {
     fflush(stdout);
-    fprintf(stderr, "%s: gave up in \"%s\" at step %lld: %s\n", *program_name_(), what, (long long)c->step, why);
+    fprintf(stderr, "%s: gave up in \"%s\" at step %lld: %s\n", program_name(), what, (long long)c->step, why);
     fflush(stderr);
     usleep(500000);
     _exit(EXIT_SYSTEM);
@@ -93,8 +95,8 @@ LLMC_FN void comm_still_waiting(const Comm *c, const char *what, double start, i
         comm_give_up(c, what, why);
     }
     // When a rank has died, mpirun sends the others SIGTERM and a second later SIGKILL: time to say where this one is
-    if (*turns >= 0 && *stop_requested_() == SIGTERM && waited > 0.3) {
-        fprintf(stderr, "%s: told to stop while waiting for another rank in \"%s\" at step %lld\n", *program_name_(),
+    if (*turns >= 0 && stop_requested() == SIGTERM && waited > 0.3) {
+        fprintf(stderr, "%s: told to stop while waiting for another rank in \"%s\" at step %lld\n", program_name(),
                 what, (long long)c->step);
         *turns = -1;
     }
@@ -262,7 +264,7 @@ LLMC_FN void comm_open(Comm *c, int argc, char **argv) {
         die(EXIT_INPUT, "srun started %s tasks, but MPI treats each of them as a separate job: use srun --mpi=pmix "
             "(srun --mpi=list shows what is available) or mpirun", slurm_tasks);
     if (c->world > 1)
-        set_program_name(xasprintf("%s (rank %d of %d on %s)", *program_name_(), c->rank, c->world, c->host));
+        set_program_name(xasprintf("%s (rank %d of %d on %s)", program_name(), c->rank, c->world, c->host));
 }
 
 LLMC_FN void comm_close(Comm *c) {
@@ -358,7 +360,7 @@ LLMC_FN int comm_failed(Comm *c, int rc, Error *err, const char *what) {
 LLMC_FN void comm_check(Comm *c, int rc, int code, Error *err) {
     if (comm_failed(c, rc, err, "error check") == 0) return;
     if (comm_world(c) == 1 || !c->run) die(code, "%s", err->text);
-    if (c->rank == 0) fprintf(stderr, "%s: %s\n", *program_name_(), err->text);
+    if (c->rank == 0) fprintf(stderr, "%s: %s\n", program_name(), err->text);
     fflush(stdout);
     comm_finish_();
     exit(code);

@@ -50,12 +50,14 @@ LLMC_FN void set_program_name(const char *argv0) {
     *program_name_() = slash ? slash + 1 : argv0;
 }
 
+LLMC_FN const char *program_name(void) { return *program_name_(); }
+
 // Flushes stdout, prints "NAME: line" to stderr and exits with code, EXIT_INPUT or EXIT_SYSTEM.
 LLMC_FN __attribute__((noreturn, format(printf, 2, 3))) void die(int code, const char *format, ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
-    fprintf(stderr, "%s: ", *program_name_());
+    fprintf(stderr, "%s: ", program_name());
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);

@@ -13,7 +13,7 @@
 
 typedef struct {
     Score score;
-    const char *folder;         // temporary; each test uses names of its own in it
+    const char *folder;         // temporary; the tests use different names in it
     double fuzz_seconds;
 } Units;
 
@@ -137,7 +137,7 @@ static void test_loader_epochs(Units *u) {
     for (int i = 0; i < MAX_TOKEN; i++) thrice += seen[i] == 3;
     report(&u->score, thrice == d.windows && d.epoch == 3 && d.position == 0,
            "loader: three epochs read each of %d windows three times", (int)d.windows);
-    report(&u->score, reshuffled, "loader: each epoch has an order of its own");
+    report(&u->score, reshuffled, "loader: epochs have different orders");
     report(&u->score, wrong == 0, "loader: set to an epoch and position, it reads what the first one reads from there");
     loader_close(&d), loader_close(&resumed);
     free(seen);
