@@ -566,11 +566,6 @@ static uint64_t shard_room(const Program *p, uint64_t position) {
     return val_left < p->shard_size ? val_left : p->shard_size;
 }
 
-static void shard_header(int32_t header[SHARD_HEADER_INTS], uint64_t tokens) {
-    memset(header, 0, SHARD_HEADER_BYTES);
-    header[0] = SHARD_MAGIC, header[1] = SHARD_VERSION, header[2] = (int32_t)tokens;
-}
-
 static int shard_create(Program *p, int shard, Error *err) {
     int32_t header[SHARD_HEADER_INTS];
     char *aside = shard_path(p, shard, ".tmp");
@@ -582,7 +577,7 @@ static int shard_create(Program *p, int shard, Error *err) {
     }
     if (rc < 0 || ftruncate(rc, 0) != 0) rc = fail(err, "%s: cannot create: %s", aside, strerror(errno));
     else {
-        shard_header(header, 0);
+        shard_fill_header(header, 0);
         rc = write_exactly(p->shard_fd, header, sizeof header, aside, err);
     }
     free(aside);
@@ -597,7 +592,7 @@ static int shard_close(Program *p, Error *err) {
     int32_t header[SHARD_HEADER_INTS];
     uint64_t file_bytes;
     char *aside = shard_path(p, shard, ".tmp");
-    shard_header(header, e->tokens);
+    shard_fill_header(header, e->tokens);
     if (lseek(p->shard_fd, 0, SEEK_SET) < 0) rc = fail(err, "%s: cannot seek: %s", aside, strerror(errno));
     if (rc == 0) rc = write_exactly(p->shard_fd, header, sizeof header, aside, err);
     if (rc == 0 && fsync(p->shard_fd) != 0) rc = fail(err, "%s: cannot flush to disk: %s", aside, strerror(errno));
@@ -656,7 +651,7 @@ static int shard_reopen(Program *p, Error *err) {
     int fd = open(path, O_RDONLY), rc = fd < 0 ? fail(err, "%s: cannot open: %s", path, strerror(errno)) : 0;
     int32_t header[SHARD_HEADER_INTS];
     void *buffer = xmalloc(BLOCK_BYTES);
-    shard_header(header, e->tokens);
+    shard_fill_header(header, e->tokens);
     XXH64_state_t *state = XXH64_createState();
     XXH64_reset(state, 0);
     XXH64_update(state, header, sizeof header);
@@ -848,7 +843,7 @@ static bool open_data_set(Program *p) {
 static void make_shards(Program *p) {
     Error err;
     pthread_t hashing;
-    if (p->source) p->this_source.file = xasprintf("%s", strrchr(p->source, '/') ? strrchr(p->source, '/') + 1 : p->source);
+    if (p->source) p->this_source.file = xasprintf("%s", manifest_name(p->source));
     if (!open_data_set(p)) {
         fprintf(stderr, "%s: %s is in the data set already, nothing to do\n", *program_name_(), p->source);
         free(p->this_source.file);
@@ -874,23 +869,6 @@ static void make_shards(Program *p) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // From shards back
-
-// Reads and checks a shard's header; *tokens: its count, which the file's size must agree with. Returns a descriptor or -1.
-static int shard_open(const char *path, uint64_t *tokens, Error *err) {
-    int32_t header[SHARD_HEADER_INTS];
-    struct stat st;
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
-    if (pread_exactly(fd, header, sizeof header, 0, path, err) == 0 && fstat(fd, &st) == 0) {
-        *tokens = (uint64_t)header[2];
-        if (header[0] != SHARD_MAGIC || header[1] != SHARD_VERSION) fail(err, "%s: not a token shard", path);
-        else if (header[2] < 0 || (uint64_t)st.st_size != SHARD_HEADER_BYTES + 2 * *tokens)
-            fail(err, "%s: %lld bytes, but its header says %d tokens; damaged", path, (long long)st.st_size, header[2]);
-        else return fd;
-    }
-    close(fd);
-    return -1;
-}
 
 static void decode(const Program *p) {
     uint16_t *tokens = (uint16_t *)xmalloc(BLOCK_BYTES);

@@ -331,7 +331,8 @@ static Corpus make_corpus(const Grammar *g, uint64_t seed, uint64_t stream, uint
         c.stories++;
     }
     c.tokens = c.bytes + c.stories;
-    const int32_t header[3] = {SHARD_MAGIC, SHARD_VERSION, (int32_t)c.tokens};
+    int32_t header[SHARD_HEADER_INTS];
+    shard_fill_header(header, c.tokens);
     memcpy(c.shard, header, sizeof header);
     return c;
 }
