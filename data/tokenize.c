@@ -21,6 +21,7 @@
 #include <sys/file.h>
 #include <zstd.h>
 
+#include "data/jsonl.h"
 #include "llmc/shard.h"
 #include "llmc/tokenizer.h"
 #include "llmc/utils.h"
@@ -28,7 +29,6 @@
 #define BLOCK_BYTES ((size_t)1 << 20)
 #define GIANT_BYTES ((size_t)256 << 20)
 #define NULL_TEXT NO_TOKEN              // stands for a document with a null text until it is skipped
-#define MAX_DEPTH 100                   // of JSON values within a line that we step over
 
 typedef enum { MODE_SHARDS, MODE_PRINT_IDS, MODE_DECODE, MODE_VERIFY } Mode;
 typedef enum { FORM_JSON_LINES, FORM_TEXT } Form;
@@ -282,191 +282,6 @@ static void *reader(void *arg) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// JSON lines. cJSON would cut a text at U+0000 and is too slow for this; it takes only the text field, and checks the rest.
-
-typedef struct {
-    unsigned char *at, *end;
-    const char *why;                    // what is wrong at `at`
-    unsigned char *text;                // (text_bytes) the text field, its escapes replaced in place; NULL: null
-    size_t text_bytes;
-    bool has_text, lone_surrogate;
-} Line;
-
-static int line_fail(Line *l, const char *why) {
-    l->why = why;
-    return -1;
-}
-
-static void skip_blanks(Line *l) {
-    while (l->at < l->end && (*l->at == ' ' || *l->at == '\t' || *l->at == '\r' || *l->at == '\n')) l->at++;
-}
-
-static int skip_char(Line *l, char c, const char *why) {
-    skip_blanks(l);
-    if (l->at == l->end || *l->at != c) return line_fail(l, why);
-    l->at++;
-    return 0;
-}
-
-static int hex4(const unsigned char *s, const unsigned char *end, uint32_t *value) {
-    *value = 0;
-    if (end - s < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        unsigned char c = s[i], lower = c | 0x20;
-        if (c >= '0' && c <= '9') *value = *value << 4 | (uint32_t)(c - '0');
-        else if (lower >= 'a' && lower <= 'f') *value = *value << 4 | (uint32_t)(lower - 'a' + 10);
-        else return -1;
-    }
-    return 0;
-}
-
-static unsigned char *put_utf8(unsigned char *out, uint32_t c) {
-    if (c < 0x80) *out++ = (unsigned char)c;
-    else if (c < 0x800) *out++ = (unsigned char)(0xC0 | c >> 6), *out++ = (unsigned char)(0x80 | (c & 0x3F));
-    else {
-        if (c < 0x10000) *out++ = (unsigned char)(0xE0 | c >> 12);
-        else *out++ = (unsigned char)(0xF0 | c >> 18), *out++ = (unsigned char)(0x80 | (c >> 12 & 0x3F));
-        *out++ = (unsigned char)(0x80 | (c >> 6 & 0x3F)), *out++ = (unsigned char)(0x80 | (c & 0x3F));
-    }
-    return out;
-}
-
-// One escape at l->at, behind its backslash. A lone surrogate is no character: it becomes U+FFFD, and the text counts as
-// one of invalid UTF-8.
-static int parse_escape(Line *l, unsigned char **out) {
-    static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
-    uint32_t c, low;
-    if (l->at == l->end) return line_fail(l, "the line ends within a string");
-    const char *name = (const char *)memchr(names, *l->at, sizeof names - 1);
-    if (name) {
-        *(*out)++ = (unsigned char)values[name - names];
-        l->at++;
-        return 0;
-    }
-    if (*l->at != 'u' || hex4(l->at + 1, l->end, &c) != 0) return line_fail(l, "not an escape of JSON");
-    l->at += 5;
-    if (c >= 0xD800 && c < 0xDC00 && l->end - l->at >= 6 && l->at[0] == '\\' && l->at[1] == 'u' && hex4(l->at + 2, l->end, &low) == 0
-        && low >= 0xDC00 && low < 0xE000) {
-        c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
-        l->at += 6;
-    }
-    if (c >= 0xD800 && c < 0xE000) c = 0xFFFD, l->lone_surrogate = true;
-    *out = put_utf8(*out, c);
-    return 0;
-}
-
-// A string, its escapes replaced in place. Bytes that are not UTF-8 stay as they are.
-static int parse_string(Line *l, unsigned char **string, size_t *bytes) {
-    if (skip_char(l, '"', "expected a string") != 0) return -1;
-    unsigned char *out = *string = l->at;
-    for (;;) {
-        // Eight bytes at a time up to the first that is a quote, a backslash or below 0x20.
-        const uint64_t ones = 0x0101010101010101ULL, high = ones << 7;
-        for (uint64_t stop = 0, w; !stop && l->end - l->at >= 8;) {
-            memcpy(&w, l->at, 8);
-            uint64_t quote = w ^ ones * '"', slash = w ^ ones * '\\';
-            stop = (((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((w - ones * 0x20) & ~w)) & high;
-            size_t plain = stop ? (size_t)__builtin_ctzll(stop) / 8 : 8;
-            memcpy(out, &w, plain);
-            l->at += plain, out += plain;
-        }
-        if (l->at == l->end) return line_fail(l, "the line ends within a string");
-        unsigned char c = *l->at;
-        if (c < 0x20) return line_fail(l, "a control character within a string");
-        l->at++;
-        if (c == '"') break;
-        if (c != '\\') *out++ = c;
-        else if (parse_escape(l, &out) != 0) return -1;
-    }
-    *bytes = (size_t)(out - *string);
-    return 0;
-}
-
-static int skip_number(Line *l) {
-    unsigned char *c = l->at, *end = l->end, *digits;
-    if (c < end && *c == '-') c++;
-    for (digits = c; c < end && *c >= '0' && *c <= '9';) c++;
-    bool ok = c > digits && (*digits != '0' || c == digits + 1);
-    if (c < end && *c == '.') {
-        for (digits = ++c; c < end && *c >= '0' && *c <= '9';) c++;
-        ok = ok && c > digits;
-    }
-    if (c < end && (*c == 'e' || *c == 'E')) {
-        c++;
-        if (c < end && (*c == '+' || *c == '-')) c++;
-        for (digits = c; c < end && *c >= '0' && *c <= '9';) c++;
-        ok = ok && c > digits;
-    }
-    if (!ok) return line_fail(l, "expected a value");
-    l->at = c;
-    return 0;
-}
-
-static int skip_value(Line *l, int depth) {
-    static const char *const words[] = {"true", "false", "null"};
-    unsigned char *string;
-    size_t bytes;
-    skip_blanks(l);
-    if (depth > MAX_DEPTH) return line_fail(l, "nested too deep");
-    if (l->at == l->end) return line_fail(l, "the line ends before a value");
-    if (*l->at == '"') return parse_string(l, &string, &bytes);
-    if (*l->at == '{' || *l->at == '[') {
-        bool is_object = *l->at++ == '{';
-        char close = is_object ? '}' : ']';
-        skip_blanks(l);
-        if (l->at < l->end && *l->at == close) return l->at++, 0;
-        for (;;) {
-            if (is_object && (parse_string(l, &string, &bytes) != 0 || skip_char(l, ':', "expected a colon") != 0)) return -1;
-            if (skip_value(l, depth + 1) != 0) return -1;
-            skip_blanks(l);
-            if (l->at < l->end && *l->at == ',') l->at++;
-            else return skip_char(l, close, is_object ? "expected , or }" : "expected , or ]");
-        }
-    }
-    for (int i = 0; i < 3; i++) {
-        size_t n = strlen(words[i]);
-        if ((size_t)(l->end - l->at) >= n && memcmp(l->at, words[i], n) == 0) return l->at += n, 0;
-    }
-    return skip_number(l);
-}
-
-// A line that is one JSON object with a text field, a string or null.
-static int parse_line(Line *l) {
-    if (skip_char(l, '{', "expected a JSON object") != 0) return -1;
-    skip_blanks(l);
-    if (l->at < l->end && *l->at == '}') l->at++;
-    else for (;;) {
-        unsigned char *key;
-        size_t key_bytes;
-        if (parse_string(l, &key, &key_bytes) != 0 || skip_char(l, ':', "expected a colon") != 0) return -1;
-        skip_blanks(l);
-        if (key_bytes == 4 && memcmp(key, "text", 4) == 0) {
-            if (l->has_text) return line_fail(l, "a second text field");
-            l->has_text = true;
-            l->lone_surrogate = false;                          // of other fields is nobody's business
-            if (l->at < l->end && *l->at == '"') {
-                if (parse_string(l, &l->text, &l->text_bytes) != 0) return -1;
-            } else if (l->end - l->at >= 4 && memcmp(l->at, "null", 4) == 0) {
-                l->at += 4;
-            } else {
-                return line_fail(l, "the text field is neither a string nor null");
-            }
-        } else {
-            bool lone_surrogate = l->lone_surrogate;
-            if (skip_value(l, 0) != 0) return -1;
-            l->lone_surrogate = lone_surrogate;
-        }
-        skip_blanks(l);
-        if (l->at < l->end && *l->at == ',') l->at++;
-        else if (skip_char(l, '}', "expected , or }") != 0) return -1;
-        else break;
-    }
-    skip_blanks(l);
-    if (l->at != l->end) return line_fail(l, "something behind the JSON object");
-    return l->has_text ? 0 : line_fail(l, "no text field");
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
 // Encoding: what each of the N threads does with a block
 
 static void encode_document(Program *p, Job *job, const unsigned char *text, size_t bytes, EncodeScratch *s) {
@@ -480,16 +295,16 @@ static void encode_lines(Program *p, Job *job, EncodeScratch *s) {
         line_end = (unsigned char *)memchr(line, '\n', (size_t)(end - line));
         if (!line_end) line_end = end;
         job->lines++;
-        Line l = {.at = line, .end = line_end};
-        skip_blanks(&l);
-        if (l.at == line_end) continue;
-        if (parse_line(&l) != 0) {
+        JsonLine l;
+        JsonlResult result = jsonl_parse(&l, line, line_end);
+        if (result == JSONL_BLANK) continue;
+        if (result == JSONL_ERROR) {
             job->exit_code = EXIT_INPUT;
             job->error_line = job->lines;
-            fail(&job->err, "byte %td: %s", l.at - line + 1, l.why);
+            fail(&job->err, "byte %td: %s", l.at - line + 1, l.error);
             return;
         }
-        if (!l.text) {
+        if (result == JSONL_NULL) {
             job->null_texts++;
             if (p->mode == MODE_PRINT_IDS) job->tokens[job->count++] = NULL_TEXT;
             continue;
