@@ -8,8 +8,8 @@
 //
 // Errors: jsonl_parse stops at the first one and returns JSONL_ERROR, with the place and the reason in the JsonLine.
 //
-// Memory: nothing is allocated. Escapes are replaced in place, so parsing changes the line, and the text that it returns
-// lies within the line. Texts may contain NUL bytes, from \u0000.
+// Memory: nothing is allocated. Escapes are replaced in place, so parsing changes the line, and the text is a part of
+// it. A text may contain NUL bytes, from \u0000.
 //
 // A library such as cJSON would cut texts at U+0000, and would build a tree of values that no one reads.
 #ifndef DATA_JSONL_H

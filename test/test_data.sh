@@ -252,11 +252,15 @@ test_bad_flags() {
             rejects 2 "\-\-$f" tok --$f "$v" -o "$tmp/o/s" "$data/cases.jsonl" || return
         done
     done
-    for f in threads shard-size; do rejects 2 "\-\-$f 0" tok --$f 0 -o "$tmp/o/s" "$data/cases.jsonl" || return; done
+    for f in threads shard-size; do rejects 2 "\-\-$f: \"0\" is not accepted" tok --$f 0 -o "$tmp/o/s" "$data/cases.jsonl" || return; done
     rejects 2 'o DIR/NAME is missing' tok "$data/cases.jsonl" || return
-    rejects 2 'the name behind the folder' tok -o "$tmp/o/" "$data/cases.jsonl" || return
+    rejects 2 'a name is missing after the folder' tok -o "$tmp/o/" "$data/cases.jsonl" || return
     rejects 2 'no shard given' tok --decode || return
-    rejects 2 'unrecognized option' tok --nonsense || return
+    rejects 2 '\-\-nonsense: no such flag' tok --nonsense || return
+    rejects 2 'exclude each other' tok --decode --verify "$tmp/o/s" || return
+    # Files may stand anywhere between flags, and may be called 1.
+    printf ab >"$tmp/1"
+    (cd "$tmp" && "$TOKENIZE" --print-ids 1 --bytes 1) >"$tmp/ids" && printf '[97,98]\n[97,98]\n' | cmp - "$tmp/ids" || return
     "$TOKENIZE" --help | grep -q 'usage: ' || say "--help does not help"
 }
 
@@ -299,7 +303,7 @@ test_append() {
     quiet "$TOKENIZE" --verify "$tmp/one/s" >/dev/null || return
     rejects 2 'begun with --shard-size 60000' tok --source "$data/cases.jsonl" -o "$tmp/one/s" "$data/cases.jsonl" || return
     echo >>"$tmp/part00.jsonl"
-    rejects 2 'another' tok --shard-size 60000 --val-tokens 70000 --source "$tmp/part00.jsonl" -o "$tmp/one/s" "$tmp/part00.jsonl" || return
+    rejects 2 'already lists a file of this name' tok --shard-size 60000 --val-tokens 70000 --source "$tmp/part00.jsonl" -o "$tmp/one/s" "$tmp/part00.jsonl" || return
     flip "$tmp/all/s_train_000007.bin" "$tmp/one/s_train_000007.bin" 2000 0
     i=$data/cases.jsonl
     rejects 2 'not what its manifest says' tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return
