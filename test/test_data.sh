@@ -67,7 +67,9 @@ nothing_left() {    # FOLDER
 # ----------------------------------------------------------------------------------------------------------------------
 
 test_encoder() {
-    ${CC:-cc} -O2 ${CFLAGS:-} test/test_tokenize.c -o "$tmp/test_tokenize" -lutf8proc && "$tmp/test_tokenize" "$vocab" $documents "$seed"
+    ${CC:-cc} -O2 ${CFLAGS:-} -I. test/test_tokenize.c -o "$tmp/test_tokenize" -lutf8proc || return
+    "$tmp/test_tokenize" "$vocab" $documents "$seed" >"$tmp/log" || { grep -v '^ok' "$tmp/log"; return 1; }
+    tail -n 1 "$tmp/log"
 }
 
 test_cases() {
