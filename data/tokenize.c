@@ -769,7 +769,7 @@ static void make_shards(Program *p) {
             "\n", program, p->documents, p->text_bytes, p->tokens, p->manifest.num_shards, seconds, mb_per_second);
     if (p->null_texts) fprintf(stderr, "%s: skipped %" PRIu64 " rows whose text is null\n", program, p->null_texts);
     if (p->invalid_texts)
-        fprintf(stderr, "%s: %" PRIu64 " documents have invalid UTF-8, which was kept byte by byte\n", program,
+        fprintf(stderr, "%s: %" PRIu64 " documents have invalid UTF-8; its bytes are kept as is\n", program,
                 p->invalid_texts);
 }
 

@@ -11,9 +11,9 @@
 // end-of-text counts 0; it turns a loss into bits per byte. "xxh64" is XXH64 with seed 0 of the whole file, as `xxhsum`
 // prints it.
 //
-// For adding to a data set later, the manifest also has "shard_size" and "val_tokens" as requested, "null_texts" and
-// "invalid_utf8_texts" (documents skipped; documents with invalid UTF-8, kept byte by byte), and "sources", the files
-// that were added one by one:
+// For adding to a data set later, the manifest also has "shard_size" and "val_tokens" as requested, "null_texts"
+// (documents that were skipped), "invalid_utf8_texts" (documents in which some bytes are not UTF-8; they are kept), and
+// "sources", the files that were added one by one:
 //   [{"file": "000_00000.parquet", "bytes": N, "xxh64": "...", "documents": N, "tokens": N}, ...]
 // The manifest is written last, so it never lists a shard that is not on disk. Shards it does not list do not count.
 #ifndef LLMC_SHARD_H
