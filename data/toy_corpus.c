@@ -4,8 +4,8 @@
 //     gcc -O2 -Wall -Wextra -I. data/toy_corpus.c -o data/toy_corpus -lcjson -lm
 //
 // The end of a story follows from its beginning: who has which thing, its colour, where it was hidden. A model that
-// cannot look back has to guess there. A model that can has to guess only the free choices of the grammar. All of these
-// are uniform, so the probability of a story is 1 / (product of the numbers of alternatives).
+// cannot look back must guess there; for one that can, only the free choices of the grammar are left to guess. All of
+// these are uniform, so the probability of a story is 1 / (product of the numbers of alternatives).
 //
 // Bits per byte are the bits of all tokens divided by the bytes of text. Each story follows an end-of-text token, which
 // costs bits like any token (that a story ends where it does is one of the choices) but is not a byte of text. So the
@@ -362,8 +362,9 @@ static void write_corpus(const Grammar *g, const char *folder, uint64_t seed, ui
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// The program
 
-#include "test/check_toy.h"
+#include "test/check_toy.h"     // --check; uses all of the above
 
 int main(int argc, char **argv) {
     set_program_name(argv[0]);
