@@ -65,7 +65,7 @@ LLMC_FN int shard_check_header_(int fd, const char *path, uint64_t *tokens, Erro
                     path, header[1], SHARD_VERSION);
     long long expected = SHARD_HEADER_BYTES + 2 * (long long)header[2];
     if (header[2] < 0 || bytes != expected)
-        return fail(err, "%s: its header says %d tokens, so %lld bytes, but it has %lld; it was cut or is damaged",
+        return fail(err, "%s: its header says %d tokens (%lld bytes), but it has %lld bytes; it was cut or is damaged",
                     path, header[2], expected, bytes);
     *tokens = (uint64_t)header[2];
     return 0;
