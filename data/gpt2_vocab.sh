@@ -1,9 +1,10 @@
 #!/bin/sh
-# Gets gpt2.tiktoken, GPT-2's vocabulary, and checks it: data/gpt2_vocab.sh [FILE]   (default: gpt2.tiktoken beside this script)
-# From OpenAI's Whisper, whose assets hold it: its repository, else its package on PyPI (or the mirror PIP_INDEX_URL).
+# Downloads gpt2.tiktoken, GPT-2's vocabulary, and checks it: data/gpt2_vocab.sh [FILE]   (default: data/gpt2.tiktoken)
+# It is an asset of OpenAI's Whisper: tries its repository, then its package on PyPI (or the mirror PIP_INDEX_URL).
 set -eu
 sha256=306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
-canonical=https://raw.githubusercontent.com/openai/whisper/c0d2f624c09dc18e709e37c2ad90c039a4eb72a2/whisper/assets/gpt2.tiktoken
+commit=c0d2f624c09dc18e709e37c2ad90c039a4eb72a2
+canonical=https://raw.githubusercontent.com/openai/whisper/$commit/whisper/assets/gpt2.tiktoken
 index=${PIP_INDEX_URL:-https://pypi.org/simple}
 file=${1:-$(dirname "$0")/gpt2.tiktoken}
 
@@ -16,15 +17,15 @@ trap 'rm -f "$part"' EXIT
 trap 'exit 1' INT TERM
 from=$canonical
 if ! { fetch "$canonical" >"$part" && is_right "$part"; }; then
-    # the newest source archive that the package's page lists; a relative address is relative to the page
+    # the newest source archive on the package's page; a relative address is relative to the page
     page=${index%/}/openai-whisper/
     from=$(fetch "$page" | grep -o 'href="[^"#]*\.tar\.gz' | sed 's/^href="//' | tail -n 1) || true
     case $from in http*) ;; *) from=$page$from ;; esac
     fetch "$from" | tar -xzO --wildcards '*/whisper/assets/gpt2.tiktoken' >"$part" 2>/dev/null || true
 fi
 if ! is_right "$part"; then
-    echo "gpt2_vocab.sh: neither $canonical nor PyPI's openai-whisper answers with the right file;" \
-        "get gpt2.tiktoken (sha256 $sha256) elsewhere and put it at $file" >&2
+    echo "gpt2_vocab.sh: cannot download gpt2.tiktoken from $canonical or PyPI's openai-whisper;" \
+        "get it elsewhere (sha256 $sha256) and put it at $file" >&2
     exit 1
 fi
 chmod 644 "$part"

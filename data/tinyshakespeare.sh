@@ -1,22 +1,23 @@
 #!/bin/bash
-# Shakespeare's plays, 1.1 MB, the classic small text, to token shards: data/tinyshakespeare.sh --help
+# Token shards of a small classic, 1.1 MB of Shakespeare's plays: data/tinyshakespeare.sh --help
 set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: data/tinyshakespeare.sh [--out DIR] [--text FILE] [tokenize's --bytes --vocab --threads --shard-size --val-tokens]
+usage: data/tinyshakespeare.sh [options] [tokenize's --bytes --vocab --threads --shard-size --val-tokens]
 
 Makes DIR/tinyshakespeare_val_000000.bin (the first 32768 tokens) and DIR/tinyshakespeare_train_000001.bin.
 
   --out DIR     default data/tinyshakespeare
-  --text FILE   take this copy of the text, downloading nothing
+  --text FILE   use this copy of the text instead of downloading it
 END
 }
 
 die() { echo "tinyshakespeare.sh: $*" >&2; exit "${code:-2}"; }
 
 here=$(cd "$(dirname "$0")" && pwd)
-url=https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt
+commit=6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e
+url=https://raw.githubusercontent.com/karpathy/char-rnn/$commit/data/tinyshakespeare/input.txt
 sha256=86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
 out=$here/tinyshakespeare text= has_vocab=0 pass=(--val-tokens 32768)
 while [ $# -gt 0 ]; do
@@ -24,7 +25,7 @@ while [ $# -gt 0 ]; do
     -h | --help) usage; exit 0 ;;
     --bytes) pass+=("$1"); has_vocab=1 ;;
     --out | --text | --vocab | --threads | --shard-size | --val-tokens)
-        [ $# -ge 2 ] || die "$1: its value is missing"
+        [ $# -ge 2 ] || die "$1: a value is missing"
         case $1 in
         --out) out=$2 ;;
         --text) text=$2 ;;
@@ -32,15 +33,16 @@ while [ $# -gt 0 ]; do
         *) pass+=("$1" "$2") ;;
         esac
         shift ;;
-    *) die "$1: not a flag of this program; see --help" ;;
+    *) die "$1: not a flag of this script; see --help" ;;
     esac
     shift
 done
 tokenize=${TOKENIZE:-$here/tokenize}
 name=$out/tinyshakespeare
-[ -x "$tokenize" ] || die "$tokenize is not there; build it with: make tokenize"
+[ -x "$tokenize" ] || die "$tokenize does not exist; build it with: make tokenize"
 if [ -e "${name}_manifest.json" ]; then
-    "$tokenize" --verify "$name" >/dev/null || die "${name}_manifest.json: its shards are damaged; delete $out and start again"
+    "$tokenize" --verify "$name" >/dev/null ||
+        die "${name}_manifest.json: its shards are damaged; delete $out and run this again"
     echo "tinyshakespeare.sh: $name is there" >&2
     exit 0
 fi
@@ -51,9 +53,9 @@ if [ $has_vocab = 0 ]; then
 fi
 if [ -z "$text" ]; then
     text=$out/tinyshakespeare.txt
-    [ -e "$text" ] || { curl -fsL --connect-timeout 20 --retry 2 "$url" -o "$text.part" && mv "$text.part" "$text"; } \
-        || code=1 die "$url does not answer; get the text (sha256 $sha256) elsewhere and name it: --text FILE"
+    [ -e "$text" ] || { curl -fsL --connect-timeout 20 --retry 2 "$url" -o "$text.part" && mv "$text.part" "$text"; } ||
+        code=1 die "cannot download $url; get the text elsewhere (sha256 $sha256) and pass it with --text FILE"
 fi
-[ "$(sha256sum <"$text")" = "$sha256  -" ] \
-    || die "$text: not the text, or damaged (sha256 $sha256 is wanted); delete it or name another: --text FILE"
+[ "$(sha256sum <"$text")" = "$sha256  -" ] ||
+    die "$text: not the text, or damaged (its sha256 is not $sha256); delete it, or pass a good copy with --text FILE"
 "$tokenize" "${pass[@]}" -o "$name" "$text"

@@ -1,40 +1,49 @@
-// From text to token shards: JSON lines or plain text in, llm.c's shards and a manifest out (llmc/shard.h), without Python.
+// From text to token shards (llmc/shard.h): JSON Lines or plain text in, shards and their manifest out.
 //
 //     gcc -O3 -Wall -Wextra -I. data/tokenize.c -o data/tokenize -lzstd -lutf8proc -lcjson -lpthread
 //
-// One thread reads blocks of about a megabyte, cut where the encoding allows it; N threads encode; the main thread writes
-// them in the order they were read. So the output does not depend on N, and reading, encoding and writing overlap.
+// One thread reads the input in blocks of about a megabyte, cut where that does not change the tokens. N threads encode
+// blocks. The main thread writes them in the order in which they were read, so the output does not depend on N, and
+// reading, encoding and writing overlap.
 //
-// Memory: 2 N + 4 blocks of 3 MB, 4 MB a thread, and 5 MB for all. A document of JSON lines must be in memory whole, as
-// must a run of plain text that has no place to cut it: such a giant travels alone, takes up to 27 times its size if it is
-// one single word and 3 times else, and is refused beyond 256 MB.
+// Memory: 2 N + 4 blocks of 3 MB, 4 MB per thread, and 5 MB for the vocabulary and the rest. A JSON Lines document must
+// fit in memory as a whole, and so must a stretch of plain text without a place to cut it. Such a giant is processed
+// alone. It takes 3 times its size, or up to 27 times if it is one single word, and may have 256 MB.
 //
-// Nothing has its final name until all of the input was good and is on the disk: shards are written as NAME.bin.tmp,
-// flushed, then renamed all together, the manifest last.
+// No file gets its final name before all input has been read without an error and all output is on disk: shards are
+// written as NAME.bin.tmp, flushed, then renamed together; the manifest is written last.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <getopt.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <sys/file.h>
 #include <zstd.h>
 
+#include "data/jsonl.h"
+#include "llmc/flags.h"
 #include "llmc/shard.h"
 #include "llmc/tokenizer.h"
 #include "llmc/utils.h"
 
 #define BLOCK_BYTES ((size_t)1 << 20)
+#define BLOCK_TOKENS (BLOCK_BYTES / sizeof(uint16_t))
 #define GIANT_BYTES ((size_t)256 << 20)
-#define NULL_TEXT NO_TOKEN              // stands for a document with a null text until it is skipped
-#define MAX_DEPTH 100                   // of JSON values within a line that we step over
+#define NULL_TEXT NO_TOKEN              // stands for a document with a null text, for --print-ids
 
 typedef enum { MODE_SHARDS, MODE_PRINT_IDS, MODE_DECODE, MODE_VERIFY } Mode;
 typedef enum { FORM_JSON_LINES, FORM_TEXT } Form;
 typedef enum { JOB_FREE, JOB_READ, JOB_TAKEN, JOB_ENCODED } JobState;
 
-// One block on its way from the reader to the writer. Its tokens: end-of-text, then a document's tokens, and so on.
+typedef struct {                        // the command line
+    const char *vocab, *out, *source;   // source: NULL if not given
+    int64_t bytes, threads, shard_size;
+    int64_t val_tokens, rows, tokens;   // -1: not given
+    int64_t print_ids, decode, verify;
+} Options;
+
+// A block on its way from the reader to the writer. Its tokens: end-of-text, the tokens of a document, and so on.
 typedef struct {
     JobState state;
     const char *path;
@@ -46,21 +55,16 @@ typedef struct {
     uint16_t *tokens;                   // (count)
     size_t count, tokens_capacity;
     uint64_t lines, documents, null_texts, invalid_texts, text_bytes;
-    int exit_code;                      // not 0: the block is bad, err says why
-    uint64_t error_line;                // within this block; 0 when the error is not one of a line
+    int exit_code;                      // not 0: the block is bad, and err says why
+    uint64_t error_line;                // line number within the block; 0 if the error has none
     Error err;
 } Job;
 
 typedef struct {
-    // options
-    const char *vocab, *out, *source;
-    bool bytes;
-    uint64_t threads, shard_size, val_tokens, rows, text_tokens;
-    bool has_val_tokens, has_rows, has_text_tokens;
+    Options o;
     Mode mode;
     char **inputs;
     int num_inputs;
-
     Tokenizer tokenizer;
 
     // the ring of blocks: block number n is jobs[n % num_jobs]
@@ -68,32 +72,35 @@ typedef struct {
     pthread_cond_t changed;
     Job *jobs;
     uint64_t num_jobs, next_encode, next_write;
+    pthread_t reading, *encoding;       // (o.threads) encoding
 
     // the data set
     Manifest manifest;
     char *folder, *name;                // DIR and NAME
-    int first_new;                      // the first shard that this run writes; those before are as they were
+    int first_new;                      // the first shard that this run writes; earlier ones stay unchanged
     uint64_t position;                  // in the token stream
-    int shard_fd;                       // the shard being written, the last in the manifest; -1 when there is none
+    int shard_fd;                       // the shard being written, the last of the manifest; -1: none
     int lock_fd;                        // the first shard of this run, locked until the end
     ManifestEntry this_source;
     int source_rc;
     Error source_err;
 
     uint64_t documents, null_texts, invalid_texts, tokens, text_bytes;  // of this run
+    uint64_t file_lines;                // of the current file, before the current block
+    bool file_invalid;                  // the current plain text has been counted in invalid_texts
     double start_time, last_progress;
-    uint64_t total_bytes;               // of the input files; 0 when not known
+    uint64_t total_bytes;               // of the input files; 0 if not known
 } Program;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Reading: a file or standard input, zstd unpacked
+// Input: a file or standard input, zstd unpacked
 
 typedef struct {
     const char *path;
     int fd;
     ZSTD_DStream *zstd;                 // NULL: not packed
     size_t frame_rest;                  // 0 at the end of a zstd frame
-    bool output_left;                   // zstd may have more to say about what it has read
+    bool output_left;                   // zstd may have more output for what it has read
     unsigned char *buffer;              // (BLOCK_BYTES) as in the file
     size_t buffered, taken;
     uint64_t bytes_read;
@@ -104,7 +111,7 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && strcmp(s + n - m, end) == 0;
 }
 
-// One read() of the file as it is.
+// One read() of the file, without unpacking.
 static ssize_t input_raw(Input *in, unsigned char *out, size_t capacity, Job *job) {
     ssize_t n;
     do n = read(in->fd, out, capacity); while (n < 0 && errno == EINTR);
@@ -144,7 +151,7 @@ static int input_open(Input *in, const char *path, Job *job) {
     }
     if (in->buffered >= 4 && memcmp(in->buffer, "PAR1", 4) == 0) {
         job->exit_code = EXIT_INPUT;
-        return fail(&job->err, "%s: a parquet file; data/fineweb_edu.sh --parquet reads those", in->path);
+        return fail(&job->err, "%s: a parquet file; read it with data/fineweb_edu.sh --parquet", in->path);
     }
     if (packed && (is_stdin || ends_with(path, ".zst"))) {
         in->zstd = ZSTD_createDStream();
@@ -159,7 +166,7 @@ static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *j
     if (!in->zstd) {
         size_t n = in->buffered - in->taken < capacity ? in->buffered - in->taken : capacity;
         if (n == 0) return input_raw(in, out, capacity, job);
-        memcpy(out, in->buffer + in->taken, n);                 // the start, which was looked at
+        memcpy(out, in->buffer + in->taken, n);                 // what input_open read to find the format
         in->taken += n;
         return (ssize_t)n;
     }
@@ -179,7 +186,8 @@ static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *j
         size_t rest = ZSTD_decompressStream(in->zstd, &to, &from);
         if (ZSTD_isError(rest)) {
             job->exit_code = EXIT_INPUT;
-            return fail(&job->err, "%s: damaged zstd data (%s) before byte %" PRIu64, in->path, ZSTD_getErrorName(rest), in->bytes_read);
+            return fail(&job->err, "%s: damaged zstd data (%s) before byte %" PRIu64, in->path,
+                        ZSTD_getErrorName(rest), in->bytes_read);
         }
         in->frame_rest = rest;
         in->output_left = rest != 0 && to.pos == to.size;
@@ -188,7 +196,15 @@ static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *j
     }
 }
 
-// Waits until block number n is free, and clears it but for its memory.
+// ---------------------------------------------------------------------------------------------------------------------
+// The reading thread: from files to blocks
+
+typedef struct {
+    unsigned char *data;                // (bytes) what the last cut left over: the start of the next block
+    size_t bytes;
+} Carry;
+
+// Waits until block number n is free, and clears it except for its memory.
 static Job *job_begin(Program *p, uint64_t n, const char *path, Form form) {
     Job *job = &p->jobs[n % p->num_jobs];
     pthread_mutex_lock(&p->lock);
@@ -221,52 +237,64 @@ static size_t last_line_end(const unsigned char *text, size_t bytes) {
     return newline ? (size_t)(newline - text) + 1 : 0;
 }
 
-// Reads one file as blocks number *n, *n + 1, ... Returns -1 when a block is bad; it is the last one then.
+// Fills block number n up to the last place where the input can be cut; what follows it goes to carry.
+// Returns more than 0 when the block is ready, 0 when it is and the file ends with it, -1 on an error.
+static ssize_t read_block(Program *p, Input *in, Job *job, uint64_t n, Carry *carry) {
+    ssize_t got = 1;
+    size_t cut = 0;
+    for (size_t target = BLOCK_BYTES + carry->bytes; cut == 0; target *= 2) {
+        if (target > GIANT_BYTES) {
+            job->exit_code = EXIT_INPUT;
+            return fail(&job->err,
+                        job->form == FORM_JSON_LINES ? "%s: a line of more than %zu MB; split this document"
+                                                     : "%s: %zu MB without white space; is this text?",
+                        in->path, job->raw_bytes >> 20);
+        }
+        if (target > 2 * BLOCK_BYTES) wait_alone(p, n);         // a giant
+        if (job->raw_capacity < target) job->raw = (unsigned char *)xrealloc(job->raw, job->raw_capacity = target);
+        if (carry->bytes) memcpy(job->raw, carry->data, job->raw_bytes = carry->bytes);
+        carry->bytes = 0;
+        while (job->raw_bytes < target) {
+            got = input_read(in, job->raw + job->raw_bytes, target - job->raw_bytes, job);
+            if (got <= 0) return got;
+            job->raw_bytes += (size_t)got;
+        }
+        cut = job->form == FORM_JSON_LINES ? last_line_end(job->raw, job->raw_bytes)
+                                           : tokenizer_cut(&p->tokenizer, job->raw, job->raw_bytes);
+    }
+    carry->bytes = job->raw_bytes - cut;
+    carry->data = (unsigned char *)xrealloc(carry->data, carry->bytes);
+    memcpy(carry->data, job->raw + cut, carry->bytes);
+    job->raw_bytes = cut;
+    return got;
+}
+
+static Form form_of(const char *path) {
+    static const char *const json_names[] = {".jsonl", ".jsonl.zst", ".json", ".json.zst", ".ndjson", ".ndjson.zst"};
+    if (strcmp(path, "-") == 0) return FORM_JSON_LINES;
+    for (size_t i = 0; i < sizeof json_names / sizeof *json_names; i++)
+        if (ends_with(path, json_names[i])) return FORM_JSON_LINES;
+    return FORM_TEXT;
+}
+
+// Reads one file as blocks number *n, *n + 1, ... Returns -1 if a block is bad, which is then the last one.
 static int read_file(Program *p, const char *path, uint64_t *n, uint64_t *input_done) {
-    static const char *json_names[] = {".jsonl", ".jsonl.zst", ".json", ".json.zst", ".ndjson", ".ndjson.zst"};
-    Form form = strcmp(path, "-") == 0 ? FORM_JSON_LINES : FORM_TEXT;
-    for (size_t i = 0; i < sizeof json_names / sizeof *json_names; i++) if (ends_with(path, json_names[i])) form = FORM_JSON_LINES;
     Input in = {0};
-    unsigned char *carry = NULL;                                // (carried) what the last cut left over
-    size_t carried = 0;
-    ssize_t got = 1;                                            // what the last read returned: 0 at the end, -1 on an error
+    Carry carry = {NULL, 0};
+    Form form = form_of(path);
+    ssize_t got = 1;
     for (bool is_first = true; got > 0; is_first = false) {
         Job *job = job_begin(p, *n, path, form);
         job->starts_file = is_first;
         if (is_first && input_open(&in, path, job) != 0) got = -1;
-        size_t cut = 0;
-        for (size_t target = BLOCK_BYTES + carried; got > 0 && cut == 0; target *= 2) {
-            if (target > GIANT_BYTES) {
-                job->exit_code = EXIT_INPUT;
-                got = fail(&job->err,
-                    form == FORM_JSON_LINES ? "%s: a line of more than %zu MB; split this document"
-                                            : "%s: no blank in %zu MB of text; is this text?",
-                    in.path, job->raw_bytes >> 20);
-                break;
-            }
-            if (target > 2 * BLOCK_BYTES) wait_alone(p, *n);    // a giant
-            if (job->raw_capacity < target) job->raw = (unsigned char *)xrealloc(job->raw, job->raw_capacity = target);
-            if (carried) memcpy(job->raw, carry, job->raw_bytes = carried);
-            carried = 0;
-            while (job->raw_bytes < target && (got = input_read(&in, job->raw + job->raw_bytes, target - job->raw_bytes, job)) > 0)
-                job->raw_bytes += (size_t)got;
-            if (got > 0)
-                cut = form == FORM_JSON_LINES ? last_line_end(job->raw, job->raw_bytes)
-                                              : tokenizer_cut(&p->tokenizer, job->raw, job->raw_bytes);
-        }
-        if (got > 0) {
-            carried = job->raw_bytes - cut;
-            carry = (unsigned char *)xrealloc(carry, carried);
-            memcpy(carry, job->raw + cut, carried);
-            job->raw_bytes = cut;
-        }
+        else got = read_block(p, &in, job, *n, &carry);
         job->input_done = *input_done + in.bytes_read;
         job_finish(p, job, JOB_READ);
         (*n)++;
     }
     *input_done += in.bytes_read;
     input_close(&in);
-    free(carry);
+    free(carry.data);
     return (int)got;
 }
 
@@ -282,224 +310,50 @@ static void *reader(void *arg) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// JSON lines. cJSON would cut a text at U+0000 and is too slow for this; it takes only the text field, and checks the rest.
-
-typedef struct {
-    unsigned char *at, *end;
-    const char *why;                    // what is wrong at `at`
-    unsigned char *text;                // (text_bytes) the text field, its escapes replaced in place; NULL: null
-    size_t text_bytes;
-    bool has_text, lone_surrogate;
-} Line;
-
-static int line_fail(Line *l, const char *why) {
-    l->why = why;
-    return -1;
-}
-
-static void skip_blanks(Line *l) {
-    while (l->at < l->end && (*l->at == ' ' || *l->at == '\t' || *l->at == '\r' || *l->at == '\n')) l->at++;
-}
-
-static int skip_char(Line *l, char c, const char *why) {
-    skip_blanks(l);
-    if (l->at == l->end || *l->at != c) return line_fail(l, why);
-    l->at++;
-    return 0;
-}
-
-static int hex4(const unsigned char *s, const unsigned char *end, uint32_t *value) {
-    *value = 0;
-    if (end - s < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        unsigned char c = s[i], lower = c | 0x20;
-        if (c >= '0' && c <= '9') *value = *value << 4 | (uint32_t)(c - '0');
-        else if (lower >= 'a' && lower <= 'f') *value = *value << 4 | (uint32_t)(lower - 'a' + 10);
-        else return -1;
-    }
-    return 0;
-}
-
-static unsigned char *put_utf8(unsigned char *out, uint32_t c) {
-    if (c < 0x80) *out++ = (unsigned char)c;
-    else if (c < 0x800) *out++ = (unsigned char)(0xC0 | c >> 6), *out++ = (unsigned char)(0x80 | (c & 0x3F));
-    else {
-        if (c < 0x10000) *out++ = (unsigned char)(0xE0 | c >> 12);
-        else *out++ = (unsigned char)(0xF0 | c >> 18), *out++ = (unsigned char)(0x80 | (c >> 12 & 0x3F));
-        *out++ = (unsigned char)(0x80 | (c >> 6 & 0x3F)), *out++ = (unsigned char)(0x80 | (c & 0x3F));
-    }
-    return out;
-}
-
-// One escape at l->at, behind its backslash. A lone surrogate is no character: it becomes U+FFFD, and the text counts as
-// one of invalid UTF-8.
-static int parse_escape(Line *l, unsigned char **out) {
-    static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
-    uint32_t c, low;
-    if (l->at == l->end) return line_fail(l, "the line ends within a string");
-    const char *name = (const char *)memchr(names, *l->at, sizeof names - 1);
-    if (name) {
-        *(*out)++ = (unsigned char)values[name - names];
-        l->at++;
-        return 0;
-    }
-    if (*l->at != 'u' || hex4(l->at + 1, l->end, &c) != 0) return line_fail(l, "not an escape of JSON");
-    l->at += 5;
-    if (c >= 0xD800 && c < 0xDC00 && l->end - l->at >= 6 && l->at[0] == '\\' && l->at[1] == 'u' && hex4(l->at + 2, l->end, &low) == 0
-        && low >= 0xDC00 && low < 0xE000) {
-        c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
-        l->at += 6;
-    }
-    if (c >= 0xD800 && c < 0xE000) c = 0xFFFD, l->lone_surrogate = true;
-    *out = put_utf8(*out, c);
-    return 0;
-}
-
-// A string, its escapes replaced in place. Bytes that are not UTF-8 stay as they are.
-static int parse_string(Line *l, unsigned char **string, size_t *bytes) {
-    if (skip_char(l, '"', "expected a string") != 0) return -1;
-    unsigned char *out = *string = l->at;
-    for (;;) {
-        // Eight bytes at a time up to the first that is a quote, a backslash or below 0x20.
-        const uint64_t ones = 0x0101010101010101ULL, high = ones << 7;
-        for (uint64_t stop = 0, w; !stop && l->end - l->at >= 8;) {
-            memcpy(&w, l->at, 8);
-            uint64_t quote = w ^ ones * '"', slash = w ^ ones * '\\';
-            stop = (((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((w - ones * 0x20) & ~w)) & high;
-            size_t plain = stop ? (size_t)__builtin_ctzll(stop) / 8 : 8;
-            memcpy(out, &w, plain);
-            l->at += plain, out += plain;
-        }
-        if (l->at == l->end) return line_fail(l, "the line ends within a string");
-        unsigned char c = *l->at;
-        if (c < 0x20) return line_fail(l, "a control character within a string");
-        l->at++;
-        if (c == '"') break;
-        if (c != '\\') *out++ = c;
-        else if (parse_escape(l, &out) != 0) return -1;
-    }
-    *bytes = (size_t)(out - *string);
-    return 0;
-}
-
-static int skip_number(Line *l) {
-    unsigned char *c = l->at, *end = l->end, *digits;
-    if (c < end && *c == '-') c++;
-    for (digits = c; c < end && *c >= '0' && *c <= '9';) c++;
-    bool ok = c > digits && (*digits != '0' || c == digits + 1);
-    if (c < end && *c == '.') {
-        for (digits = ++c; c < end && *c >= '0' && *c <= '9';) c++;
-        ok = ok && c > digits;
-    }
-    if (c < end && (*c == 'e' || *c == 'E')) {
-        c++;
-        if (c < end && (*c == '+' || *c == '-')) c++;
-        for (digits = c; c < end && *c >= '0' && *c <= '9';) c++;
-        ok = ok && c > digits;
-    }
-    if (!ok) return line_fail(l, "expected a value");
-    l->at = c;
-    return 0;
-}
-
-static int skip_value(Line *l, int depth) {
-    static const char *const words[] = {"true", "false", "null"};
-    unsigned char *string;
-    size_t bytes;
-    skip_blanks(l);
-    if (depth > MAX_DEPTH) return line_fail(l, "nested too deep");
-    if (l->at == l->end) return line_fail(l, "the line ends before a value");
-    if (*l->at == '"') return parse_string(l, &string, &bytes);
-    if (*l->at == '{' || *l->at == '[') {
-        bool is_object = *l->at++ == '{';
-        char close = is_object ? '}' : ']';
-        skip_blanks(l);
-        if (l->at < l->end && *l->at == close) return l->at++, 0;
-        for (;;) {
-            if (is_object && (parse_string(l, &string, &bytes) != 0 || skip_char(l, ':', "expected a colon") != 0)) return -1;
-            if (skip_value(l, depth + 1) != 0) return -1;
-            skip_blanks(l);
-            if (l->at < l->end && *l->at == ',') l->at++;
-            else return skip_char(l, close, is_object ? "expected , or }" : "expected , or ]");
-        }
-    }
-    for (int i = 0; i < 3; i++) {
-        size_t n = strlen(words[i]);
-        if ((size_t)(l->end - l->at) >= n && memcmp(l->at, words[i], n) == 0) return l->at += n, 0;
-    }
-    return skip_number(l);
-}
-
-// A line that is one JSON object with a text field, a string or null.
-static int parse_line(Line *l) {
-    if (skip_char(l, '{', "expected a JSON object") != 0) return -1;
-    skip_blanks(l);
-    if (l->at < l->end && *l->at == '}') l->at++;
-    else for (;;) {
-        unsigned char *key;
-        size_t key_bytes;
-        if (parse_string(l, &key, &key_bytes) != 0 || skip_char(l, ':', "expected a colon") != 0) return -1;
-        skip_blanks(l);
-        if (key_bytes == 4 && memcmp(key, "text", 4) == 0) {
-            if (l->has_text) return line_fail(l, "a second text field");
-            l->has_text = true;
-            l->lone_surrogate = false;                          // of other fields is nobody's business
-            if (l->at < l->end && *l->at == '"') {
-                if (parse_string(l, &l->text, &l->text_bytes) != 0) return -1;
-            } else if (l->end - l->at >= 4 && memcmp(l->at, "null", 4) == 0) {
-                l->at += 4;
-            } else {
-                return line_fail(l, "the text field is neither a string nor null");
-            }
-        } else {
-            bool lone_surrogate = l->lone_surrogate;
-            if (skip_value(l, 0) != 0) return -1;
-            l->lone_surrogate = lone_surrogate;
-        }
-        skip_blanks(l);
-        if (l->at < l->end && *l->at == ',') l->at++;
-        else if (skip_char(l, '}', "expected , or }") != 0) return -1;
-        else break;
-    }
-    skip_blanks(l);
-    if (l->at != l->end) return line_fail(l, "something behind the JSON object");
-    return l->has_text ? 0 : line_fail(l, "no text field");
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Encoding: what each of the N threads does with a block
+// The encoding threads: from blocks to tokens
 
 static void encode_document(Program *p, Job *job, const unsigned char *text, size_t bytes, EncodeScratch *s) {
     job->count += tokenizer_encode(&p->tokenizer, text, bytes, job->tokens + job->count, s);
     job->text_bytes += bytes;
 }
 
+// Stops at the first bad line.
 static void encode_lines(Program *p, Job *job, EncodeScratch *s) {
     unsigned char *end = job->raw + job->raw_bytes;
     for (unsigned char *line = job->raw, *line_end; line < end; line = line_end + 1) {
         line_end = (unsigned char *)memchr(line, '\n', (size_t)(end - line));
         if (!line_end) line_end = end;
         job->lines++;
-        Line l = {.at = line, .end = line_end};
-        skip_blanks(&l);
-        if (l.at == line_end) continue;
-        if (parse_line(&l) != 0) {
+        JsonLine l;
+        uint64_t invalid_before = s->invalid_bytes;
+        switch (jsonl_parse(&l, line, line_end)) {
+        case JSONL_BLANK:
+            break;
+        case JSONL_ERROR:
             job->exit_code = EXIT_INPUT;
             job->error_line = job->lines;
-            fail(&job->err, "byte %td: %s", l.at - line + 1, l.why);
+            fail(&job->err, "byte %td: %s", l.at - line + 1, l.error);
             return;
-        }
-        if (!l.text) {
+        case JSONL_NULL:
             job->null_texts++;
             if (p->mode == MODE_PRINT_IDS) job->tokens[job->count++] = NULL_TEXT;
-            continue;
+            break;
+        case JSONL_TEXT:
+            job->documents++;
+            job->tokens[job->count++] = (uint16_t)p->tokenizer.eot;
+            encode_document(p, job, l.text, l.text_bytes, s);
+            job->invalid_texts += l.lone_surrogate || s->invalid_bytes > invalid_before;
+            break;
         }
-        uint64_t invalid_before = s->invalid_bytes;
-        job->documents++;
-        job->tokens[job->count++] = (uint16_t)p->tokenizer.eot;
-        encode_document(p, job, l.text, l.text_bytes, s);
-        job->invalid_texts += l.lone_surrogate || s->invalid_bytes > invalid_before;
     }
+}
+
+static void encode_text(Program *p, Job *job, EncodeScratch *s) {
+    uint64_t invalid_before = s->invalid_bytes;
+    if (job->starts_file) job->tokens[job->count++] = (uint16_t)p->tokenizer.eot;
+    job->documents = job->starts_file;
+    encode_document(p, job, job->raw, job->raw_bytes, s);
+    job->invalid_texts = s->invalid_bytes > invalid_before;
 }
 
 static void *encoder(void *arg) {
@@ -509,27 +363,22 @@ static void *encoder(void *arg) {
     for (;;) {
         pthread_mutex_lock(&p->lock);
         Job *job;
-        while ((job = &p->jobs[p->next_encode % p->num_jobs])->state != JOB_READ) pthread_cond_wait(&p->changed, &p->lock);
+        while ((job = &p->jobs[p->next_encode % p->num_jobs])->state != JOB_READ)
+            pthread_cond_wait(&p->changed, &p->lock);
         bool ends_input = job->ends_input;
-        if (!ends_input) p->next_encode++, job->state = JOB_TAKEN;      // the end stays for all to see
+        if (!ends_input) p->next_encode++, job->state = JOB_TAKEN;      // the end stays, so that all threads see it
         pthread_mutex_unlock(&p->lock);
         if (ends_input) break;
         if (job->exit_code == 0) {
-            // A token for each byte and one for each end-of-text; in JSON lines the syntax around a text outweighs the latter.
+            // At most one token per byte, and end-of-text tokens. In JSON Lines the syntax around a text is longer than
+            // one token; plain text may need one more.
             if (job->tokens_capacity < job->raw_bytes + 1) {
                 free(job->tokens);
                 job->tokens_capacity = job->raw_capacity + 1;
                 job->tokens = (uint16_t *)xmalloc(job->tokens_capacity * sizeof *job->tokens);
             }
-            if (job->form == FORM_JSON_LINES) {
-                encode_lines(p, job, &scratch);
-            } else {
-                uint64_t invalid_before = scratch.invalid_bytes;
-                if (job->starts_file) job->tokens[job->count++] = (uint16_t)p->tokenizer.eot;
-                job->documents = job->starts_file;
-                encode_document(p, job, job->raw, job->raw_bytes, &scratch);
-                job->invalid_texts = scratch.invalid_bytes > invalid_before;
-            }
+            if (job->form == FORM_JSON_LINES) encode_lines(p, job, &scratch);
+            else encode_text(p, job, &scratch);
         }
         job_finish(p, job, JOB_ENCODED);
     }
@@ -548,7 +397,7 @@ static char *manifest_path(const char *folder, const char *name) {
     return xasprintf("%s/%s_manifest.json", folder, name);
 }
 
-// Takes this run's work away, for nothing of it is good, and stops.
+// Removes the shards that this run has written so far, prints the line and exits.
 __attribute__((noreturn)) static void give_up(Program *p, int exit_code, const char *line) {
     for (int i = p->first_new; i < p->manifest.num_shards; i++) {
         char *aside = shard_path(p, i, ".tmp");
@@ -559,79 +408,77 @@ __attribute__((noreturn)) static void give_up(Program *p, int exit_code, const c
     die(exit_code, "%s", line);
 }
 
-// The number of tokens that belong in the shard at this place of the token stream.
-static uint64_t shard_room(const Program *p, uint64_t position) {
-    if (position >= p->val_tokens) return p->shard_size;
-    uint64_t val_left = p->val_tokens - position;
-    return val_left < p->shard_size ? val_left : p->shard_size;
+// The number of tokens of a shard that starts at this position of the token stream.
+static uint64_t shard_room(const Manifest *m, uint64_t position) {
+    if (position >= m->val_tokens) return m->shard_size;
+    uint64_t val_left = m->val_tokens - position;
+    return val_left < m->shard_size ? val_left : m->shard_size;
 }
 
-static void shard_header(int32_t header[SHARD_HEADER_INTS], uint64_t tokens) {
-    memset(header, 0, SHARD_HEADER_BYTES);
-    header[0] = SHARD_MAGIC, header[1] = SHARD_VERSION, header[2] = (int32_t)tokens;
-}
-
+// Creates shard number `shard` as NAME.bin.tmp, with a header that shard_close writes again with the token count.
 static int shard_create(Program *p, int shard, Error *err) {
     int32_t header[SHARD_HEADER_INTS];
     char *aside = shard_path(p, shard, ".tmp");
     int rc = p->shard_fd = open(aside, O_RDWR | O_CREAT, 0666);
     if (rc >= 0 && p->lock_fd < 0) {
         if (flock(rc, LOCK_EX | LOCK_NB) != 0)
-            die(EXIT_INPUT, "%s: another run is writing this data set; wait for it, or take another name", aside);
+            die(EXIT_INPUT, "%s: another run is writing this data set; wait for it, or use a different name", aside);
         p->lock_fd = dup(rc);
     }
     if (rc < 0 || ftruncate(rc, 0) != 0) rc = fail(err, "%s: cannot create: %s", aside, strerror(errno));
     else {
-        shard_header(header, 0);
+        shard_fill_header(header, 0);
         rc = write_exactly(p->shard_fd, header, sizeof header, aside, err);
     }
     free(aside);
     return rc < 0 ? -1 : 0;
 }
 
-// Writes the token count, flushes, and takes the checksum.
+// Writes the token count, flushes the shard to disk and computes its checksum.
 static int shard_close(Program *p, Error *err) {
     int shard = p->manifest.num_shards - 1, rc = 0;
     if (p->shard_fd < 0) return 0;
     ManifestEntry *e = &p->manifest.shards[shard];
     int32_t header[SHARD_HEADER_INTS];
-    uint64_t file_bytes;
+    uint64_t file_bytes, expected = SHARD_HEADER_BYTES + 2 * e->tokens;
     char *aside = shard_path(p, shard, ".tmp");
-    shard_header(header, e->tokens);
+    shard_fill_header(header, e->tokens);
     if (lseek(p->shard_fd, 0, SEEK_SET) < 0) rc = fail(err, "%s: cannot seek: %s", aside, strerror(errno));
     if (rc == 0) rc = write_exactly(p->shard_fd, header, sizeof header, aside, err);
     if (rc == 0 && fsync(p->shard_fd) != 0) rc = fail(err, "%s: cannot flush to disk: %s", aside, strerror(errno));
     if (close(p->shard_fd) != 0 && rc == 0) rc = fail(err, "%s: cannot close: %s", aside, strerror(errno));
     p->shard_fd = -1;
     if (rc == 0) rc = hash_file(aside, &e->xxh64, &file_bytes, err);
-    if (rc == 0 && file_bytes != SHARD_HEADER_BYTES + 2 * e->tokens)
-        rc = fail(err, "%s: %" PRIu64 " bytes arrived of %" PRIu64, aside, file_bytes, SHARD_HEADER_BYTES + 2 * e->tokens);
+    if (rc == 0 && file_bytes != expected)
+        rc = fail(err, "%s: only %" PRIu64 " of %" PRIu64 " bytes reached the disk", aside, file_bytes, expected);
     free(aside);
     return rc;
 }
 
 static uint64_t text_bytes_of(const Tokenizer *t, const uint16_t *tokens, size_t n) {
     uint64_t bytes = 0;
-    for (size_t i = 0; i < n; i++) if (tokens[i] != t->eot) bytes += t->start[tokens[i] + 1] - t->start[tokens[i]];
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] != t->eot) bytes += t->start[tokens[i] + 1] - t->start[tokens[i]];
     return bytes;
 }
 
-// Appends to the token stream, starting new shards as they fill up. text_bytes: of the tokens' text.
+// Appends to the token stream, starting a new shard whenever one is full. text_bytes: of the text of these tokens.
 static int write_tokens(Program *p, const uint16_t *tokens, size_t count, uint64_t text_bytes, Error *err) {
     Manifest *m = &p->manifest;
     while (count > 0) {
         uint64_t shard_start = p->position - (p->shard_fd >= 0 ? m->shards[m->num_shards - 1].tokens : 0);
-        if (p->shard_fd >= 0 && p->position - shard_start == shard_room(p, shard_start)) {
+        if (p->shard_fd >= 0 && p->position - shard_start == shard_room(m, shard_start)) {
             if (shard_close(p, err) != 0) return -1;
             shard_start = p->position;
         }
         if (p->shard_fd < 0) {
-            manifest_add(&m->shards, &m->num_shards,
-                xasprintf("%s_%s_%06d.bin", p->name, p->position < p->val_tokens ? "val" : "train", m->num_shards));
+            const char *split = p->position < m->val_tokens ? "val" : "train";
+            char *file = xasprintf("%s_%s_%06d.bin", p->name, split, m->num_shards);
+            manifest_add(&m->shards, &m->num_shards, file);
             if (shard_create(p, m->num_shards - 1, err) != 0) return -1;
         }
         ManifestEntry *e = &m->shards[m->num_shards - 1];
-        uint64_t room = shard_room(p, shard_start) - e->tokens;
+        uint64_t room = shard_room(m, shard_start) - e->tokens;
         size_t n = count < room ? count : (size_t)room;
         if (write_exactly(p->shard_fd, tokens, n * sizeof *tokens, e->file, err) != 0) return -1;
         uint64_t n_bytes = n == count ? text_bytes : text_bytes_of(&p->tokenizer, tokens, n);
@@ -641,8 +488,17 @@ static int write_tokens(Program *p, const uint16_t *tokens, size_t count, uint64
     return 0;
 }
 
-// Opens the last shard of the data set again if it has room: a copy of its tokens, which must be those of the manifest.
-// (Its file may hold more than the manifest says, where a run stopped between the two; those come again.)
+// Reads tokens number `at` and following of a shard with `count` tokens into block, at most BLOCK_TOKENS of them.
+// Returns how many it read, or -1.
+static int64_t read_tokens(int fd, const char *path, uint64_t at, uint64_t count, uint16_t *block, Error *err) {
+    uint64_t n = count - at < BLOCK_TOKENS ? count - at : BLOCK_TOKENS;
+    int rc = pread_exactly(fd, block, n * sizeof *block, SHARD_HEADER_BYTES + at * sizeof *block, path, err);
+    return rc == 0 ? (int64_t)n : -1;
+}
+
+// If the last shard of the data set is not full, starts a copy of it, to which this run appends. Only the tokens that
+// the manifest lists are copied, and they must match its checksum. The file may hold more, where a run was stopped
+// between renaming its shards and writing the manifest; the input holds those again.
 static int shard_reopen(Program *p, Error *err) {
     Manifest *m = &p->manifest;
     for (int i = 0; i < m->num_shards; i++) p->position += m->shards[i].tokens;
@@ -650,33 +506,35 @@ static int shard_reopen(Program *p, Error *err) {
     if (m->num_shards == 0) return 0;
     int shard = m->num_shards - 1;
     ManifestEntry *e = &m->shards[shard];
-    if (e->tokens == shard_room(p, p->position - e->tokens)) return 0;
+    if (e->tokens == shard_room(m, p->position - e->tokens)) return 0;
 
     char *path = shard_path(p, shard, "");
     int fd = open(path, O_RDONLY), rc = fd < 0 ? fail(err, "%s: cannot open: %s", path, strerror(errno)) : 0;
     int32_t header[SHARD_HEADER_INTS];
-    void *buffer = xmalloc(BLOCK_BYTES);
-    shard_header(header, e->tokens);
+    uint16_t *block = (uint16_t *)xmalloc(BLOCK_BYTES);
+    shard_fill_header(header, e->tokens);
     XXH64_state_t *state = XXH64_createState();
     XXH64_reset(state, 0);
     XXH64_update(state, header, sizeof header);
     p->first_new = shard;
     if (rc == 0) rc = shard_create(p, shard, err);
-    for (uint64_t done = 0, n; rc == 0 && done < 2 * e->tokens; done += n) {
-        n = 2 * e->tokens - done < BLOCK_BYTES ? 2 * e->tokens - done : BLOCK_BYTES;
-        rc = pread_exactly(fd, buffer, n, SHARD_HEADER_BYTES + done, path, err);
-        if (rc == 0) rc = write_exactly(p->shard_fd, buffer, n, path, err);
-        XXH64_update(state, buffer, n);
+    for (uint64_t at = 0; rc == 0 && at < e->tokens;) {
+        int64_t n = read_tokens(fd, path, at, e->tokens, block, err);
+        if (n < 0) { rc = -1; break; }
+        rc = write_exactly(p->shard_fd, block, (size_t)n * sizeof *block, path, err);
+        XXH64_update(state, block, (size_t)n * sizeof *block);
+        at += (uint64_t)n;
     }
-    if (rc == 0 && XXH64_digest(state) != e->xxh64) rc = fail(err, "%s: not what its manifest says; it was changed or damaged", path);
+    if (rc == 0 && XXH64_digest(state) != e->xxh64)
+        rc = fail(err, "%s: not what its manifest says; it was changed or damaged", path);
     XXH64_freeState(state);
     if (fd >= 0) close(fd);
-    free(buffer);
+    free(block);
     free(path);
     return rc;
 }
 
-// All input was good: gives the shards their names, then lists them.
+// Called when all input was good: gives the shards their final names, then lists them in the manifest.
 static int commit(Program *p, Error *err) {
     Manifest *m = &p->manifest;
     if (shard_close(p, err) != 0) return -1;
@@ -693,10 +551,10 @@ static int commit(Program *p, Error *err) {
     if (rc == 0) rc = manifest_write(m, path, err);
     if (rc == 0) rc = sync_path(p->folder, err);
     free(path);
-    // Shards behind the last would be of an older data set of this name.
+    // Shards with higher numbers would belong to an older data set of this name.
     for (int i = m->num_shards, gone = 0; rc == 0 && gone == 0; i++) {
-        char *val = xasprintf("%s/%s_val_%06d.bin", p->folder, p->name, i),
-             *train = xasprintf("%s/%s_train_%06d.bin", p->folder, p->name, i);
+        char *val = xasprintf("%s/%s_val_%06d.bin", p->folder, p->name, i);
+        char *train = xasprintf("%s/%s_train_%06d.bin", p->folder, p->name, i);
         gone = unlink(val) & unlink(train);
         free(val), free(train);
     }
@@ -704,159 +562,200 @@ static int commit(Program *p, Error *err) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The main thread: takes the blocks in order
+// The main thread: takes the encoded blocks in order
 
 static void print_progress(Program *p, uint64_t input_done) {
-    double now = now_seconds(), seconds = now - p->start_time;
+    double now = now_seconds(), seconds = now - p->start_time, part = 0;
     if (now - p->last_progress < 0.2) return;
     p->last_progress = now;
-    double part = p->has_rows ? (p->rows ? (double)(p->documents + p->null_texts) / (double)p->rows : 1)
-                              : p->total_bytes ? (double)input_done / (double)p->total_bytes : 0;
+    if (p->o.rows == 0) part = 1;
+    else if (p->o.rows > 0) part = (double)(p->documents + p->null_texts) / (double)p->o.rows;
+    else if (p->total_bytes) part = (double)input_done / (double)p->total_bytes;
     char bar[21], left[32];
     for (int i = 0; i < 20; i++) bar[i] = part * 20 > i ? '#' : '.';
     bar[20] = 0;
     format_duration(left, part > 0 ? seconds * (1 - part) / part : -1);
     fprintf(stderr, "\r[%s] %5.1f%%  %.1fM tokens  %.1f MB/s  %s left   ", bar, 100 * part, 1e-6 * (double)p->tokens,
-        1e-6 * (double)p->text_bytes / seconds, left);
+            1e-6 * (double)p->text_bytes / seconds, left);
 }
 
-// One JSON array a document on standard output. *open: 0 outside an array, 1 in an empty one, 2 behind a number.
-static void print_ids(const Program *p, const Job *job, int *open) {
+typedef enum { ARRAY_CLOSED, ARRAY_EMPTY, ARRAY_HAS_NUMBERS } ArrayState;
+
+// Prints one JSON array per document. A document may continue in the next block, so *array says how the last one ended.
+static void print_ids(const Program *p, const Job *job, ArrayState *array) {
     for (size_t i = 0; i < job->count; i++) {
         unsigned token = job->tokens[i];
         if (token == (unsigned)p->tokenizer.eot || token == NULL_TEXT) {
-            if (*open) fputs("]\n", stdout);
+            if (*array != ARRAY_CLOSED) fputs("]\n", stdout);
             fputs(token == NULL_TEXT ? "null\n" : "[", stdout);
-            *open = token != NULL_TEXT;
+            *array = token == NULL_TEXT ? ARRAY_CLOSED : ARRAY_EMPTY;
             continue;
         }
         char digits[8], *c = digits + sizeof digits;
         do *--c = (char)('0' + token % 10); while ((token /= 10) > 0);
-        if (*open == 2) *--c = ',';
-        *open = 2;
+        if (*array == ARRAY_HAS_NUMBERS) *--c = ',';
+        *array = ARRAY_HAS_NUMBERS;
         fwrite(c, 1, (size_t)(digits + sizeof digits - c), stdout);
     }
 }
 
-// Reads, encodes and writes everything.
-static void tokenize(Program *p) {
-    pthread_t reading, *encoding = (pthread_t *)xmalloc(p->threads * sizeof *encoding);
-    p->num_jobs = 2 * p->threads + 4;
+static void start_threads(Program *p) {
+    p->encoding = (pthread_t *)xmalloc((size_t)p->o.threads * sizeof *p->encoding);
+    p->num_jobs = 2 * (uint64_t)p->o.threads + 4;
     p->jobs = (Job *)xcalloc(p->num_jobs, sizeof *p->jobs);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->changed, NULL);
-    bool ok = pthread_create(&reading, NULL, reader, p) == 0;
-    for (uint64_t i = 0; i < p->threads; i++) ok = ok && pthread_create(&encoding[i], NULL, encoder, p) == 0;
+    bool ok = pthread_create(&p->reading, NULL, reader, p) == 0;
+    for (int64_t i = 0; i < p->o.threads; i++)
+        ok = ok && pthread_create(&p->encoding[i], NULL, encoder, p) == 0;
     if (!ok) give_up(p, EXIT_SYSTEM, "cannot start a thread; try fewer --threads");
-
-    Error err;
-    char line[sizeof err.text + 512];
-    uint64_t lines = 0;                                         // of the file before this block
-    bool file_invalid = false, show_progress = isatty(2);
-    int open_array = 0;
-    for (;;) {
-        pthread_mutex_lock(&p->lock);
-        Job *job = &p->jobs[p->next_write % p->num_jobs];
-        while (job->state != JOB_ENCODED && !(job->state == JOB_READ && job->ends_input)) pthread_cond_wait(&p->changed, &p->lock);
-        pthread_mutex_unlock(&p->lock);
-        if (job->ends_input) break;
-        if (job->starts_file) lines = 0, file_invalid = false;
-        if (job->exit_code != 0) {
-            const char *name = strcmp(job->path, "-") == 0 ? "standard input" : job->path;
-            if (job->error_line == 0) give_up(p, job->exit_code, job->err.text);
-            snprintf(
-                line, sizeof line, "%s: line %" PRIu64 ", %s; damaged, or not JSON lines", name, lines + job->error_line, job->err.text);
-            give_up(p, job->exit_code, line);
-        }
-        lines += job->lines;
-        p->documents += job->documents, p->null_texts += job->null_texts;
-        if (job->form == FORM_JSON_LINES) p->invalid_texts += job->invalid_texts;
-        else if (job->invalid_texts && !file_invalid) p->invalid_texts++, file_invalid = true;
-        p->tokens += job->count, p->text_bytes += job->text_bytes;
-        if (p->mode == MODE_PRINT_IDS) print_ids(p, job, &open_array);
-        else if (write_tokens(p, job->tokens, job->count, job->text_bytes, &err) != 0) give_up(p, EXIT_SYSTEM, err.text);
-        if (show_progress) print_progress(p, job->input_done);
-
-        if (job->raw_capacity > 4 * BLOCK_BYTES) {              // a giant does not stay
-            free(job->raw), free(job->tokens);
-            job->raw = NULL, job->tokens = NULL, job->raw_capacity = job->tokens_capacity = 0;
-        }
-        pthread_mutex_lock(&p->lock);
-        job->state = JOB_FREE;
-        p->next_write++;
-        pthread_cond_broadcast(&p->changed);
-        pthread_mutex_unlock(&p->lock);
-    }
-    pthread_join(reading, NULL);
-    for (uint64_t i = 0; i < p->threads; i++) pthread_join(encoding[i], NULL);
-    for (uint64_t i = 0; i < p->num_jobs; i++) free(p->jobs[i].raw), free(p->jobs[i].tokens);
-    free(p->jobs), free(encoding);
-
-    if (show_progress && p->last_progress > p->start_time) fputc('\n', stderr);
-    if (p->has_rows && p->documents + p->null_texts != p->rows) {
-        snprintf(line, sizeof line, "the input has %" PRIu64 " rows instead of %" PRIu64 " (--rows): what wrote it failed; nothing is kept",
-            p->documents + p->null_texts, p->rows);
-        give_up(p, EXIT_INPUT, line);
-    }
-    if (p->has_text_tokens && p->tokens - p->documents != p->text_tokens) {
-        snprintf(line, sizeof line,
-            "the texts have %" PRIu64 " tokens instead of %" PRIu64 " (--tokens): they were changed or damaged; nothing is kept",
-            p->tokens - p->documents, p->text_tokens);
-        give_up(p, EXIT_INPUT, line);
-    }
-    if (open_array) fputs("]\n", stdout);
 }
 
-// Checksum and size of the file that --source names, while its text streams in.
+static void join_threads(Program *p) {
+    pthread_join(p->reading, NULL);
+    for (int64_t i = 0; i < p->o.threads; i++) pthread_join(p->encoding[i], NULL);
+    for (uint64_t i = 0; i < p->num_jobs; i++) free(p->jobs[i].raw), free(p->jobs[i].tokens);
+    free(p->jobs), free(p->encoding);
+}
+
+// Waits for the next block, which is encoded or ends the input.
+static Job *next_block(Program *p) {
+    pthread_mutex_lock(&p->lock);
+    Job *job = &p->jobs[p->next_write % p->num_jobs];
+    while (job->state != JOB_ENCODED && !(job->state == JOB_READ && job->ends_input))
+        pthread_cond_wait(&p->changed, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+    return job;
+}
+
+// Gives a block that is written back to the reader.
+static void release_block(Program *p, Job *job) {
+    if (job->raw_capacity > 4 * BLOCK_BYTES) {                  // do not keep the memory of a giant
+        free(job->raw), free(job->tokens);
+        job->raw = NULL, job->tokens = NULL, job->raw_capacity = job->tokens_capacity = 0;
+    }
+    pthread_mutex_lock(&p->lock);
+    job->state = JOB_FREE;
+    p->next_write++;
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
+// Adds a block to the counts of the run. Does not return if the block is bad.
+static void count_block(Program *p, const Job *job) {
+    if (job->starts_file) p->file_lines = 0, p->file_invalid = false;
+    if (job->exit_code != 0 && job->error_line == 0) give_up(p, job->exit_code, job->err.text);
+    if (job->exit_code != 0) {
+        const char *name = strcmp(job->path, "-") == 0 ? "standard input" : job->path;
+        char line[sizeof job->err.text + 512];
+        snprintf(line, sizeof line, "%s: line %" PRIu64 ", %s; damaged, or not JSON Lines", name,
+                 p->file_lines + job->error_line, job->err.text);
+        give_up(p, job->exit_code, line);
+    }
+    p->file_lines += job->lines;
+    p->documents += job->documents, p->null_texts += job->null_texts;
+    if (job->form == FORM_JSON_LINES) p->invalid_texts += job->invalid_texts;
+    else if (job->invalid_texts && !p->file_invalid) p->invalid_texts++, p->file_invalid = true;
+    p->tokens += job->count, p->text_bytes += job->text_bytes;
+}
+
+// Checks --rows and --tokens.
+static void check_totals(Program *p) {
+    uint64_t rows = p->documents + p->null_texts, text_tokens = p->tokens - p->documents;
+    Error err;
+    if (p->o.rows >= 0 && rows != (uint64_t)p->o.rows) {
+        fail(&err, "the input has %" PRIu64 " rows instead of %" PRId64 " (--rows); the program that wrote it failed;"
+                   " nothing is kept", rows, p->o.rows);
+        give_up(p, EXIT_INPUT, err.text);
+    }
+    if (p->o.tokens >= 0 && text_tokens != (uint64_t)p->o.tokens) {
+        fail(&err, "the texts have %" PRIu64 " tokens instead of %" PRId64 " (--tokens); they were changed or damaged;"
+                   " nothing is kept", text_tokens, p->o.tokens);
+        give_up(p, EXIT_INPUT, err.text);
+    }
+}
+
+// Reads, encodes and writes the whole input.
+static void tokenize(Program *p) {
+    Error err;
+    bool show_progress = isatty(2);
+    ArrayState array = ARRAY_CLOSED;
+    start_threads(p);
+    for (Job *job; !(job = next_block(p))->ends_input; release_block(p, job)) {
+        count_block(p, job);
+        if (p->mode == MODE_PRINT_IDS) print_ids(p, job, &array);
+        else if (write_tokens(p, job->tokens, job->count, job->text_bytes, &err) != 0)
+            give_up(p, EXIT_SYSTEM, err.text);
+        if (show_progress) print_progress(p, job->input_done);
+    }
+    join_threads(p);
+    if (show_progress && p->last_progress > p->start_time) fputc('\n', stderr);
+    check_totals(p);
+    if (array != ARRAY_CLOSED) fputs("]\n", stdout);
+}
+
+// Hashes the file of --source while its text streams in.
 static void *hash_source(void *arg) {
     Program *p = (Program *)arg;
-    p->source_rc = hash_file(p->source, &p->this_source.xxh64, &p->this_source.bytes, &p->source_err);
+    p->source_rc = hash_file(p->o.source, &p->this_source.xxh64, &p->this_source.bytes, &p->source_err);
     return NULL;
 }
 
-// A new data set, or with --source one more file for the one that is there. Returns false when that file is in it already.
+// Whether the manifest at `path` lists the file of --source already.
+static bool has_source(const Program *p, const char *path) {
+    const Manifest *m = &p->manifest;
+    struct stat st;
+    for (int i = 0; i < m->num_sources; i++) {
+        if (strcmp(m->sources[i].file, p->this_source.file) != 0) continue;
+        if (stat(p->o.source, &st) != 0) die(EXIT_INPUT, "%s: cannot read its size: %s", p->o.source, strerror(errno));
+        if ((uint64_t)st.st_size == m->sources[i].bytes) return true;
+        die(EXIT_INPUT, "%s: has %lld bytes, but %s already lists a file of this name with %" PRIu64 " bytes; rename it"
+                        " if it is a different file", p->o.source, (long long)st.st_size, path, m->sources[i].bytes);
+    }
+    return false;
+}
+
+// Starts a new data set, or with --source prepares the existing one for one more file. Returns false if that file is in
+// the data set already.
 static bool open_data_set(Program *p) {
     Error err;
     Manifest *m = &p->manifest;
     char *path = manifest_path(p->folder, p->name);
-    struct stat st;
+    uint64_t shard_size = (uint64_t)p->o.shard_size;
+    uint64_t val_tokens = p->o.val_tokens < 0 ? shard_size : (uint64_t)p->o.val_tokens;
     if (make_dirs(p->folder, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-    bool exists = stat(path, &st) == 0;
-    if (exists && !p->source) die(EXIT_INPUT, "%s: there is a data set of this name; take another name, or remove it first", path);
+    bool exists = access(path, F_OK) == 0, is_new = true;
+    if (exists && !p->o.source)
+        die(EXIT_INPUT, "%s: there is a data set of this name; use a different name, or remove it first", path);
     if (exists) {
         if (manifest_read(m, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-        if (m->vocab_size != p->tokenizer.vocab_size || m->shard_size != p->shard_size || m->val_tokens != p->val_tokens) {
-            die(EXIT_INPUT, "%s: begun with --shard-size %" PRIu64 " --val-tokens %" PRIu64 "%s; go on with the same, or take another name",
-                path, m->shard_size, m->val_tokens, m->eot == BYTES_EOT ? " --bytes" : " and GPT-2's vocabulary");
-        }
-        for (int i = 0; i < m->num_sources; i++) {
-            if (strcmp(m->sources[i].file, p->this_source.file) != 0) continue;
-            if (stat(p->source, &st) != 0) die(EXIT_INPUT, "%s: cannot look at it: %s", p->source, strerror(errno));
-            if ((uint64_t)st.st_size == m->sources[i].bytes) return free(path), false;
-            die(EXIT_INPUT,
-                "%s: has %lld bytes, but a file of this name with %" PRIu64 " bytes is in %s already; name it otherwise if it is another",
-                p->source, (long long)st.st_size, m->sources[i].bytes, path);
-        }
-        if (shard_reopen(p, &err) != 0) give_up(p, EXIT_INPUT, err.text);
+        if (m->vocab_size != p->tokenizer.vocab_size || m->shard_size != shard_size || m->val_tokens != val_tokens)
+            die(EXIT_INPUT, "%s: begun with --shard-size %" PRIu64 " --val-tokens %" PRIu64 "%s; use the same, or a"
+                            " different name", path, m->shard_size, m->val_tokens,
+                            m->eot == BYTES_EOT ? " --bytes" : " and GPT-2's vocabulary");
+        is_new = !has_source(p, path);
+        if (is_new && shard_reopen(p, &err) != 0) give_up(p, EXIT_INPUT, err.text);
     }
     m->vocab_size = p->tokenizer.vocab_size, m->eot = p->tokenizer.eot;
-    m->shard_size = p->shard_size, m->val_tokens = p->val_tokens;
+    m->shard_size = shard_size, m->val_tokens = val_tokens;
     free(path);
-    return true;
+    return is_new;
 }
 
 static void make_shards(Program *p) {
     Error err;
     pthread_t hashing;
-    if (p->source) p->this_source.file = xasprintf("%s", strrchr(p->source, '/') ? strrchr(p->source, '/') + 1 : p->source);
+    const char *program = *program_name_(), *source = p->o.source;
+    if (source) p->this_source.file = xasprintf("%s", manifest_name(source));
     if (!open_data_set(p)) {
-        fprintf(stderr, "%s: %s is in the data set already, nothing to do\n", *program_name_(), p->source);
+        fprintf(stderr, "%s: %s is in the data set already, nothing to do\n", program, source);
         free(p->this_source.file);
         return;
     }
-    if (p->source && pthread_create(&hashing, NULL, hash_source, p) != 0) give_up(p, EXIT_SYSTEM, "cannot start a thread");
+    if (source && pthread_create(&hashing, NULL, hash_source, p) != 0)
+        give_up(p, EXIT_SYSTEM, "cannot start a thread");
     tokenize(p);
-    if (p->source) {
+    if (source) {
         pthread_join(hashing, NULL);
         if (p->source_rc != 0) give_up(p, EXIT_INPUT, p->source_err.text);
         ManifestEntry *e = manifest_add(&p->manifest.sources, &p->manifest.num_sources, p->this_source.file);
@@ -865,95 +764,93 @@ static void make_shards(Program *p) {
     }
     if (commit(p, &err) != 0) give_up(p, EXIT_SYSTEM, err.text);
     double seconds = now_seconds() - p->start_time;
-    fprintf(stderr, "%s: %" PRIu64 " documents, %" PRIu64 " bytes, %" PRIu64 " tokens in %d shards, %.1f s, %.1f MB/s\n", *program_name_(),
-        p->documents, p->text_bytes, p->tokens, p->manifest.num_shards, seconds, 1e-6 * (double)p->text_bytes / seconds);
-    if (p->null_texts) fprintf(stderr, "%s: skipped %" PRIu64 " rows whose text is null\n", *program_name_(), p->null_texts);
+    double mb_per_second = 1e-6 * (double)p->text_bytes / seconds;
+    fprintf(stderr, "%s: %" PRIu64 " documents, %" PRIu64 " bytes, %" PRIu64 " tokens in %d shards, %.1f s, %.1f MB/s"
+            "\n", program, p->documents, p->text_bytes, p->tokens, p->manifest.num_shards, seconds, mb_per_second);
+    if (p->null_texts) fprintf(stderr, "%s: skipped %" PRIu64 " rows whose text is null\n", program, p->null_texts);
     if (p->invalid_texts)
-        fprintf(stderr, "%s: %" PRIu64 " documents with invalid UTF-8, taken bytewise\n", *program_name_(), p->invalid_texts);
+        fprintf(stderr, "%s: %" PRIu64 " documents have invalid UTF-8; its bytes are kept as is\n", program,
+                p->invalid_texts);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// From shards back
-
-// Reads and checks a shard's header; *tokens: its count, which the file's size must agree with. Returns a descriptor or -1.
-static int shard_open(const char *path, uint64_t *tokens, Error *err) {
-    int32_t header[SHARD_HEADER_INTS];
-    struct stat st;
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
-    if (pread_exactly(fd, header, sizeof header, 0, path, err) == 0 && fstat(fd, &st) == 0) {
-        *tokens = (uint64_t)header[2];
-        if (header[0] != SHARD_MAGIC || header[1] != SHARD_VERSION) fail(err, "%s: not a token shard", path);
-        else if (header[2] < 0 || (uint64_t)st.st_size != SHARD_HEADER_BYTES + 2 * *tokens)
-            fail(err, "%s: %lld bytes, but its header says %d tokens; damaged", path, (long long)st.st_size, header[2]);
-        else return fd;
-    }
-    close(fd);
-    return -1;
-}
+// From shards back to text
 
 static void decode(const Program *p) {
-    uint16_t *tokens = (uint16_t *)xmalloc(BLOCK_BYTES);
+    uint16_t *block = (uint16_t *)xmalloc(BLOCK_BYTES);
     for (int i = 0; i < p->num_inputs; i++) {
         Error err;
+        const char *path = p->inputs[i];
         uint64_t count;
-        int fd = shard_open(p->inputs[i], &count, &err);
+        int fd = shard_open(path, &count, &err);
         if (fd < 0) die(EXIT_INPUT, "%s", err.text);
-        for (uint64_t at = 0, n; at < count; at += n) {
-            n = count - at < BLOCK_BYTES / 2 ? count - at : BLOCK_BYTES / 2;
-            if (pread_exactly(fd, tokens, 2 * n, SHARD_HEADER_BYTES + 2 * at, p->inputs[i], &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
-            for (uint64_t j = 0; j < n; j++) {
+        for (uint64_t at = 0; at < count;) {
+            int64_t n = read_tokens(fd, path, at, count, block, &err);
+            if (n < 0) die(EXIT_SYSTEM, "%s", err.text);
+            for (int64_t j = 0; j < n; j++, at++) {
                 size_t bytes;
-                if (tokens[j] >= p->tokenizer.vocab_size)
-                    die(EXIT_INPUT, "%s: token %" PRIu64 " is %d, and the vocabulary has %d%s", p->inputs[i], at + j, tokens[j],
-                        p->tokenizer.vocab_size, p->bytes ? " (--bytes)" : "");
-                const char *text = tokenizer_decode(&p->tokenizer, tokens[j], &bytes);
+                if (block[j] >= p->tokenizer.vocab_size)
+                    die(EXIT_INPUT, "%s: token %" PRIu64 " is %d, but the vocabulary has %d tokens%s", path, at,
+                        block[j], p->tokenizer.vocab_size, p->o.bytes ? " (--bytes)" : "");
+                const char *text = tokenizer_decode(&p->tokenizer, block[j], &bytes);
                 fwrite(text, 1, bytes, stdout);
             }
         }
         close(fd);
     }
-    free(tokens);
+    free(block);
 }
 
-// Checks each shard of one data set against its manifest. Returns how many are bad.
+// Checks a shard against its entry in the manifest, and adds its end-of-text tokens to *documents. block has room for
+// BLOCK_TOKENS.
+static int verify_shard(const char *path, const Manifest *m, const ManifestEntry *e, uint16_t *block,
+                        uint64_t *documents, Error *err) {
+    uint64_t count, hash = 0, bytes;
+    int fd = shard_open(path, &count, err), rc = fd < 0 ? -1 : 0;
+    if (rc == 0 && count != e->tokens)
+        rc = fail(err, "%s: %" PRIu64 " tokens, but the manifest says %" PRIu64, path, count, e->tokens);
+    for (uint64_t at = 0; rc == 0 && at < count;) {
+        int64_t n = read_tokens(fd, path, at, count, block, err);
+        if (n < 0) rc = -1;
+        for (int64_t j = 0; rc == 0 && j < n; j++, at++) {
+            *documents += block[j] == m->eot;
+            if (block[j] >= m->vocab_size)
+                rc = fail(err, "%s: token %" PRIu64 " is %d, outside the vocabulary", path, at, block[j]);
+        }
+    }
+    if (fd >= 0) close(fd);
+    if (rc == 0) rc = hash_file(path, &hash, &bytes, err);
+    if (rc == 0 && hash != e->xxh64)
+        rc = fail(err, "%s: checksum %016" PRIx64 ", but the manifest says %016" PRIx64 "; it is damaged", path, hash,
+                  e->xxh64);
+    return rc;
+}
+
+// Checks the shards of a data set, DIR/NAME or DIR/NAME_manifest.json, against its manifest. Returns how many are bad.
 static int verify(const char *input) {
     Error err;
     Manifest m;
-    char *path = ends_with(input, "_manifest.json") ? xasprintf("%s", input) : xasprintf("%s_manifest.json", input);
-    char *slash = strrchr(path, '/');
+    char *path = xasprintf(ends_with(input, "_manifest.json") ? "%s" : "%s_manifest.json", input);
     if (manifest_read(&m, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
     int bad = 0;
-    uint64_t starts = 0, tokens = 0, text_bytes = 0;
+    uint64_t documents = 0, tokens = 0, text_bytes = 0;
     uint16_t *block = (uint16_t *)xmalloc(BLOCK_BYTES);
     for (int i = 0; i < m.num_shards; i++) {
         const ManifestEntry *e = &m.shards[i];
-        uint64_t count = 0, hash, bytes;
-        char *shard = xasprintf("%.*s%s", slash ? (int)(slash - path + 1) : 0, path, e->file);
-        int fd = shard_open(shard, &count, &err), rc = fd < 0 ? -1 : 0;
-        if (rc == 0 && count != e->tokens) rc = fail(&err, "%s: %" PRIu64 " tokens, the manifest says %" PRIu64, shard, count, e->tokens);
-        for (uint64_t at = 0, n; rc == 0 && at < count; at += n) {
-            n = count - at < BLOCK_BYTES / 2 ? count - at : BLOCK_BYTES / 2;
-            rc = pread_exactly(fd, block, 2 * n, SHARD_HEADER_BYTES + 2 * at, shard, &err);
-            for (uint64_t j = 0; rc == 0 && j < n; j++) {
-                starts += block[j] == m.eot;
-                if (block[j] >= m.vocab_size)
-                    rc = fail(&err, "%s: token %" PRIu64 " is %d, outside the vocabulary", shard, at + j, block[j]);
-            }
-        }
-        if (fd >= 0) close(fd);
-        if (rc == 0) rc = hash_file(shard, &hash, &bytes, &err);
-        if (rc == 0 && hash != e->xxh64)
-            rc = fail(&err, "%s: checksum %016" PRIx64 ", the manifest says %016" PRIx64 "; damaged", shard, hash, e->xxh64);
-        if (rc == 0) printf("ok  %s  %" PRIu64 " tokens\n", shard, e->tokens);
+        char *shard = xasprintf("%.*s%s", (int)(manifest_name(path) - path), path, e->file);
+        if (verify_shard(shard, &m, e, block, &documents, &err) == 0)
+            printf("ok  %s  %" PRIu64 " tokens\n", shard, e->tokens);
         else printf("BAD %s\n", err.text), bad++;
         tokens += e->tokens, text_bytes += e->bytes;
         free(shard);
     }
-    if (bad == 0 && starts != m.documents)
-        printf("BAD %s: %" PRIu64 " documents, the shards have %" PRIu64 "\n", path, m.documents, starts), bad++;
+    if (bad == 0 && documents != m.documents) {
+        printf("BAD %s: %" PRIu64 " documents, but the shards have %" PRIu64 "\n", path, m.documents, documents);
+        bad++;
+    }
     if (bad == 0)
-        printf("ok  %s  %" PRIu64 " documents, %" PRIu64 " tokens, %" PRIu64 " bytes of text\n", path, m.documents, tokens, text_bytes);
+        printf("ok  %s  %" PRIu64 " documents, %" PRIu64 " tokens, %" PRIu64 " bytes of text\n", path, m.documents,
+               tokens, text_bytes);
     manifest_free(&m);
     free(block);
     free(path);
@@ -963,78 +860,65 @@ static int verify(const char *input) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Command line
 
-static const char help[] =
-    "usage: tokenize [options] -o DIR/NAME [FILE...]     text to DIR/NAME_val_000000.bin, DIR/NAME_train_000001.bin, ...\n"
-    "       tokenize [options] --print-ids [FILE...]     text to one JSON array of token ids a document\n"
-    "       tokenize [options] --decode SHARD...         shards back to text, <|endoftext|> before each document\n"
-    "       tokenize --verify DIR/NAME...                check shards against their manifest\n"
+static const char help_head[] =
+    "usage: tokenize [flags] -o DIR/NAME [FILE...]   text to DIR/NAME_val_000000.bin, DIR/NAME_train_000001.bin, ...\n"
+    "       tokenize [flags] --print-ids [FILE...]   text to token ids, one JSON array per document\n"
+    "       tokenize [flags] --decode SHARD...       shards to text, with <|endoftext|> before each document\n"
+    "       tokenize --verify DIR/NAME...            check shards against their manifest\n"
     "\n"
-    "FILE is JSON lines with a \"text\" field where it is named .jsonl, .json or .ndjson, else plain text, the file being one\n"
-    "document; .zst is unpacked. No FILE, or -, is JSON lines from standard input.\n"
-    "\n"
-    "  --vocab FILE       GPT-2's vocabulary (default data/gpt2.tiktoken; data/gpt2_vocab.sh gets it)\n"
-    "  --bytes            the byte-level vocabulary instead: 256 bytes and end-of-text\n"
-    "  --threads N        encoding threads (default: as many as there are cores)\n"
-    "  --shard-size N     tokens a shard (default 100000000)\n"
-    "  --val-tokens N     tokens that are validation, from the first on (default: one shard; 0: none)\n"
-    "  --rows N           the input must have exactly N documents, those with a null text included\n"
-    "  --tokens N         the texts must have exactly N tokens, end-of-text tokens not counted\n"
-    "  --source FILE      add to the data set of this name, noting FILE in its manifest; nothing is done if it is there\n"
-    "  -o DIR/NAME        where to write\n"
-    "  -h, --help\n"
-    "\n"
-    "Exit code 2: the input or a flag is bad; 1: the machine failed (disk, memory); nothing is written then.\n";
+    "A FILE named .jsonl, .json or .ndjson is JSON Lines with a \"text\" field; any other file is plain text and one\n"
+    "document. .zst is unpacked. Without FILE, or where it is -, JSON Lines are read from standard input.\n"
+    "Exit code 2: bad input or a bad flag; 1: the machine failed (disk, memory). Neither leaves shards behind.\n";
 
-static uint64_t number(const char *flag, const char *s, uint64_t min, uint64_t max) {
-    char *end;
-    errno = 0;
-    uint64_t value = strtoull(s, &end, 10);
-    if (*s < '0' || *s > '9' || *end || errno || value < min || value > max) {
-        die(EXIT_INPUT, "--%s %s: a whole number from %" PRIu64 " to %" PRIu64 " is wanted", flag, s, min, max);
-    }
-    return value;
+static int tokenize_flags(Options *o, Flag out[], int room) {
+    const double many = 1e15;
+    const Flag flags[] = {
+        {'o', "out", FLAG_TEXT, &o->out, NULL, 0, 0, "DIR/NAME of the shards to write", 0},
+        {0, "vocab", FLAG_TEXT, &o->vocab, "data/gpt2.tiktoken", 0, 0,
+            "GPT-2's vocabulary; data/gpt2_vocab.sh downloads it", 0},
+        {0, "bytes", FLAG_SWITCH, &o->bytes, "0", 0, 1,
+            "use the byte-level vocabulary instead: the 256 bytes and end-of-text", 0},
+        {0, "threads", FLAG_INT, &o->threads, NULL, 1, 1024, "encoding threads (one per core)", 0},
+        {0, "shard-size", FLAG_INT, &o->shard_size, "100000000", 1, INT32_MAX, "tokens per shard", 0},
+        {0, "val-tokens", FLAG_INT, &o->val_tokens, NULL, 0, many,
+            "the first N tokens are for validation; 0: none (one shard)", 0},
+        {0, "rows", FLAG_INT, &o->rows, NULL, 0, many,
+            "fail unless the input has exactly N documents, null texts included", 0},
+        {0, "tokens", FLAG_INT, &o->tokens, NULL, 0, many,
+            "fail unless the texts have exactly N tokens, end-of-text not counted", 0},
+        {0, "source", FLAG_TEXT, &o->source, NULL, 0, 0,
+            "add to the data set and list this file as a source; skip if it is listed", 0},
+        {0, "print-ids", FLAG_SWITCH, &o->print_ids, "0", 0, 1, "print token ids, write no shards", 0},
+        {0, "decode", FLAG_SWITCH, &o->decode, "0", 0, 1, "print the text of shards", 0},
+        {0, "verify", FLAG_SWITCH, &o->verify, "0", 0, 1, "check data sets", 0},
+    };
+    return flags_copy(out, room, flags, (int)(sizeof flags / sizeof *flags));
 }
 
-static void parse_flags(Program *p, int argc, char **argv) {
-    enum { VOCAB = 256, BYTES, THREADS, SHARD_SIZE, VAL_TOKENS, ROWS, TOKENS, SOURCE, PRINT_IDS, DECODE, VERIFY };
-    static const struct option flags[]
-        = {{"vocab", 1, 0, VOCAB}, {"bytes", 0, 0, BYTES}, {"threads", 1, 0, THREADS}, {"shard-size", 1, 0, SHARD_SIZE},
-            {"val-tokens", 1, 0, VAL_TOKENS}, {"rows", 1, 0, ROWS}, {"tokens", 1, 0, TOKENS}, {"source", 1, 0, SOURCE},
-            {"print-ids", 0, 0, PRINT_IDS}, {"decode", 0, 0, DECODE}, {"verify", 0, 0, VERIFY}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}};
+static void parse_command_line(Program *p, int argc, char **argv) {
     static const char *stdin_only[] = {"-"};
+    Options *o = &p->o;
+    Flag flags[16];
+    Error err;
     cpu_set_t cores;
-    p->vocab = "data/gpt2.tiktoken";
-    p->threads = sched_getaffinity(0, sizeof cores, &cores) == 0 ? (uint64_t)CPU_COUNT(&cores) : 1;
-    p->shard_size = 100000000;
+    int n = tokenize_flags(o, flags, 16);
+    o->threads = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    o->val_tokens = o->rows = o->tokens = -1;
     p->shard_fd = p->lock_fd = -1;
-    for (int c; (c = getopt_long(argc, argv, "o:h", flags, NULL)) != -1;) {
-        switch (c) {
-        case 'o': p->out = optarg; break;
-        case VOCAB: p->vocab = optarg; break;
-        case BYTES: p->bytes = true; break;
-        case THREADS: p->threads = number("threads", optarg, 1, 1024); break;
-        case SHARD_SIZE: p->shard_size = number("shard-size", optarg, 1, INT32_MAX); break;
-        case VAL_TOKENS: p->val_tokens = number("val-tokens", optarg, 0, 1000000000000000), p->has_val_tokens = true; break;
-        case ROWS: p->rows = number("rows", optarg, 0, 1000000000000000), p->has_rows = true; break;
-        case TOKENS: p->text_tokens = number("tokens", optarg, 0, 1000000000000000), p->has_text_tokens = true; break;
-        case SOURCE: p->source = optarg; break;
-        case PRINT_IDS: p->mode = MODE_PRINT_IDS; break;
-        case DECODE: p->mode = MODE_DECODE; break;
-        case VERIFY: p->mode = MODE_VERIFY; break;
-        case 'h': fputs(help, stdout); exit(0);
-        default: exit(EXIT_INPUT);                              // getopt has said why
-        }
-    }
-    if (!p->has_val_tokens) p->val_tokens = p->shard_size;
-    p->inputs = argv + optind, p->num_inputs = argc - optind;
-    if (p->num_inputs == 0 && p->mode >= MODE_DECODE)
-        die(EXIT_INPUT, "no %s given; tokenize --help", p->mode == MODE_DECODE ? "shard" : "data set");
+    int first;
+    if (flags_parse_arguments(argc, argv, help_head, flags, n, &first, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    p->inputs = argv + first, p->num_inputs = argc - first;
+    if (o->print_ids + o->decode + o->verify > 1)
+        die(EXIT_INPUT, "--print-ids, --decode and --verify exclude each other; give one of them");
+    p->mode = o->print_ids ? MODE_PRINT_IDS : o->decode ? MODE_DECODE : o->verify ? MODE_VERIFY : MODE_SHARDS;
+    if (p->num_inputs == 0 && p->mode == MODE_DECODE) die(EXIT_INPUT, "no shard given; see tokenize --help");
+    if (p->num_inputs == 0 && p->mode == MODE_VERIFY) die(EXIT_INPUT, "no data set given; see tokenize --help");
     if (p->num_inputs == 0) p->inputs = (char **)stdin_only, p->num_inputs = 1;
     if (p->mode != MODE_SHARDS) return;
-    if (!p->out) die(EXIT_INPUT, "-o DIR/NAME is missing; tokenize --help");
-    const char *slash = strrchr(p->out, '/'), *name = slash ? slash + 1 : p->out;
-    if (!*name) die(EXIT_INPUT, "-o %s: the name behind the folder is missing", p->out);
-    p->folder = xasprintf("%.*s", slash > p->out ? (int)(slash - p->out) : 1, slash ? p->out : ".");
+    if (!o->out) die(EXIT_INPUT, "-o DIR/NAME is missing; see tokenize --help");
+    const char *name = manifest_name(o->out), *slash = name > o->out ? name - 1 : NULL;
+    if (!*name) die(EXIT_INPUT, "-o %s: a name is missing after the folder", o->out);
+    p->folder = xasprintf("%.*s", slash > o->out ? (int)(slash - o->out) : 1, slash ? o->out : ".");
     p->name = xasprintf("%s", name);
 }
 
@@ -1042,19 +926,18 @@ int main(int argc, char **argv) {
     Program p = {0};
     Error err;
     set_program_name(argv[0]);
-    parse_flags(&p, argc, argv);
+    parse_command_line(&p, argc, argv);
     p.start_time = p.last_progress = now_seconds();
     int bad = 0;
     if (p.mode == MODE_VERIFY) {
         for (int i = 0; i < p.num_inputs; i++) bad += verify(p.inputs[i]);
     } else {
-        int rc = p.bytes ? tokenizer_init_bytes(&p.tokenizer) : tokenizer_init_gpt2(&p.tokenizer, p.vocab, &err);
+        int rc = p.o.bytes ? tokenizer_init_bytes(&p.tokenizer) : tokenizer_init_gpt2(&p.tokenizer, p.o.vocab, &err);
         if (rc != 0) die(EXIT_INPUT, "%s", err.text);
         if (p.mode != MODE_DECODE) tokenizer_prepare(&p.tokenizer);
         struct stat st;
-        for (int i = 0; i < p.num_inputs; i++) {
+        for (int i = 0; i < p.num_inputs; i++)
             if (stat(p.inputs[i], &st) == 0 && S_ISREG(st.st_mode)) p.total_bytes += (uint64_t)st.st_size;
-        }
         if (p.mode == MODE_DECODE) decode(&p);
         else if (p.mode == MODE_PRINT_IDS) tokenize(&p);
         else make_shards(&p);

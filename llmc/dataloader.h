@@ -1,10 +1,12 @@
-// Batches from token shards (shard.h). The data are cut into windows of T tokens; a window reads T + 1 tokens, because the
-// targets are the inputs one place further (the last target is the next window's first input: no token is lost or doubled).
+// Batches from token shards (shard.h). The data are cut into windows of T tokens. Reading a window takes T + 1 tokens,
+// because targets are inputs shifted by one; the last target is also the first input of the next window, so no token is
+// lost or trained on twice.
 //
-// Nothing is mapped and nothing is kept: a window is one pread into a fixed buffer, so memory stays flat however long the run.
-// The order of windows is a function of (seed, epoch, position): shards are permuted, and windows within a shard, so that
-// reading stays within one file at a time. A run is resumed by setting epoch and position; no order depends on the number of
-// ranks, which read disjoint windows of it. With shuffling off the order is llm.c's: micro-batch k reads tokens k*B*T to (k+1)*B*T of a shard.
+// Nothing is mapped or cached: a window is one pread into a fixed buffer, so memory stays flat however long the run.
+// The order of windows is a function of (seed, epoch, position): shards are permuted, and windows within each shard, so
+// that reads stay within one file for a while. A run resumes by setting epoch and position. The order does not depend
+// on the number of ranks, which read disjoint windows of it. Without shuffling the order is llm.c's: micro-batch k
+// reads tokens k*B*T to (k+1)*B*T of a shard.
 #ifndef LLMC_DATALOADER_H
 #define LLMC_DATALOADER_H
 
@@ -15,8 +17,8 @@
 typedef struct {
     char *path;
     uint64_t tokens;
-    uint64_t windows;       // whole windows of T, those that a --shuffle 0 epoch leaves out not counted
-    uint64_t xxh64;         // of the file, from the manifest
+    uint64_t windows;       // whole windows of T, without those that an epoch of --shuffle 0 skips
+    uint64_t xxh64;         // of the file, as in the manifest
     int has_checksum, verified;
 } LoaderShard;
 
@@ -26,15 +28,15 @@ typedef struct {
     // the data
     LoaderShard *shards;
     int num_shards;
-    uint64_t tokens, windows;           // of an epoch
+    uint64_t tokens, windows;           // per epoch
     char vocab[16];                     // "gpt2" or "bytes"
     int vocab_size, eot;
-    double bytes_per_token;             // of text, end-of-text counting zero; 0 where no manifest says
+    double bytes_per_token;             // bytes of text per token, end-of-text counting 0 bytes; 0: no manifest
     // the order
     int64_t T;
     LoaderOrder order;
     uint64_t seed;
-    uint64_t epoch, position;           // next window to be read, position < windows
+    uint64_t epoch, position;           // the next window to read; position < windows
     // the open shard
     int fd, open_shard;
     uint16_t *buffer;                   // (T + 1)
@@ -49,43 +51,38 @@ LLMC_FN void loader_close(DataLoader *d) {
     d->fd = -1;
 }
 
-// Checks a shard's header against its size and gives its number of tokens.
-LLMC_FN int shard_read_header(const char *path, uint64_t *tokens, Error *err) {
-    int fd = open(path, O_RDONLY);
-    int32_t header[SHARD_HEADER_INTS];
-    struct stat info;
-    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
-    int rc = 0;
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) rc = fail(err, "%s: not a regular file", path);
-    else if (info.st_size < SHARD_HEADER_BYTES)
-        rc = fail(err, "%s: %lld bytes, shorter than a shard's header of %d; make it again with data/tokenize", path,
-                  (long long)info.st_size, SHARD_HEADER_BYTES);
-    else rc = pread_exactly(fd, header, sizeof header, 0, path, err);
-    close(fd);
-    if (rc != 0) return -1;
-    if (header[0] != SHARD_MAGIC)
-        return fail(err, "%s: not a token shard: it begins with %d, a shard with %d; make shards with data/tokenize", path, header[0], SHARD_MAGIC);
-    if (header[1] != SHARD_VERSION)
-        return fail(err, "%s: shard version %d, this program reads version %d; make it again with data/tokenize", path, header[1], SHARD_VERSION);
-    uint64_t held = ((uint64_t)info.st_size - SHARD_HEADER_BYTES) / 2;
-    if (header[2] < 0 || (uint64_t)header[2] != held || (info.st_size - SHARD_HEADER_BYTES) % 2)
-        return fail(err, "%s: its header says %d tokens, the file has room for %llu; it was cut or is damaged", path, header[2], (unsigned long long)held);
-    *tokens = held;
-    return 0;
-}
-
-// DIR/NAME_manifest.json for DIR/NAME_train_000001.bin; NULL where the name is not of that form. The caller frees it.
+// DIR/NAME_manifest.json for DIR/NAME_train_000001.bin; NULL if the name does not have that form. The caller frees it.
 LLMC_FN char *manifest_path_(const char *shard) {
     size_t n = strlen(shard);
     static const char *const parts[] = {"_train_", "_val_"};
     for (int i = 0; i < 2; i++) {
         size_t tail = strlen(parts[i]) + strlen("000000.bin");
-        if (n > tail && !strncmp(shard + n - tail, parts[i], strlen(parts[i]))) return xasprintf("%.*s_manifest.json", (int)(n - tail), shard);
+        if (n > tail && !strncmp(shard + n - tail, parts[i], strlen(parts[i])))
+            return xasprintf("%.*s_manifest.json", (int)(n - tail), shard);
     }
     return NULL;
 }
 
-// Takes vocabulary and checksums from the manifest beside the first shard, if there is one.
+// Finds shard s in the manifest at `path` and takes its checksum. Adds the size of its text to *text_bytes.
+LLMC_FN int loader_match_(const DataLoader *d, LoaderShard *s, const Manifest *manifest, const char *path,
+                          uint64_t *text_bytes, Error *err) {
+    char *own = manifest_path_(s->path);
+    int same = own && !strcmp(own, path);
+    free(own);
+    if (!same) return fail(err, "%s and %s belong to different data sets; name only one", d->shards[0].path, s->path);
+    const ManifestEntry *entry = NULL;
+    for (int i = 0; i < manifest->num_shards; i++)
+        if (!strcmp(manifest->shards[i].file, manifest_name(s->path))) entry = &manifest->shards[i];
+    if (!entry) return fail(err, "%s: not listed in %s; if it is left over from another run, remove it", s->path, path);
+    if (entry->tokens != s->tokens)
+        return fail(err, "%s: %llu tokens, but %s says %llu; make it again with data/tokenize", s->path,
+                    (unsigned long long)s->tokens, path, (unsigned long long)entry->tokens);
+    s->xxh64 = entry->xxh64, s->has_checksum = 1;
+    *text_bytes += entry->bytes;
+    return 0;
+}
+
+// Reads the vocabulary and the checksums from the manifest next to the first shard, if there is one.
 LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
     snprintf(d->vocab, sizeof d->vocab, "gpt2");
     d->vocab_size = GPT2_VOCAB_SIZE, d->eot = GPT2_EOT;
@@ -96,65 +93,56 @@ LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
     int rc = manifest_read(&manifest, path, err);
     d->vocab_size = manifest.vocab_size, d->eot = manifest.eot;
     if (d->eot == BYTES_EOT) snprintf(d->vocab, sizeof d->vocab, "bytes");
-    for (int i = 0; i < d->num_shards && rc == 0; i++) {
-        LoaderShard *s = &d->shards[i];
-        const char *slash = strrchr(s->path, '/'), *name = slash ? slash + 1 : s->path;
-        char *own = manifest_path_(s->path);
-        const ManifestEntry *entry = NULL;
-        for (int k = 0; k < manifest.num_shards; k++)
-            if (!strcmp(manifest.shards[k].file, name)) entry = &manifest.shards[k];
-        if (!own || strcmp(own, path) != 0) rc = fail(err, "%s and %s are of different data sets; name one set", d->shards[0].path, s->path);
-        else if (!entry) rc = fail(err, "%s: not in %s; is it left over from another run? then remove it", s->path, path);
-        else if (entry->tokens != s->tokens)
-            rc = fail(err, "%s: %llu tokens, but %s says %llu; make it again with data/tokenize", s->path, (unsigned long long)s->tokens, path,
-                      (unsigned long long)entry->tokens);
-        else s->xxh64 = entry->xxh64, s->has_checksum = 1, text_bytes += entry->bytes;
-        free(own);
-    }
+    for (int i = 0; i < d->num_shards && rc == 0; i++)
+        rc = loader_match_(d, &d->shards[i], &manifest, path, &text_bytes, err);
     if (d->tokens > 0) d->bytes_per_token = (double)text_bytes / (double)d->tokens;
     manifest_free(&manifest);
     free(path);
     return rc;
 }
 
-// Opens the shards that `pattern` names (one path or a glob, in the order of their names). unit: --shuffle 0 leaves out what
-// does not fill a micro-batch of unit = B windows at a shard's end, as llm.c does; 1 leaves nothing out.
-LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed, Error *err) {
+// Opens the shards that `pattern` names (a path or a glob), in the order of their names. ORDER_SEQUENTIAL skips the end
+// of a shard where it does not fill a micro-batch of unit = B windows, as llm.c does; unit = 1 skips nothing.
+LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed,
+                        Error *err) {
     memset(d, 0, sizeof *d);
     d->fd = -1, d->open_shard = -1;
     d->T = T, d->order = order, d->seed = seed;
+    if (order == ORDER_SHUFFLED) unit = 1;
     glob_t files;
-    int found = glob(pattern, 0, NULL, &files);
-    if (found != 0) {
+    if (glob(pattern, 0, NULL, &files) != 0) {
         globfree(&files);
-        return fail(err, "%s: no such file; make shards with data/tokenize or data/toy_corpus, or name others", pattern);
+        return fail(err, "%s: no such file; make shards with data/tokenize or data/toy_corpus, or name others",
+                    pattern);
     }
     d->shards = (LoaderShard *)xcalloc(files.gl_pathc, sizeof *d->shards);
     int rc = 0;
     for (size_t i = 0; i < files.gl_pathc && rc == 0; i++) {
         LoaderShard *s = &d->shards[d->num_shards++];
         s->path = xasprintf("%s", files.gl_pathv[i]);
-        rc = shard_read_header(s->path, &s->tokens, err);
-        if (order == ORDER_SHUFFLED) unit = 1;
+        int fd = shard_open(s->path, &s->tokens, err);
+        if (fd >= 0) close(fd);
+        else rc = -1;
         s->windows = s->tokens ? (s->tokens - 1) / ((uint64_t)T * unit) * unit : 0;
         d->tokens += s->tokens, d->windows += s->windows;
     }
     globfree(&files);
     if (rc == 0) rc = loader_read_manifest_(d, err);
     if (rc == 0 && d->windows == 0)
-        rc = fail(err, "%s: %llu tokens, fewer than one batch: %llu sequences of %lld tokens and one more need %llu", pattern, (unsigned long long)d->tokens,
-                  (unsigned long long)unit, (long long)T, (unsigned long long)((uint64_t)T * unit + 1));
+        rc = fail(err, "%s: %llu tokens, fewer than one batch: %llu sequences of %lld tokens and one more need %llu",
+                  pattern, (unsigned long long)d->tokens, (unsigned long long)unit, (long long)T,
+                  (unsigned long long)((uint64_t)T * unit + 1));
     if (rc != 0) { loader_close(d); return -1; }
     d->buffer = (uint16_t *)xmalloc(((size_t)T + 1) * sizeof *d->buffer);
     return 0;
 }
 
-// A name for the data and their order's inputs: resuming on other shards would read other text without a word.
+// A hash of the shards' names, sizes and checksums. A run stores it, so that resuming on different data is noticed.
 LLMC_FN uint64_t loader_fingerprint(const DataLoader *d) {
     uint64_t h = 0;
     for (int i = 0; i < d->num_shards; i++) {
         const LoaderShard *s = &d->shards[i];
-        const char *slash = strrchr(s->path, '/'), *name = slash ? slash + 1 : s->path;
+        const char *name = manifest_name(s->path);
         h = XXH64(name, strlen(name), h ^ s->tokens ^ s->xxh64);
     }
     return h;
@@ -167,22 +155,24 @@ LLMC_FN int loader_open_shard_(DataLoader *d, int i, Error *err) {
     d->open_shard = -1;
     d->fd = open(s->path, O_RDONLY);
     if (d->fd < 0) return fail(err, "%s: cannot open: %s", s->path, strerror(errno));
-    if (s->has_checksum && !s->verified) {      // once, when a shard is first read: this also brings it into the page cache
+    if (s->has_checksum && !s->verified) {      // once per shard, at its first read; this also fills the page cache
         uint64_t hash = 0, bytes;
         if (hash_file(s->path, &hash, &bytes, err) != 0) return -1;
         if (hash != s->xxh64)
-            return fail(err, "%s: its checksum is not the one in the manifest; the file is damaged, make it again with data/tokenize", s->path);
+            return fail(err, "%s: damaged: its checksum differs from the manifest's; make it again with data/tokenize",
+                        s->path);
         s->verified = 1;
     }
     d->open_shard = i;
     return 0;
 }
 
-// Finds window number `position` of an epoch: which shard, and which window of that shard.
+// Window number `position` of an epoch: returns its number within its shard, and the shard in *shard.
 LLMC_FN uint64_t loader_locate_(const DataLoader *d, uint64_t epoch, uint64_t position, int *shard) {
     uint64_t n = (uint64_t)d->num_shards, stream = rng_stream(d->seed, epoch);
     for (uint64_t i = 0; i < n; i++) {
-        uint64_t s = d->order == ORDER_SHUFFLED ? rng_permute(stream, i, n) : i, windows = d->shards[s].windows;
+        uint64_t s = d->order == ORDER_SHUFFLED ? rng_permute(stream, i, n) : i;
+        uint64_t windows = d->shards[s].windows;
         if (position < windows) {
             *shard = (int)s;
             return d->order == ORDER_SHUFFLED ? rng_permute(rng_stream(stream, s), position, windows) : position;
@@ -192,22 +182,23 @@ LLMC_FN uint64_t loader_locate_(const DataLoader *d, uint64_t epoch, uint64_t po
     die(EXIT_SYSTEM, "internal error: window %llu is beyond the epoch", (unsigned long long)position);
 }
 
-// Reads B windows that start `ahead` windows behind the loader's place, which stays: inputs and targets are (B, T). Rank r of `world` reads
-// micro-batches r, r + world, ... of a step, `ahead` being k * B for micro-batch k, and all ranks then advance by the whole step.
+// Reads B windows, the first of them `ahead` windows after the loader's position, which does not change.
+// inputs and targets are (B, T). Rank r of `world` reads micro-batches r, r + world, ... of a step, with ahead = k * B
+// for micro-batch k; then all ranks advance by the whole step.
 LLMC_FN int loader_read(DataLoader *d, uint64_t ahead, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
     int64_t T = d->T;
     for (int64_t b = 0; b < B; b++) {
         uint64_t place = d->position + ahead + (uint64_t)b;
         int shard;
         uint64_t window = loader_locate_(d, d->epoch + place / d->windows, place % d->windows, &shard);
-        uint64_t first = window * (uint64_t)T;
+        uint64_t first = window * (uint64_t)T, offset = SHARD_HEADER_BYTES + 2 * first;
         if (loader_open_shard_(d, shard, err) != 0) return -1;
         const char *path = d->shards[shard].path;
-        if (pread_exactly(d->fd, d->buffer, ((size_t)T + 1) * 2, SHARD_HEADER_BYTES + 2 * first, path, err) != 0) return -1;
+        if (pread_exactly(d->fd, d->buffer, ((size_t)T + 1) * 2, offset, path, err) != 0) return -1;
         for (int64_t t = 0; t <= T; t++)
             if (d->buffer[t] >= d->vocab_size)
-                return fail(err, "%s: token %d at place %llu is beyond the vocabulary \"%s\" of %d; was it made for another one?", path, d->buffer[t],
-                            (unsigned long long)(first + (uint64_t)t), d->vocab, d->vocab_size);
+                return fail(err, "%s: token %llu is %d, beyond the vocabulary \"%s\" of %d; was it made for another?",
+                            path, (unsigned long long)(first + (uint64_t)t), d->buffer[t], d->vocab, d->vocab_size);
         for (int64_t t = 0; t < T; t++) inputs[b * T + t] = d->buffer[t], targets[b * T + t] = d->buffer[t + 1];
     }
     return 0;
@@ -219,7 +210,7 @@ LLMC_FN void loader_advance(DataLoader *d, uint64_t windows) {
     d->position %= d->windows;
 }
 
-// The next B windows; the loader moves on.
+// Reads the next B windows and advances past them.
 LLMC_FN int loader_next(DataLoader *d, int64_t B, int32_t *inputs, int32_t *targets, Error *err) {
     if (loader_read(d, 0, B, inputs, targets, err) != 0) return -1;
     loader_advance(d, (uint64_t)B);

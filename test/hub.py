@@ -1,5 +1,6 @@
-# A Hugging Face hub for test_data.sh: lists a folder's parquet files and serves them, with ranges, each stopping halfway the
-# first time it is asked for and once with a wrong byte. Prints its port.
+# A stand-in for the Hugging Face hub, for test_data.sh: lists the parquet files of a folder and serves them, with
+# ranges. The first request for each file is cut off halfway, and the second one for p3.parquet ends with a wrong byte.
+# Prints its port.
 import hashlib, http.server, json, os, sys
 
 folder = sys.argv[1]

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Tests of the data path: data/tokenize, data/fineweb_edu.sh, llmc/tokenizer.h.
+# Tests of the way from text to shards: data/tokenize, the scripts in data/, llmc/tokenizer.h.
 #
 #     test/test_data.sh [--long] [TEST...]
 #
-# Environment: TOKENIZE (the program to test, default data/tokenize; one built with sanitizers will do), CC, CFLAGS (for
-# test_tokenize.c), DUCKDB. A test prints "ok NAME", "FAIL NAME: why" or "skip NAME: why"; the last line has the sums.
+# Environment: TOKENIZE, the program to test (default data/tokenize), with sanitizers or without; CC and CFLAGS, for
+# test_tokenize.c; DUCKDB. A test prints "ok NAME", "FAIL NAME: why" or "skip NAME: why". The last line has the totals.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD data=$PWD/test/data vocab=$PWD/test/data/gpt2.tiktoken
@@ -23,7 +23,12 @@ run_test() {
     local name=$1 why
     shift
     if why=$("test_$name" 2>&1); then
-        if [[ $why == skip:* ]]; then echo "skip $name:${why#skip:}"; else echo "ok $name${why:+ (${why//$'\n'/; })}"; passed=$((passed + 1)); fi
+        if [[ $why == skip:* ]]; then
+            echo "skip $name:${why#skip:}"
+        else
+            echo "ok $name${why:+ (${why//$'\n'/; })}"
+            passed=$((passed + 1))
+        fi
     else
         echo "FAIL $name: $(tr '\n' ' ' <<<"$why")"
         failed=$((failed + 1))
@@ -35,25 +40,26 @@ tok() { "$TOKENIZE" --vocab "$vocab" "$@"; }
 quiet() { "$@" 2>"$tmp/stderr" || { cat "$tmp/stderr"; return 1; }; }
 tokens_of() { for f in "$@"; do tail -c +1025 "$f"; done; }     # of shards, without their headers
 say() { echo "$*"; return 1; }
+has() { grep -q -e "$2" "$1"; }     # FILE PATTERN
 
-# rejects CODE PATTERN COMMAND...: it must exit with CODE and say one line that has PATTERN.
+# rejects CODE PATTERN COMMAND...: the command must exit with CODE and print one line on stderr that matches PATTERN.
 rejects() {
     local code=$1 pattern=$2 got
     shift 2
-    ASAN_OPTIONS=detect_leaks=0 "$@" >"$tmp/stdout" 2>"$tmp/stderr"     # who stops on an error does not tidy up
+    ASAN_OPTIONS=detect_leaks=0 "$@" >"$tmp/stdout" 2>"$tmp/stderr"     # an error exit does not free memory
     got=$?
     grep -q -e Sanitizer -e 'runtime error' "$tmp/stderr" && { say "$*: $(cat "$tmp/stderr")"; return; }
-    [ $got = "$code" ] || { say "$*: exit code $got instead of $code; it said: $(cat "$tmp/stderr")"; return; }
-    grep -q -e "$pattern" "$tmp/stderr" || { say "$*: no word of \"$pattern\" in: $(cat "$tmp/stderr")"; return; }
+    [ $got = "$code" ] || { say "$*: exit code $got instead of $code: $(cat "$tmp/stderr")"; return; }
+    has "$tmp/stderr" "$pattern" || { say "$*: \"$pattern\" is not in: $(cat "$tmp/stderr")"; return; }
     [ "$(wc -l <"$tmp/stderr")" = 1 ] || { say "$*: more than one line: $(cat "$tmp/stderr")"; return; }
 }
 
-# No shard with a final name but whole ones: as many bytes as its header says.
+# Every shard with a final name must be whole: as many bytes as its header says.
 all_whole() {   # FOLDER
     local f size tokens
     for f in "$1"/*.bin; do
         [ -e "$f" ] || continue
-        {   # one open file: what a killed run left running may put another in its place meanwhile
+        {   # read both from one open file: a process that survived a kill may replace it in between
             size=$(stat -Lc %s /dev/fd/9)
             tokens=$(od -An -j8 -N4 -td4 <&9 | tr -d ' ')
         } 9<"$f"
@@ -67,7 +73,9 @@ nothing_left() {    # FOLDER
 # ----------------------------------------------------------------------------------------------------------------------
 
 test_encoder() {
-    ${CC:-cc} -O2 ${CFLAGS:-} test/test_tokenize.c -o "$tmp/test_tokenize" -lutf8proc && "$tmp/test_tokenize" "$vocab" $documents "$seed"
+    ${CC:-cc} -O2 ${CFLAGS:-} -I. test/test_tokenize.c -o "$tmp/test_tokenize" -lutf8proc || return
+    "$tmp/test_tokenize" "$vocab" $documents "$seed" >"$tmp/log" || { grep -v '^ok' "$tmp/log"; return 1; }
+    tail -n 1 "$tmp/log"
 }
 
 test_cases() {
@@ -79,22 +87,22 @@ test_cases() {
 test_sample() {
     quiet tok -o "$tmp/a/s" "$data/sample.jsonl.zst" || return
     tokens_of "$tmp/a/s_val_000000.bin" | cmp - "$data/sample.u16" || return
-    grep -q '"documents": 200,' "$tmp/a/s_manifest.json" && grep -q '"tokens": 393524, "bytes": 1648206,' "$tmp/a/s_manifest.json" ||
-        say "$(cat "$tmp/a/s_manifest.json")"
+    local m=$tmp/a/s_manifest.json
+    has $m '"documents": 200,' && has $m '"tokens": 393524, "bytes": 1648206,' || say "$(cat $m)"
 }
 
-# The same bytes whatever the threads and the way in; all tokens in order whatever the shard size.
+# The bytes written do not depend on the number of threads or the kind of input, nor the tokens on the shard size.
 test_threads() {
     local n
     zstd -qdc "$data/sample.jsonl.zst" >"$tmp/s.jsonl"
-    local size=(--shard-size 50000 --val-tokens 70000)
-    for n in 1 2 3 8; do quiet tok --threads $n "${size[@]}" -o "$tmp/$n/s" "$data/sample.jsonl.zst" "$tmp/s.jsonl" || return; done
+    local size=(--shard-size 50000 --val-tokens 70000) z=$data/sample.jsonl.zst
+    for n in 1 2 3 8; do quiet tok --threads $n "${size[@]}" -o "$tmp/$n/s" $z "$tmp/s.jsonl" || return; done
     for n in 2 3 8; do diff -r "$tmp/1" "$tmp/$n" || return; done
-    cat "$data/sample.jsonl.zst" "$data/sample.jsonl.zst" | quiet tok --shard-size 50000 --val-tokens 70000 -o "$tmp/in/s" || return
+    cat $z $z | quiet tok "${size[@]}" -o "$tmp/in/s" || return
     diff -r "$tmp/1" "$tmp/in" || return
     tokens_of "$tmp"/1/s_val_000000.bin "$tmp"/1/s_val_000001.bin "$tmp"/1/s_train_* |
         cmp - <(cat "$data/sample.u16" "$data/sample.u16") || return
-    # one block that takes as long as many others
+    # a block that takes as long as many others
     {
         cat "$tmp/s.jsonl"
         printf '{"text":"'; head -c 900000 /dev/zero | tr '\0' a; printf '"}\n'
@@ -105,7 +113,7 @@ test_threads() {
     tokens_of "$tmp"/late1/s_val_000000.bin | tail -c $((15 * 787048)) | cmp - "$tmp/late.u16" || return
     diff -r "$tmp/late1" "$tmp/late2" && diff -r "$tmp/late1" "$tmp/late3" || return
     [ "$(stat -c %s "$tmp/1/s_val_000001.bin")" = $((1024 + 2 * 20000)) ] || say "validation is not 70000 tokens"
-    quiet "$TOKENIZE" --verify "$tmp/1/s" | tail -n 1 | grep -q '^ok .*400 documents' || say "--verify did not agree"
+    quiet "$TOKENIZE" --verify "$tmp/1/s" | tail -n 1 | grep -q '^ok .*400 documents' || say "--verify fails"
 }
 
 test_plain_text() {
@@ -116,15 +124,15 @@ test_plain_text() {
     for f in a.txt b.bin c.txt; do printf '<|endoftext|>'; cat "$tmp/$f"; done >"$tmp/expected"
     for form in --vocab=$vocab --bytes; do
         rm -rf "$tmp/o"
-        quiet "$TOKENIZE" $form --shard-size 100000 --val-tokens 1 -o "$tmp/o/s" "$tmp/a.txt" "$tmp/b.bin" "$tmp/c.txt" || return
+        quiet "$TOKENIZE" $form --shard-size 100000 --val-tokens 1 -o "$tmp/o/s" "$tmp"/{a.txt,b.bin,c.txt} || return
         quiet "$TOKENIZE" $form --decode "$tmp"/o/s_val_* "$tmp"/o/s_train_* | cmp - "$tmp/expected" || return
         quiet "$TOKENIZE" --verify "$tmp/o/s" >/dev/null || return
     done
-    # Blocks of a text are cut where it does not show.
+    # Cutting a text into blocks does not change its tokens.
     for i in 1 2 3; do cat "$tmp/a.txt"; done >"$tmp/d.txt"
     quiet tok --print-ids "$tmp/d.txt" | tr -d '[]' | tr ',' '\n' >"$tmp/ids" || return
-    python3 -c 'import json, sys; print(json.dumps({"text": open(sys.argv[1], newline="").read()}))' "$tmp/d.txt" >"$tmp/d.jsonl" \
-        2>/dev/null || return 0
+    python3 -c 'import json, sys; print(json.dumps({"text": open(sys.argv[1], newline="").read()}))' \
+        "$tmp/d.txt" >"$tmp/d.jsonl" 2>/dev/null || return 0
     quiet tok --print-ids "$tmp/d.jsonl" | tr -d '[]' | tr ',' '\n' | cmp - "$tmp/ids"
 }
 
@@ -145,8 +153,9 @@ END
         printf "${e}A\xf0\x9f\x98\x80\"\\\\/\b\f\n\r\t\xc3\xa9\0z${e}key${e}${e}"
         printf "\xef\xbf\xbdx\xef\xbf\xbd\xef\xbf\xbd\xf0\x90\x80\x80${e}a\xff\xc3${e}last"
     } | cmp - "$tmp/back" || return
-    grep -q '"null_texts": 1,' "$tmp/o/s_manifest.json" && grep -q '"invalid_utf8_texts": 2,' "$tmp/o/s_manifest.json" &&
-        grep -q '"documents": 6,' "$tmp/o/s_manifest.json" || { say "wrong counts: $(cat "$tmp/o/s_manifest.json")"; return; }
+    local m=$tmp/o/s_manifest.json
+    has $m '"null_texts": 1,' && has $m '"invalid_utf8_texts": 2,' && has $m '"documents": 6,' ||
+        { say "wrong counts: $(cat $m)"; return; }
     printf '{"text":"a"}\n{"text":null}\n{"text":""}\n{"text":"b c"}' | quiet tok --print-ids >"$tmp/ids" || return
     printf '[64]\nnull\n[]\n[65,269]\n' | cmp - "$tmp/ids"
 }
@@ -188,7 +197,7 @@ test_bad_json() {
 END
     { printf '{"text":"a","deep":'; head -c 100000 /dev/zero | tr '\0' '['; } >"$tmp/bad.jsonl"
     rejects 2 'nested too deep' tok -o "$tmp/o/s" "$tmp/bad.jsonl" || return
-    # each place where a good file can be cut, and each bit of it: an error or another text, never a crash
+    # A good file cut at each byte, or with a flipped bit: an error or a different text, never a crash.
     printf '{"id": 1.5, "text": "a\\u00e9\\ud83d\\ude00\\n", "x": [true, {"y": null}]}' >"$tmp/good.jsonl"
     local size=$(stat -c %s "$tmp/good.jsonl") i b
     for ((i = 1; i < size; i++)); do
@@ -204,7 +213,7 @@ END
     echo "$n lines"
 }
 
-flip() {    # FROM TO BYTE BIT: a copy with one bit changed
+flip() {    # FROM TO BYTE BIT: copies a file and flips one bit
     cp "$1" "$2"
     chmod u+w "$2"
     printf "\\x$(printf %02x $((0x$(od -An -j"$3" -N1 -tx1 "$1" | tr -d ' ') ^ (1 << $4))))" |
@@ -226,8 +235,9 @@ test_bad_input() {
     done
     for ((i = 0; i < flips; i++)); do
         flip "$z" "$tmp/flip.jsonl.zst" $(((RANDOM * 32768 + RANDOM) % (size - 4) + 4)) $((RANDOM % 8))
-        if tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then     # some bits of a zstd header say nothing
-            tokens_of "$tmp/o/s_val_000000.bin" | cmp -s - "$data/sample.u16" || { say "a flipped bit changed the tokens unseen"; return; }
+        if tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then     # some bits of a zstd header are unused
+            tokens_of "$tmp/o/s_val_000000.bin" | cmp -s - "$data/sample.u16" ||
+                { say "a flipped bit changed the tokens without an error"; return; }
             rm -rf "$tmp/o"
         else
             rejects 2 'flip.jsonl.zst: ' tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" || return
@@ -252,12 +262,19 @@ test_bad_flags() {
             rejects 2 "\-\-$f" tok --$f "$v" -o "$tmp/o/s" "$data/cases.jsonl" || return
         done
     done
-    for f in threads shard-size; do rejects 2 "\-\-$f 0" tok --$f 0 -o "$tmp/o/s" "$data/cases.jsonl" || return; done
+    for f in threads shard-size; do
+        rejects 2 "\-\-$f: \"0\" is not accepted" tok --$f 0 -o "$tmp/o/s" "$data/cases.jsonl" || return
+    done
     rejects 2 'o DIR/NAME is missing' tok "$data/cases.jsonl" || return
-    rejects 2 'the name behind the folder' tok -o "$tmp/o/" "$data/cases.jsonl" || return
+    rejects 2 'a name is missing after the folder' tok -o "$tmp/o/" "$data/cases.jsonl" || return
     rejects 2 'no shard given' tok --decode || return
-    rejects 2 'unrecognized option' tok --nonsense || return
-    "$TOKENIZE" --help | grep -q 'usage: ' || say "--help does not help"
+    rejects 2 '\-\-nonsense: no such flag' tok --nonsense || return
+    rejects 2 'exclude each other' tok --decode --verify "$tmp/o/s" || return
+    # Files may stand anywhere between flags, and may be called 1.
+    printf ab >"$tmp/1"
+    (cd "$tmp" && "$TOKENIZE" --print-ids 1 --bytes 1) >"$tmp/ids" || return
+    printf '[97,98]\n[97,98]\n' | cmp - "$tmp/ids" || return
+    "$TOKENIZE" --help | grep -q 'usage: ' || say "--help prints no usage"
 }
 
 test_bad_shards() {
@@ -279,53 +296,61 @@ test_bad_shards() {
     quiet "$TOKENIZE" --verify "$tmp/good/s" >/dev/null
 }
 
-# Files added one by one give the shards that they give together; one that is in already is not added again.
+# Files added one by one make the same shards as all at once. A file is not added twice.
 test_append() {
-    local i
+    local i size=(--shard-size 60000 --val-tokens 70000)
     zstd -qdc "$data/sample.jsonl.zst" >"$tmp/s.jsonl"
     split -d -n l/7 --additional-suffix=.jsonl "$tmp/s.jsonl" "$tmp/part"
-    quiet tok --shard-size 60000 --val-tokens 70000 -o "$tmp/all/s" "$tmp"/part*.jsonl || return
+    quiet tok "${size[@]}" -o "$tmp/all/s" "$tmp"/part*.jsonl || return
     for i in "$tmp"/part*.jsonl "$tmp/part03.jsonl"; do
         [[ $i != *part06* ]] || cp "$tmp/one/s_manifest.json" "$tmp/before.json"
-        quiet tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return
+        quiet tok "${size[@]}" --source "$i" -o "$tmp/one/s" "$i" || return
     done
     for i in "$tmp"/all/*.bin; do cmp "$i" "$tmp/one/${i##*/}" || return; done
-    # stopped between the shards' names and the manifest: the new shards, the old manifest
+    # A run that was stopped after renaming its shards leaves the new shards with the old manifest.
     cp -r "$tmp/one" "$tmp/after"
     cp "$tmp/before.json" "$tmp/one/s_manifest.json"
     i=$tmp/part06.jsonl
-    quiet tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return
+    quiet tok "${size[@]}" --source "$i" -o "$tmp/one/s" "$i" || return
     diff -r "$tmp/after" "$tmp/one" || return
     quiet "$TOKENIZE" --verify "$tmp/one/s" >/dev/null || return
-    rejects 2 'begun with --shard-size 60000' tok --source "$data/cases.jsonl" -o "$tmp/one/s" "$data/cases.jsonl" || return
-    echo >>"$tmp/part00.jsonl"
-    rejects 2 'another' tok --shard-size 60000 --val-tokens 70000 --source "$tmp/part00.jsonl" -o "$tmp/one/s" "$tmp/part00.jsonl" || return
+    i=$data/cases.jsonl
+    rejects 2 'begun with --shard-size 60000' tok --source "$i" -o "$tmp/one/s" "$i" || return
+    i=$tmp/part00.jsonl
+    echo >>"$i"
+    rejects 2 'already lists a file of this name' tok "${size[@]}" --source "$i" -o "$tmp/one/s" "$i" || return
     flip "$tmp/all/s_train_000007.bin" "$tmp/one/s_train_000007.bin" 2000 0
     i=$data/cases.jsonl
-    rejects 2 'not what its manifest says' tok --shard-size 60000 --val-tokens 70000 --source "$i" -o "$tmp/one/s" "$i" || return
+    rejects 2 'not what its manifest says' tok "${size[@]}" --source "$i" -o "$tmp/one/s" "$i" || return
     all_whole "$tmp/one"
 }
 
 test_full_disk() {
-    tok --print-ids "$data/cases.jsonl" 2>"$tmp/stderr" >/dev/full && { say "--print-ids to a full disk exits with 0"; return; }
+    local rc
+    tok --print-ids "$data/cases.jsonl" 2>"$tmp/stderr" >/dev/full &&
+        { say "--print-ids to a full disk exits with 0"; return; }
     mkdir "$tmp/disk"
     if mount -t tmpfs -o size=400k none "$tmp/disk" 2>/dev/null; then
         rejects 1 'No space left' tok --shard-size 100000 -o "$tmp/disk/s" "$data/sample.jsonl.zst"
-        local rc=$?
+        rc=$?
         [ $rc = 0 ] && { nothing_left "$tmp/disk"; rc=$?; }
         umount "$tmp/disk"
         [ $rc = 0 ] || return
     else
-        (trap '' XFSZ; ulimit -f 300; rejects 1 'File too large' tok -o "$tmp/disk/s" "$data/sample.jsonl.zst") || return
+        (
+            trap '' XFSZ
+            ulimit -f 300
+            rejects 1 'File too large' tok -o "$tmp/disk/s" "$data/sample.jsonl.zst"
+        ) || return
         nothing_left "$tmp/disk"
     fi
 }
 
-# However large the input: 64 times the sample must take as much memory as 16 times.
+# Memory does not grow with the input: 64 times the sample takes as much as 16 times.
 test_memory() {
     local i a b
     [ -x /usr/bin/time ] || { echo "skip: no /usr/bin/time"; return; }
-    case $(nm -D "$TOKENIZE" 2>/dev/null) in *__asan*) echo "skip: sanitizers use memory of their own"; return ;; esac
+    case $(nm -D "$TOKENIZE" 2>/dev/null) in *__asan*) echo "skip: sanitizers need extra memory"; return ;; esac
     peak() {
         for ((i = 0; i < $1; i++)); do cat "$data/sample.jsonl.zst"; done |
             /usr/bin/time -f %M "$TOKENIZE" --vocab "$vocab" --threads 2 -o "$tmp/$1/s" 2>&1 | tail -n 1
@@ -345,15 +370,14 @@ have_duckdb() {
     done
     return 1
 }
-need_duckdb() { have_duckdb || { echo "skip: DuckDB is not installed and cannot be"; return 1; }; }
+need_duckdb() { have_duckdb || { echo "skip: DuckDB is not installed, and installing it failed"; return 1; }; }
 sql() { "$DUCKDB" -init /dev/null -c "$1" >/dev/null; }
-# The sample as five parquet files
-make_parquet() {    # FOLDER
-    local i
+make_parquet() {    # FOLDER: the sample as five parquet files
+    local i json="read_json('$tmp/sample.jsonl', maximum_object_size = 100000000)"
     zstd -qdc "$data/sample.jsonl.zst" >"$tmp/sample.jsonl"
     mkdir -p "$1"
     for i in 0 1 2 3 4; do
-        sql "COPY (SELECT * FROM read_json('$tmp/sample.jsonl', maximum_object_size = 100000000) LIMIT 40 OFFSET $((40 * i)))
+        sql "COPY (SELECT * FROM $json LIMIT 40 OFFSET $((40 * i)))
             TO '$1/p$i.parquet' (FORMAT parquet, ROW_GROUP_SIZE 2048)" || return
     done
 }
@@ -374,9 +398,9 @@ test_parquet() {
 test_bad_parquet() {
     need_duckdb || return 0
     make_parquet "$tmp/p" || return
-    local f=$tmp/p/p1.parquet size i seen=0 same=0
+    local f=$tmp/p/p1.parquet size i seen=0
     size=$(stat -c %s "$f")
-    bad() {     # FILE PATTERN: it is refused, the file before it is in the shards, and they are good
+    bad() {     # FILE PATTERN: the file must be refused, and the shards must stay whole
         edu --parquet "$1" --out "$tmp/o" >"$tmp/stdout" 2>"$tmp/stderr"
         [ $? = 2 ] && grep -q -e "$2" "$tmp/stderr" || { say "$1: $(cat "$tmp/stderr")"; return; }
         all_whole "$tmp/o"
@@ -390,7 +414,7 @@ test_bad_parquet() {
     bad "$tmp/q/column.parquet" 'column.parquet: DuckDB: .*text' || return
     sql "COPY (SELECT 5 AS text) TO '$tmp/q/number.parquet' (FORMAT parquet)"
     bad "$tmp/q/number.parquet" 'neither a string nor null' || return
-    # a good one, then bits of it
+    # a good file, then copies of it with a flipped bit
     quiet edu --parquet "$tmp/p/p0.parquet" --out "$tmp/o" || return
     cp -r "$tmp/o" "$tmp/before"
     quiet edu --parquet "$f" --out "$tmp/o" || return
@@ -403,10 +427,8 @@ test_bad_parquet() {
         rm -rf "$tmp/o" && cp -r "$tmp/before" "$tmp/o"
         bad "$tmp/sums/p1.parquet" 'its SHA-256 is not' || return
         diff -r "$tmp/before" "$tmp/o" || return
-        # Without a checksum what changes the number of tokens, the structure or the compression is seen.
-        if edu --parquet "$tmp/no_sums/p1.parquet" --out "$tmp/o" 2>"$tmp/stderr"; then
-            same=$((same + 1))
-        else
+        # Without a checksum only damage to the structure, the compression or the number of tokens is found.
+        if ! edu --parquet "$tmp/no_sums/p1.parquet" --out "$tmp/o" 2>"$tmp/stderr"; then
             seen=$((seen + 1))
             diff -r "$tmp/before" "$tmp/o" || return
         fi
@@ -415,12 +437,12 @@ test_bad_parquet() {
     rm -rf "$tmp/o"
     sql "COPY (SELECT * FROM (VALUES ('a'), (NULL), ('b')) t(text)) TO '$tmp/q/null.parquet' (FORMAT parquet)"
     edu --parquet "$tmp/q/null.parquet" --out "$tmp/o" 2>"$tmp/stderr"
-    grep -q 'skipped 1 rows whose text is null' "$tmp/stderr" || { say "a null text is not counted"; return; }
-    grep -q '"documents": 2,' "$tmp/o/fineweb_edu_manifest.json" || { say "a null text is not skipped"; return; }
-    echo "of $flips flipped bits all are seen with a checksum, $seen without"
+    has "$tmp/stderr" 'skipped 1 rows whose text is null' || { say "a null text is not counted"; return; }
+    has "$tmp/o/fineweb_edu_manifest.json" '"documents": 2,' || { say "a null text is not skipped"; return; }
+    echo "$flips flipped bits: all found with a checksum, $seen without"
 }
 
-# Killed at random moments, and started again until all is done: the shards of a run that was left alone.
+# A run that is killed at random moments and restarted until it is done makes the shards of an undisturbed run.
 test_kill() {
     need_duckdb || return 0
     make_parquet "$tmp/p" || return
@@ -429,7 +451,7 @@ test_kill() {
     quiet edu --parquet "$tmp/p/*.parquet" --out "$tmp/time" || return
     local ms=$((($(date +%s%N) - start) / 1000000))
     for ((i = 0; i < kills; i++)); do
-        # every third kill takes the script alone, and what it started runs on
+        # Every third kill hits only the script; the processes that it started keep running.
         set -m
         edu --parquet "$tmp/p/*.parquet" --out "$tmp/o" 2>/dev/null &
         pid=$!
@@ -448,7 +470,7 @@ test_kill() {
     echo "$kills kills, $whole data sets"
 }
 
-# A plain run of tokenize, killed: nothing under a final name, and the next run is not disturbed by what is left.
+# A killed run of tokenize leaves only whole shards, and what it leaves does not disturb the next run.
 test_kill_plain() {
     local i pid
     for ((i = 0; i < 20; i++)); do cat "$data/sample.jsonl.zst"; done >"$tmp/s.jsonl.zst"
@@ -466,31 +488,35 @@ test_kill_plain() {
     done
 }
 
-# Much text from few packed bytes, with and without zstd's checksum, however the ends fall.
+# Much text from few packed bytes, with and without zstd's checksum, ending near the end of a block.
 test_zstd() {
-    local n check
+    local n check m=$tmp/o/s_manifest.json
     for n in 1 1048551 1048575 1048576 1048577 2097152 5000001; do
         for check in --check --no-check; do
-            { printf '{"text":"'; head -c $n /dev/zero | tr '\0' ' '; printf '"}\n{"text":"b"}\n'; } | zstd -q $check >"$tmp/a.jsonl.zst"
+            { printf '{"text":"'; head -c $n /dev/zero | tr '\0' ' '; printf '"}\n{"text":"b"}\n'; } |
+                zstd -q $check >"$tmp/a.jsonl.zst"
             quiet "$TOKENIZE" --bytes -o "$tmp/o/s" "$tmp/a.jsonl.zst" || return
-            grep -q "\"tokens\": $((n + 3)), " "$tmp/o/s_manifest.json" || { say "$n $check: $(cat "$tmp/o/s_manifest.json")"; return; }
+            has $m "\"tokens\": $((n + 3)), " || { say "$n $check: $(cat $m)"; return; }
             rm -rf "$tmp/o"
         done
     done
 }
 
-# The scripts around the texts that need no network: the vocabulary that is there, a text that is not the one.
+# The scripts in data/, as far as they need no network.
 test_scripts() {
     cp "$vocab" "$tmp/v"
-    data/gpt2_vocab.sh "$tmp/v" | grep -q 'is there' || { say "gpt2_vocab.sh does not know a right file"; return; }
+    data/gpt2_vocab.sh "$tmp/v" | grep -q 'is there' || { say "gpt2_vocab.sh does not accept the right file"; return; }
     rejects 2 'not the text' data/tinyshakespeare.sh --bytes --out "$tmp/o" --text "$data/cases.jsonl" || return
     rejects 2 'not a flag' data/tinyshakespeare.sh --nonsense || return
     rejects 2 'not a flag' data/fineweb_edu.sh --nonsense || return
-    ! have_duckdb || rejects 2 'no such file' data/fineweb_edu.sh --bytes --out "$tmp/o" --parquet "$tmp/none*" || return
-    https_proxy=http://127.0.0.1:1 PIP_INDEX_URL=http://127.0.0.1:1 rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
+    if have_duckdb; then
+        rejects 2 'no such file' data/fineweb_edu.sh --bytes --out "$tmp/o" --parquet "$tmp/none*" || return
+    fi
+    local nowhere=http://127.0.0.1:1
+    https_proxy=$nowhere PIP_INDEX_URL=$nowhere rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
 }
 
-# Two runs with one name: the second is refused, the first is not disturbed.
+# Of two runs with one name, the second is refused and the first is not disturbed.
 test_two_runs() {
     mkfifo "$tmp/in"
     "$TOKENIZE" --vocab "$vocab" --shard-size 50000 -o "$tmp/o/s" <"$tmp/in" 2>"$tmp/first" &
@@ -500,14 +526,14 @@ test_two_runs() {
     rejects 2 'another run' tok -o "$tmp/o/s" "$data/cases.jsonl"
     local rc=$?
     exec 8>&-
-    wait $! || { say "the first: $(cat "$tmp/first")"; return; }
+    wait $! || { say "the first run: $(cat "$tmp/first")"; return; }
     [ $rc = 0 ] && quiet "$TOKENIZE" --verify "$tmp/o/s" >/dev/null
 }
 
-# Downloads from a server of our own, which stops in the middle of each file the first times it is asked.
+# Downloads from test/hub.py, which stops in the middle of each file and once sends a wrong byte.
 test_download() {
     need_duckdb || return 0
-    type -P python3 >/dev/null || { echo "skip: the server of this test needs python3"; return; }
+    type -P python3 >/dev/null || { echo "skip: test/hub.py needs python3"; return; }
     make_parquet "$tmp/p" || return
     local i port
     python3 test/hub.py "$tmp/p" >"$tmp/port" 2>"$tmp/server" &
@@ -521,14 +547,15 @@ test_download() {
     [ $i -lt 20 ] || { say "$(tail -n 3 "$tmp/out")"; return; }
     tokens_of "$tmp"/o/*_val_* "$tmp"/o/*_train_* | cmp - "$data/sample.u16" || return
     [ -z "$(find "$tmp/o/parquet" -name '*.parquet*')" ] || { say "not deleted: $(ls "$tmp/o/parquet")"; return; }
-    echo "complete at try $((i + 1))"
+    echo "complete after $((i + 1)) tries"
 }
 
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards append full_disk
-    memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
-have_duckdb || {    # the script installs it
-    DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" >/dev/null 2>&1
+[ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
+    append full_disk memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
+have_duckdb || {    # fineweb_edu.sh installs it
+    DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" \
+        >/dev/null 2>&1
     have_duckdb
 }
 for t in "${tests[@]}"; do run_test "$t"; done

@@ -1,25 +1,18 @@
-// llmc/tokenizer.h against a second, slow implementation, on random text: the pattern tried alternative by alternative, the
-// merges found by looking up the joined bytes. Then: what was encoded decodes, a cut text encodes as the whole, and no text
-// is slow.
+// llmc/tokenizer.h against a second, slow implementation, on random text: it tries the pattern's alternatives one by
+// one, and finds merges by looking up the joined bytes. Also: decoding restores the text, a text that is cut encodes to
+// the same tokens, and no text is slow.
 //
 //     test_tokenize test/data/gpt2.tiktoken [documents [seed]]
-#include "../llmc/tokenizer.h"
-
-static uint64_t random_state;
-
-static uint32_t random_below(uint32_t n) {      // splitmix64
-    uint64_t z = random_state += 0x9E3779B97F4A7C15ULL;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBULL;
-    return (uint32_t)((z ^ z >> 31) >> 32) % n;
-}
+#define _GNU_SOURCE         // qsort_r
+#include "llmc/tokenizer.h"
+#include "test/testing.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The slow implementation
 
 typedef struct { size_t at; enum CharClass is; int32_t c; } Char;
 
-// Splits text into characters, an invalid byte being one. Returns how many; chars[count].at is the end.
+// Splits text into characters; an invalid byte is one. Returns how many there are. chars[count].at is the end.
 static size_t split_chars(const unsigned char *text, size_t bytes, Char *chars) {
     size_t count = 0;
     for (size_t at = 0; at < bytes;) {
@@ -36,14 +29,16 @@ static size_t split_chars(const unsigned char *text, size_t bytes, Char *chars) 
 }
 
 static int starts_with(const Char *chars, size_t i, size_t count, const char *word) {
-    for (; *word; word++, i++) if (i >= count || chars[i].c != *word) return 0;
+    for (; *word; word++, i++)
+        if (i >= count || chars[i].c != *word) return 0;
     return 1;
 }
 
-// The pattern at place i: the place where the match ends.
+// Matches the pattern at character i. Returns the end of the match.
 static size_t slow_piece(const Char *chars, size_t i, size_t count) {
     static const char *contractions[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
-    for (int k = 0; k < 7; k++) if (starts_with(chars, i, count, contractions[k])) return i + strlen(contractions[k]);
+    for (int k = 0; k < 7; k++)
+        if (starts_with(chars, i, count, contractions[k])) return i + strlen(contractions[k]);
     static const enum CharClass runs[] = {CLASS_LETTER, CLASS_NUMBER, CLASS_OTHER};
     for (int k = 0; k < 3; k++) {
         for (int blank = chars[i].c == ' '; blank >= 0; blank--) {
@@ -54,25 +49,37 @@ static size_t slow_piece(const Char *chars, size_t i, size_t count) {
     }
     size_t end = i;
     while (end < count && chars[end].is == CLASS_SPACE) end++;
-    for (size_t e = end; e > i; e--) if (e == count || chars[e].is == CLASS_SPACE) return e;    // \s+(?!\S), backing off
+    for (size_t e = end; e > i; e--)        // \s+(?!\S), backtracking
+        if (e == count || chars[e].is == CLASS_SPACE) return e;
     return end;
 }
 
-typedef struct { const Tokenizer *t; uint16_t *sorted; } Lookup;     // (50256) tokens in the order of their bytes
+typedef struct {
+    const Tokenizer *t;
+    uint16_t *sorted;       // (50256) tokens in the order of their bytes
+} Lookup;
 
-static const Tokenizer *sort_by;
-
-static int compare_bytes(const char *a, size_t an, const char *b, size_t bn) {
-    int c = memcmp(a, b, an < bn ? an : bn);
-    return c ? c : (an > bn) - (an < bn);
+static int compare_bytes(const char *a, size_t a_bytes, const char *b, size_t b_bytes) {
+    int c = memcmp(a, b, a_bytes < b_bytes ? a_bytes : b_bytes);
+    return c ? c : (a_bytes > b_bytes) - (a_bytes < b_bytes);
 }
 
-static int compare_tokens(const void *a, const void *b) {
-    size_t an, bn;
-    const char *as = tokenizer_decode(sort_by, *(const uint16_t *)a, &an), *bs = tokenizer_decode(sort_by, *(const uint16_t *)b, &bn);
-    return compare_bytes(as, an, bs, bn);
+static int compare_tokens(const void *a, const void *b, void *tokenizer) {
+    const Tokenizer *t = (const Tokenizer *)tokenizer;
+    size_t a_bytes, b_bytes;
+    const char *a_text = tokenizer_decode(t, *(const uint16_t *)a, &a_bytes);
+    const char *b_text = tokenizer_decode(t, *(const uint16_t *)b, &b_bytes);
+    return compare_bytes(a_text, a_bytes, b_text, b_bytes);
 }
 
+static Lookup sort_tokens(Tokenizer *t) {
+    Lookup l = {t, (uint16_t *)xmalloc((size_t)t->eot * sizeof(uint16_t))};
+    for (int i = 0; i < t->eot; i++) l.sorted[i] = (uint16_t)i;
+    qsort_r(l.sorted, (size_t)t->eot, sizeof *l.sorted, compare_tokens, t);
+    return l;
+}
+
+// The token with these bytes; INT_MAX if there is none.
 static int find_token(const Lookup *l, const unsigned char *bytes, size_t n) {
     int low = 0, high = l->t->eot - 1;
     while (low <= high) {
@@ -124,108 +131,141 @@ static size_t put_char(unsigned char *out, uint32_t c) {
     return (size_t)utf8proc_encode_char((utf8proc_int32_t)(c >= 0xD800 && c < 0xE000 ? 0xFFFD : c), out);
 }
 
-static size_t random_document(const Tokenizer *t, unsigned char *out, size_t room) {
-    static const uint32_t spaces[] = {
-        9, 10, 11, 12, 13, ' ', ' ', ' ', 0x1C, 0x85, 0xA0, 0x1680, 0x180E, 0x2003, 0x200B, 0x2028, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF};
-    static const uint32_t blocks[]
-        = {0x20, 0x80, 0x370, 0x400, 0x5D0, 0x600, 0x900, 0xE00, 0x1100, 0x2150, 0x3040, 0x4E00, 0xAC00, 0x10000, 0x1D400, 0x1F300};
-    static const char *odd[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'", "''", "'l", "'S", " '", "\r\n", "\n\n", "<|endoftext|>",
+static size_t put_bytes(unsigned char *out, const char *bytes, size_t n) {
+    memcpy(out, bytes, n);
+    return n;
+}
+
+static size_t random_document(const Tokenizer *t, Random *r, unsigned char *out, size_t room) {
+    static const uint32_t spaces[] = {9, 10, 11, 12, 13, ' ', ' ', ' ', 0x1C, 0x85, 0xA0, 0x1680, 0x180E, 0x2003,
+                                      0x200B, 0x2028, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF};
+    static const uint32_t blocks[] = {0x20, 0x80, 0x370, 0x400, 0x5D0, 0x600, 0x900, 0xE00, 0x1100, 0x2150, 0x3040,
+                                      0x4E00, 0xAC00, 0x10000, 0x1D400, 0x1F300};
+    static const char *const odd[] = {
+        "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'", "''", "'l", "'S", " '", "\r\n", "\n\n", "<|endoftext|>",
         "\xff", "\xc0\x80", "\xed\xa0\x80", "\xe2\x80", "\xf4\x90\x80\x80", "\xe0\x81\x81", "\xf0\x80\x81\x81"};
-    size_t n = 0, parts = random_below(40);
+    static const char ascii[] = "abcdefghijklmnopqrstuvwxyz0123456789' ";
+    size_t n = 0, parts = (size_t)random_below(r, 40);
     for (size_t i = 0; i < parts; i++) {
-        uint32_t kind = random_below(8), repeats = random_below(6) ? 1 : 1 + random_below(90), block = blocks[random_below(16)];
-        uint32_t c = kind == 0 ? random_below(0x110000) : kind == 1 ? spaces[random_below(21)] : block;
-        for (uint32_t r = 0; r < repeats && n + 160 < room; r++) {
-            if (kind <= 1) n += put_char(out + n, c);
-            else if (kind == 2) n += put_char(out + n, block + random_below(96));
-            else if (kind == 3) out[n++] = (unsigned char)random_below(256);
-            else if (kind == 4) out[n++] = (unsigned char)("abcdefghijklmnopqrstuvwxyz0123456789' "[random_below(38)]);
+        int64_t kind = random_below(r, 8), repeats = random_below(r, 6) ? 1 : 1 + random_below(r, 90);
+        uint32_t block = blocks[random_below(r, 16)];
+        uint32_t repeated = kind == 0 ? (uint32_t)random_below(r, 0x110000) : spaces[random_below(r, 21)];
+        for (int64_t k = 0; k < repeats && n + 160 < room; k++) {
+            if (kind <= 1) n += put_char(out + n, repeated);
+            else if (kind == 2) n += put_char(out + n, block + (uint32_t)random_below(r, 96));
+            else if (kind == 3) out[n++] = (unsigned char)random_below(r, 256);
+            else if (kind == 4) out[n++] = (unsigned char)ascii[random_below(r, 38)];
             else if (kind == 5) {
-                const char *s = odd[random_below(22)];
-                memcpy(out + n, s, strlen(s));
-                n += strlen(s);
+                const char *text = odd[random_below(r, 22)];
+                n += put_bytes(out + n, text, strlen(text));
             } else {
                 size_t bytes;
-                const char *s = tokenizer_decode(t, (int)random_below((uint32_t)t->eot), &bytes);
-                memcpy(out + n, s, bytes);
-                n += bytes;
+                const char *text = tokenizer_decode(t, (int)random_below(r, t->eot), &bytes);
+                n += put_bytes(out + n, text, bytes);
             }
         }
     }
     return n;
 }
 
-int main(int argc, char **argv) {
-    Error err;
-    Tokenizer t, bytes_t;
-    EncodeScratch scratch;
-    set_program_name(argv[0]);
-    if (argc < 2) die(EXIT_INPUT, "usage: test_tokenize gpt2.tiktoken [documents [seed]]");
-    if (tokenizer_init_gpt2(&t, argv[1], &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    int documents = argc > 2 ? atoi(argv[2]) : 5000;
-    random_state = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
-    tokenizer_init_bytes(&bytes_t);
-    tokenizer_prepare(&t);
-    encode_scratch_init(&scratch);
-    Lookup lookup = {&t, (uint16_t *)xmalloc((size_t)t.eot * sizeof(uint16_t))};
-    for (int i = 0; i < t.eot; i++) lookup.sorted[i] = (uint16_t)i;
-    sort_by = &t;
-    qsort(lookup.sorted, (size_t)t.eot, sizeof(uint16_t), compare_tokens);
+// ---------------------------------------------------------------------------------------------------------------------
+// The checks
 
-    enum { ROOM = 8192, REPEATS = 1000000 };
+// Whether the tokens decode to the text.
+static int decodes_to(const Tokenizer *t, const uint16_t *tokens, size_t count, const unsigned char *text,
+                      size_t bytes) {
+    size_t end = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t n;
+        const char *s = tokenizer_decode(t, tokens[i], &n);
+        if (end + n > bytes || memcmp(s, text + end, n) != 0) return 0;
+        end += n;
+    }
+    return end == bytes;
+}
+
+static int same_tokens(const uint16_t *a, size_t a_count, const uint16_t *b, size_t b_count) {
+    return a_count == b_count && memcmp(a, b, a_count * sizeof *a) == 0;
+}
+
+static void check_documents(Score *score, Tokenizer *t, EncodeScratch *scratch, int documents, uint64_t seed) {
+    enum { ROOM = 8192, CHECKS = 4 };
+    static const char *const names[CHECKS] = {"the slow encoder agrees", "decoding restores the text",
+                                              "cutting the text changes no token", "byte-level tokens are the bytes"};
     uint16_t fast[ROOM], slow[ROOM], parts[ROOM];
-    char back[ROOM];
+    int first_bad[CHECKS] = {-1, -1, -1, -1};
     size_t tokens = 0;
+    Random r = {rng_stream(seed, 1), 0};
+    Lookup lookup = sort_tokens(t);
+    Tokenizer bytes_tokenizer;
+    tokenizer_init_bytes(&bytes_tokenizer);
     for (int d = 0; d < documents; d++) {
         // A block of exactly the document's size, so that the address sanitizer sees a read past its end.
         unsigned char buffer[ROOM];
-        size_t n = random_document(&t, buffer, ROOM);
+        size_t n = random_document(t, &r, buffer, ROOM);
         unsigned char *text = (unsigned char *)memcpy(xmalloc(n), buffer, n);
-        size_t count = tokenizer_encode(&t, text, n, fast, &scratch), slow_count = slow_encode(&lookup, text, n, slow), end = 0;
-        if (count != slow_count || memcmp(fast, slow, 2 * count) != 0) die(1, "document %d: the tokens differ from the slow encoder's", d);
-        for (size_t i = 0; i < count; i++) {
-            size_t m;
-            const char *s = tokenizer_decode(&t, fast[i], &m);
-            memcpy(back + end, s, m);
-            end += m;
-        }
-        if (end != n || memcmp(back, text, n) != 0) die(1, "document %d: decodes to another text", d);
-        size_t cut = tokenizer_cut(&t, text, n), first = tokenizer_encode(&t, text, cut, parts, &scratch);
-        first += tokenizer_encode(&t, text + cut, n - cut, parts + first, &scratch);
-        if (first != count || memcmp(fast, parts, 2 * count) != 0) die(1, "document %d: cut at byte %zu it has other tokens", d, cut);
-        count = tokenizer_encode(&bytes_t, text, n, fast, &scratch);
-        for (size_t i = 0; i < n; i++) if (count != n || fast[i] != text[i]) die(1, "document %d: bytes as tokens are not the bytes", d);
+        int good[CHECKS];
+        size_t count = tokenizer_encode(t, text, n, fast, scratch), slow_count = slow_encode(&lookup, text, n, slow);
+        good[0] = same_tokens(fast, count, slow, slow_count);
+        good[1] = decodes_to(t, fast, count, text, n);
+
+        size_t cut = tokenizer_cut(t, text, n), parts_count = tokenizer_encode(t, text, cut, parts, scratch);
+        parts_count += tokenizer_encode(t, text + cut, n - cut, parts + parts_count, scratch);
+        good[2] = same_tokens(fast, count, parts, parts_count);
+
+        good[3] = tokenizer_encode(&bytes_tokenizer, text, n, fast, scratch) == n;
+        for (size_t i = 0; i < n; i++) good[3] &= fast[i] == text[i];
+        for (int c = 0; c < CHECKS; c++)
+            if (!good[c] && first_bad[c] < 0) first_bad[c] = d;
         tokens += slow_count;
         free(text);
     }
-    printf(
-        "%d random documents, %zu tokens: the slow encoder agrees, decoding gives the text back, cuts change nothing\n", documents, tokens);
-
-    // A million of one character; with a clock that is generous to sanitizers and busy machines only where asked.
-    static const char *repeated[]
-        = {"a", " ", "\n", "!", "1", "'", "\xff", "\xC3\xA9", "\xE5\xAD\x97", "\xF0\x9F\x98\x80", "ab", "\xE3\x80\x80"};
-    double limit = getenv("SLOW_MACHINE") ? 20 : 1, worst = 0;
-    unsigned char *text = (unsigned char *)xmalloc(4 * REPEATS);
-    uint16_t *out = (uint16_t *)xmalloc(4 * REPEATS * sizeof *out);
-    for (size_t i = 0; i < sizeof repeated / sizeof *repeated; i++) {
-        size_t m = strlen(repeated[i]), n = m * REPEATS, end = 0;
-        for (size_t j = 0; j < n; j += m) memcpy(text + j, repeated[i], m);
-        double start = now_seconds();
-        size_t count = tokenizer_encode(&t, text, n, out, &scratch);
-        double seconds = now_seconds() - start;
-        if (seconds > worst) worst = seconds;
-        for (size_t j = 0; j < count; j++) {
-            size_t k;
-            const char *s = tokenizer_decode(&t, out[j], &k);
-            if (end + k > n || memcmp(s, text + end, k) != 0) die(1, "a million times \"%s\" decodes to another text", repeated[i]);
-            end += k;
-        }
-        if (end != n) die(1, "a million times \"%s\" decodes to another text", repeated[i]);
-        if (seconds > limit) die(1, "a million times \"%s\" takes %.2f s", repeated[i], seconds);
+    for (int c = 0; c < CHECKS; c++) {
+        if (first_bad[c] < 0) report(score, 1, "%d random documents, %zu tokens: %s", documents, tokens, names[c]);
+        else report(score, 0, "not true of document %d: %s", first_bad[c], names[c]);
     }
-    printf("a million of one character: at most %.2f s\n", worst);
-    free(text), free(out), free(lookup.sorted);
+    free(lookup.sorted);
+    tokenizer_free(&bytes_tokenizer);
+}
+
+// A million repetitions of one character. SLOW_MACHINE allows for sanitizers and busy machines.
+static void check_repetitions(Score *score, const Tokenizer *t, EncodeScratch *scratch) {
+    static const struct { const char *name, *text; } repeated[] = {
+        {"a", "a"}, {"blank", " "}, {"newline", "\n"}, {"!", "!"}, {"1", "1"}, {"'", "'"}, {"byte 0xff", "\xff"},
+        {"e acute", "\xC3\xA9"}, {"a CJK character", "\xE5\xAD\x97"}, {"an emoji", "\xF0\x9F\x98\x80"}, {"ab", "ab"},
+        {"a CJK blank", "\xE3\x80\x80"}};
+    enum { REPEATS = 1000000 };
+    double limit = getenv("SLOW_MACHINE") ? 20 : 1;
+    unsigned char *text = (unsigned char *)xmalloc(4 * REPEATS);
+    uint16_t *tokens = (uint16_t *)xmalloc(4 * REPEATS * sizeof *tokens);
+    for (size_t i = 0; i < sizeof repeated / sizeof *repeated; i++) {
+        size_t m = strlen(repeated[i].text), n = m * REPEATS;
+        for (size_t at = 0; at < n; at += m) memcpy(text + at, repeated[i].text, m);
+        double start = now_seconds();
+        size_t count = tokenizer_encode(t, text, n, tokens, scratch);
+        double seconds = now_seconds() - start;
+        const char *name = repeated[i].name;
+        report(score, decodes_to(t, tokens, count, text, n), "a million times %s decodes to itself", name);
+        report(score, seconds <= limit, "a million times %s takes %.2f s, at most %g", name, seconds, limit);
+    }
+    free(text), free(tokens);
+}
+
+int main(int argc, char **argv) {
+    Error err;
+    Tokenizer t;
+    EncodeScratch scratch;
+    Score score = {0, 0};
+    set_program_name(argv[0]);
+    if (argc < 2) die(EXIT_INPUT, "usage: test_tokenize gpt2.tiktoken [documents [seed]]");
+    if (tokenizer_init_gpt2(&t, argv[1], &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    tokenizer_prepare(&t);
+    encode_scratch_init(&scratch);
+    int documents = argc > 2 ? atoi(argv[2]) : 5000;
+    uint64_t seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
+    check_documents(&score, &t, &scratch, documents, seed);
+    check_repetitions(&score, &t, &scratch);
     encode_scratch_free(&scratch);
-    tokenizer_free(&t), tokenizer_free(&bytes_t);
-    return 0;
+    tokenizer_free(&t);
+    return finish(&score);
 }

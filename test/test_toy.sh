@@ -1,10 +1,10 @@
 #!/bin/bash
-# Tests of data/toy_corpus: its own check, its files, and what it does with bad input and a full disk.
+# Tests of data/toy_corpus: its self-check (test/check_toy.h), the files it writes, bad flags, a full disk.
 #
 #     test/test_toy.sh
 #
-# Environment: TOY (the program to test, default data/toy_corpus), TOKENIZE (default data/tokenize; where it is there, it has
-# to find the shards whole). The last line has the sums.
+# Environment: TOY, the program to test (default data/toy_corpus); TOKENIZE (default data/tokenize), which verifies the
+# shards if it exists. The last line has the totals.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 toy=$(realpath "${TOY:-data/toy_corpus}") tokenize=$(realpath "${TOKENIZE:-data/tokenize}")
@@ -21,14 +21,14 @@ check() {
     else failed=$((failed + 1)); echo "FAIL $name: $(tail -3 "$tmp/log" | tr '\n' ' ')"; fi
 }
 
-# rejects CODE PATTERN ARGUMENT...: the program exits with CODE and says one line on stderr that has PATTERN
+# rejects CODE PATTERN ARGUMENT...: the program must exit with CODE and print one line on stderr that matches PATTERN.
 rejects() {
     local code=$1 pattern=$2 rc
     shift 2
     timeout 60 "$toy" "$@" >/dev/null 2>"$tmp/err"
     rc=$?
     [ "$rc" = "$code" ] && [ "$(wc -l <"$tmp/err")" = 1 ] && grep -q -- "$pattern" "$tmp/err" && return
-    echo "exit $rc instead of $code, or not one line with \"$pattern\": $(cat "$tmp/err")"
+    echo "exit code $rc instead of $code, or not one line with \"$pattern\": $(cat "$tmp/err")"
     return 1
 }
 
@@ -36,56 +36,72 @@ small() { "$toy" --bytes 20000 --val-bytes 5000 "$@"; }
 json() { sed -n "s/^ *\"$2\": \([0-9.]*\),*$/\1/p" "$1/toy_entropy.json"; }
 
 self_check() { [ "$("$toy" --check | tail -1 | sed 's/^[1-9][0-9]* passed, 0 failed$/good/')" = good ]; }
-all_files() { small -o "$tmp/a/b" && (cd "$tmp/a/b" && test -s toy_train_000001.bin -a -s toy_val_000000.bin -a -s toy_val.txt -a -s toy_entropy.json -a -s toy_manifest.json && ! ls ./*.tmp); }
+all_files() {
+    local d=$tmp/a/b f
+    small -o "$d" || return
+    for f in toy_train_000001.bin toy_val_000000.bin toy_val.txt toy_entropy.json toy_manifest.json; do
+        test -s "$d/$f" || return
+    done
+    ! ls "$d"/*.tmp
+}
 whole_shards() { "$tokenize" --verify "$tmp/a/b/toy"; }
 
-# The shard's text is toy_val.txt: every token's low byte, the end-of-text tokens (0x0100) left out.
+# The shard without its end-of-text tokens (256) is toy_val.txt.
 same_text() {
-    tail -c +1025 "$tmp/a/b/toy_val_000000.bin" | od -An -v -tu2 -w2 | awk '$1 != 256 { printf "%c", $1 }' | cmp - "$tmp/a/b/toy_val.txt"
+    tail -c +1025 "$tmp/a/b/toy_val_000000.bin" | od -An -v -tu2 -w2 | awk '$1 != 256 { printf "%c", $1 }' |
+        cmp - "$tmp/a/b/toy_val.txt"
 }
 entropy_adds_up() {
     local d=$tmp/a/b
-    [ "$(json "$d" val_bytes)" = "$(stat -c %s "$d/toy_val.txt")" ] && [ "$(json "$d" val_stories)" = "$(wc -l <"$d/toy_val.txt")" ] &&
+    [ "$(json "$d" val_bytes)" = "$(stat -c %s "$d/toy_val.txt")" ] &&
+        [ "$(json "$d" val_stories)" = "$(wc -l <"$d/toy_val.txt")" ] &&
         awk -v b="$(json "$d" bits_per_byte)" -v s="$(json "$d" bits_per_story)" -v n="$(json "$d" bytes_per_story)" \
             'BEGIN { e = b - s / n; exit !(b > 0 && e < 1e-9 && e > -1e-9) }'
 }
 same_seed() { small --seed 5 -o "$tmp/s1" && small --seed 5 -o "$tmp/s2" && diff -r "$tmp/s1" "$tmp/s2"; }
-other_seed() { small --seed 6 -o "$tmp/s2" && ! cmp -s "$tmp/s1/toy_train_000001.bin" "$tmp/s2/toy_train_000001.bin"; }
-
-# An n-gram model has too little to go on: what xz makes of the text stays far above the entropy.
-attention_pays() {
-    "$toy" -o "$tmp/big" && awk -v bits=$(($(xz -9 -c "$tmp/big/toy_val.txt" | wc -c) * 8)) -v bytes="$(json "$tmp/big" val_bytes)" \
-        -v entropy="$(json "$tmp/big" val_bits_per_byte)" 'BEGIN { exit !(bits / bytes > 2 * entropy) }'
+different_seed() {
+    small --seed 6 -o "$tmp/s2" && ! cmp -s "$tmp/s1/toy_train_000001.bin" "$tmp/s2/toy_train_000001.bin"
 }
 
-check "its own check" self_check
-check "writes all its files, and the folders above" all_files
-if [ -x "$tokenize" ]; then check "the shards are those of the manifest" whole_shards; fi
-check "toy_val.txt is the shard's text" same_text
-check "toy_entropy.json adds up" entropy_adds_up
+# Compression without attention stays far above the entropy.
+attention_pays() {
+    local bits
+    "$toy" -o "$tmp/big" && bits=$(($(xz -9 -c "$tmp/big/toy_val.txt" | wc -c) * 8)) &&
+        awk -v bits=$bits -v bytes="$(json "$tmp/big" val_bytes)" -v entropy="$(json "$tmp/big" val_bits_per_byte)" \
+            'BEGIN { exit !(bits / bytes > 2 * entropy) }'
+}
+
+check "--check passes" self_check
+check "writes all its files, and makes the folders above them" all_files
+if [ -x "$tokenize" ]; then check "the shards match the manifest" whole_shards; fi
+check "toy_val.txt is the text of the validation shard" same_text
+check "the numbers in toy_entropy.json agree" entropy_adds_up
 check "the same seed gives the same files" same_seed
-check "another seed gives others" other_seed
-check "xz -9 needs twice the entropy and more" attention_pays
+check "a different seed gives different files" different_seed
+check "xz -9 needs more than twice the entropy" attention_pays
 
 for value in -1 1e30 999999999999999999999 many ""; do
-    for flag in --bytes --val-bytes --seed; do check "$flag '$value'" rejects 2 "${flag#--}" "$flag" "$value" -o "$tmp/no"; done
+    for flag in --bytes --val-bytes --seed; do
+        check "$flag '$value'" rejects 2 "${flag#--}" "$flag" "$value" -o "$tmp/no"
+    done
 done
 for flag in --bytes --val-bytes; do check "$flag 0" rejects 2 "${flag#--}" "$flag" 0 -o "$tmp/no"; done
 check "a flag without its value" rejects 2 bytes --bytes
 check "an unknown flag" rejects 2 nonsense --nonsense
-check "an argument that is no flag" rejects 2 stray stray
+check "an argument that is not a flag" rejects 2 stray stray
 check "nothing was written by any of them" test ! -e "$tmp/no"
 touch "$tmp/file"
 check "a folder that is a file" rejects 2 file -o "$tmp/file"
 check "a folder below a file" rejects 2 file -o "$tmp/file/below"
 check "a folder that cannot be written" rejects 2 /proc -o /proc
 
-# A disk that is full: 64 KB of memory, where we may mount it.
+# A full disk: 64 KB of memory, where mounting is allowed.
 mkdir "$tmp/full"
 if mount -t tmpfs -o size=64k none "$tmp/full" 2>/dev/null; then
     mounted=1
     check "a full disk" rejects 1 "No space left" -o "$tmp/full"
-    check "a full disk leaves no part of a file" test ! -e "$tmp/full/toy_train_000001.bin" -a ! -e "$tmp/full/toy_manifest.json"
+    check "a full disk leaves no partial file" \
+        test ! -e "$tmp/full/toy_train_000001.bin" -a ! -e "$tmp/full/toy_manifest.json"
 else
     echo "skip a full disk: mounting is not allowed here"
 fi
