@@ -87,8 +87,8 @@ struct AttentionInput {
     int T;
 };
 
-// One thread's part of a 64 x 64 fp32 tile. A warp has 16 rows: [i][0..1] are in row lane / 4, [i][2..3] in row lane /
-// 4 + 8, in columns 8 i + 2 (lane % 4) and the next one. mma.sync and wgmma share this layout.
+// One thread's part of a 64 x 64 fp32 tile, of which a warp has 16 rows. [i][0..1] are in row lane / 4 of these,
+// [i][2..3] in row lane / 4 + 8, in columns 8 i + 2 (lane % 4) and the next. mma.sync and wgmma share this layout.
 typedef float Accumulator[8][4];
 
 // The same tile rounded to bf16, as the left operand of a product: [step] holds columns 16 step ... 16 step + 15.
@@ -137,13 +137,13 @@ struct MmaSync {
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
         for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) acc[i][e] = 0;
         for (int step = 0; step < HS / 16; step++) {
-            uint32_t tile = step / 4 * TILE_BYTES, x[4], y[4];
-            ptx_ldmatrix(x, left + tile + tile_offset(16 * warp + lane % 16, step % 4 * 2 + lane / 16));
+            uint32_t tile = step / 4 * TILE_BYTES, left4[4], right4[4];
+            ptx_ldmatrix(left4, left + tile + tile_offset(16 * warp + lane % 16, step % 4 * 2 + lane / 16));
             for (int i = 0; i < 8; i += 2) {
-                ptx_ldmatrix(y, right + tile +
-                                tile_offset(8 * i + lane / 16 * 8 + lane % 8, step % 4 * 2 + lane / 8 % 2));
-                ptx_mma(acc[i], x, y[0], y[1]);
-                ptx_mma(acc[i + 1], x, y[2], y[3]);
+                ptx_ldmatrix(right4, right + tile +
+                                     tile_offset(8 * i + lane / 16 * 8 + lane % 8, step % 4 * 2 + lane / 8 % 2));
+                ptx_mma(acc[i], left4, right4[0], right4[1]);
+                ptx_mma(acc[i + 1], left4, right4[2], right4[3]);
             }
         }
     }
@@ -155,11 +155,11 @@ struct MmaSync {
         for (int step = 0; step < 4; step++)
             for (int tile = 0; tile < HS / 64; tile++)
                 for (int i = 0; i < 8; i += 2) {
-                    uint32_t y[4];
-                    ptx_ldmatrix_trans(y, right + tile * TILE_BYTES +
-                                          tile_offset(16 * step + lane % 16, i + lane / 16));
-                    ptx_mma(acc[tile][i], left[step], y[0], y[1]);
-                    ptx_mma(acc[tile][i + 1], left[step], y[2], y[3]);
+                    uint32_t right4[4];
+                    ptx_ldmatrix_trans(right4, right + tile * TILE_BYTES +
+                                               tile_offset(16 * step + lane % 16, i + lane / 16));
+                    ptx_mma(acc[tile][i], left[step], right4[0], right4[1]);
+                    ptx_mma(acc[tile][i + 1], left[step], right4[2], right4[3]);
                 }
     }
 
@@ -168,9 +168,8 @@ struct MmaSync {
     template <int pending> static __device__ void wait() {}
     static __device__ void pin(Accumulator &) {}
 
-    // Loads into shared memory: for each work item the groups' own blocks, then a ring of blocks, which load_own(group,
-    // barrier) and load(n, stage, barrier) issue. All threads call begin() for each work item and next() for each of
-    // its blocks.
+    // The loads into shared memory. For each work item: the groups' own blocks, by load_own(group, barrier), and the
+    // ring's blocks, by load(n, stage, barrier). All threads call begin() for a work item and next() for each block.
     template <int STAGES, int GROUPS>
     struct Pipe {
         int n, total;
@@ -369,20 +368,20 @@ __device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Acc
         for (int i = 0; i < 8; i += 4)
             for (int r = 0; r < 2; r++) {
                 float scale = r ? scale1 : scale0;
-                uint32_t y[4];      // first this lane's columns of chunks i ... i + 3, then all of chunk i + lane % 4
+                uint32_t packed[4];     // first its columns of chunks i ... i + 3, then all of chunk i + lane % 4
                 for (int c = 0; c < 4; c++)
-                    y[c] = ptx_pack_bf16(acc[tile][i + c][2 * r] * scale, acc[tile][i + c][2 * r + 1] * scale);
+                    packed[c] = ptx_pack_bf16(acc[tile][i + c][2 * r] * scale, acc[tile][i + c][2 * r + 1] * scale);
                 for (int c = 0; c < 4; c += 2) {
-                    uint32_t other = __shfl_xor_sync(0xffffffff, odd ? y[c] : y[c + 1], 1);
-                    if (odd) y[c] = other; else y[c + 1] = other;
+                    uint32_t other = __shfl_xor_sync(0xffffffff, odd ? packed[c] : packed[c + 1], 1);
+                    if (odd) packed[c] = other; else packed[c + 1] = other;
                 }
                 for (int c = 0; c < 2; c++) {
-                    uint32_t other = __shfl_xor_sync(0xffffffff, high ? y[c] : y[c + 2], 2);
-                    if (high) y[c] = other; else y[c + 2] = other;
+                    uint32_t other = __shfl_xor_sync(0xffffffff, high ? packed[c] : packed[c + 2], 2);
+                    if (high) packed[c] = other; else packed[c + 2] = other;
                 }
                 if (row + 8 * r < rows)
                     *(uint4 *)(out + (row + 8 * r) * stride + tile * 64 + (i + lane % 4) * 8) =
-                        make_uint4(y[0], y[1], y[2], y[3]);
+                        make_uint4(packed[0], packed[1], packed[2], packed[3]);
             }
 }
 
