@@ -65,7 +65,7 @@ inline void global_norm_finish(GradientNorm *out, double clip, const double *los
     launch(global_norm_finish_kernel, {1, 1, 0, stream}, out, clip, loss, max_loss, max_norm);
 }
 
-// Both, on one rank, without limits.
+// Both, for a single rank, with no limits on loss and norm.
 inline void global_norm(GradientNorm *out, double *partial, const float *grads, size_t n, double clip,
                         cudaStream_t stream) {
     global_norm_squares(out, partial, grads, n, stream);

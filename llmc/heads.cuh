@@ -1,16 +1,16 @@
-// RoPE and the contraction of factors, one kernel each way. Forward, q, k and v of a token from its factor row
-// [aQ bQ aK bK aV bV pad] (Heads in model.h); in q and k the b_r are rotated by the token's position:
+// RoPE and the contraction of factors, one kernel each way. Forward, the q, k and v of a token come from its factor row
+// [aQ bQ aK bK aV bV pad] (Heads in model.h); the b_r of q and k are rotated by the token's position:
 //
-//     head_i = scale sum_r a[i][r] b_r                  scale = 1 / R
+//     head_i = scale sum_r a[i][r] b_r
 //
-// and backward, with db_r rotated back:
+// Backward, with db_r rotated back:
 //
-//     da[i][r] = scale <dhead_i, b_r>                   db_r = scale sum_i a[i][r] dhead_i
+//     da[i][r] = scale <dhead_i, b_r>        db_r = scale sum_i a[i][r] dhead_i
 //
 // Factors are stored unrotated; the rotation happens in shared memory. In bf16 the backward sums run on the tensor
-// cores, few as they are: with ordinary instructions the kernel took four times as long as its memory traffic. The
-// forward sums gain nothing from them (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not replicated: q,
-// k or v then has R heads instead of NH.
+// cores, small as they are: with ordinary instructions the kernel took four times as long as its memory traffic. The
+// forward sums gain nothing from tensor cores (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not
+// replicated: q, k or v then has R heads instead of NH.
 #ifndef LLMC_HEADS_CUH
 #define LLMC_HEADS_CUH
 
@@ -58,7 +58,7 @@ __device__ inline void heads_rotate_pair(float &x1, float &x2, const Heads &h, c
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward: parts of the kernel. row (Pp) is the token's factor row in shared memory, in fp32.
 
-// Rotates the vectors b of h, in place. table (HS): the token's position.
+// Rotates the vectors b of h in place. table (HS) is the row of the token's position.
 __device__ inline void heads_rotate(float *row, const Heads &h, const float *table, int HS) {
     int half = HS / 2;
     for (int p = threadIdx.x; p < h.R * half; p += HEADS_FORWARD_THREADS) {

@@ -1,5 +1,5 @@
-// Matrix products through cuBLASLt. The first product of a shape times cuBLASLt's candidate algorithms and keeps the
-// fastest (MATMUL_FASTEST), or takes its first heuristic (MATMUL_FIRST: for products too rare to be worth timing).
+// Matrix products through cuBLASLt. At the first product of a shape, cuBLASLt's candidate algorithms are timed and the
+// fastest is kept (MATMUL_FASTEST), or its first heuristic is used (MATMUL_FIRST: for products too rare to time).
 //
 // The choice never changes a bit of a result, although timings differ from run to run. The reference is the first
 // heuristic, which depends only on the shape and the GPU. A faster candidate is used only if it gives the same bits as
@@ -107,8 +107,8 @@ __global__ void matmul_compare_kernel(int *differ, const int *x, const int *y, s
 
 inline int type_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
 
-// Sets p->algorithm to the fastest of found (num_found) with the bits of found[0], and fills in the plan's times.
-// Without memory for the trial, found[0] stays, with the same bits.
+// Sets p->algorithm to the fastest of found (num_found) that gives found[0]'s bits, and fills in the plan's times. If
+// there is no memory for the trial, found[0] stays.
 inline void matmul_choose_(const Matmul *mm, MatmulPlan *p, const cublasLtMatmulHeuristicResult_t *found, int num_found,
                            cudaStream_t stream) {
     const MatmulShape *s = &p->shape;
