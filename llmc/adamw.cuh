@@ -1,5 +1,8 @@
-// AdamW (Loshchilov & Hutter 2019, as PyTorch computes it) on fp32 master weights, and the weights that the model runs on, in one
-// pass: 30 bytes a weight in bf16.
+// AdamW (Loshchilov & Hutter 2019, in PyTorch's form) on fp32 master weights. The same pass writes the weights that the
+// model uses: 30 bytes of memory traffic per weight in bf16.
+//
+//     m = beta1 m + (1 - beta1) g       v = beta2 v + (1 - beta2) g^2
+//     w = w (1 - lr weight_decay) - lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 #ifndef LLMC_ADAMW_CUH
 #define LLMC_ADAMW_CUH
 
@@ -8,20 +11,21 @@
 #include "global_norm.cuh"
 #include "precision.cuh"
 
-// The step's constants, worked out once on the host in double.
+// The constants of a step, computed once on the host in double.
 typedef struct { float decay, rate, root, beta1, beta2, eps; } AdamWStep;
 
 // step = 1, 2, ...
 LLMC_FN AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step) {
     AdamWStep s;
     s.decay = (float)(1 - lr * weight_decay), s.rate = (float)(lr / (1 - pow(beta1, (double)step)));
-    s.root = (float)sqrt(1 - pow(beta2, (double)step)), s.beta1 = (float)beta1, s.beta2 = (float)beta2, s.eps = (float)eps;
+    s.root = (float)sqrt(1 - pow(beta2, (double)step));
+    s.beta1 = (float)beta1, s.beta2 = (float)beta2, s.eps = (float)eps;
     return s;
 }
 
-// One thread: 4 weights. A step whose gradient is not finite, or that is to be skipped, leaves everything as it was.
-__global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s,
-                             const GradientNorm *norm) {
+// One thread per 4 weights. If the gradient is not finite, or norm marks the step as skipped, nothing changes.
+__global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n,
+                             AdamWStep s, const GradientNorm *norm) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     float scale = norm->clip_factor;
     if (i >= n || !isfinite(norm->norm) || !isfinite(scale)) return;
@@ -39,10 +43,11 @@ __global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float
     store16_streaming(adam_v + i, v);
 }
 
-// All (n), n a multiple of 4; grads count norm->clip_factor times
-inline void adamw_update(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n, AdamWStep s,
-                         const GradientNorm *norm, cudaStream_t stream) {
-    launch(adamw_kernel, {(unsigned)ceil_div(n / 4, (size_t)256), 256, 0, stream}, params, master, adam_m, adam_v, grads, n, s, norm);
+// params, master, adam_m, adam_v, grads (n), n a multiple of 4; norm (1) on the GPU. g = norm->clip_factor grads.
+inline void adamw_update(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n,
+                         AdamWStep s, const GradientNorm *norm, cudaStream_t stream) {
+    unsigned grid = (unsigned)ceil_div(n / 4, (size_t)256);
+    launch(adamw_kernel, {grid, 256, 0, stream}, params, master, adam_m, adam_v, grads, n, s, norm);
 }
 
 #endif

@@ -1,43 +1,51 @@
-// Causal attention in fp32 arithmetic, plain and slow: for the fp32 build, and for head sizes that attention.cuh is not made for.
-// One warp a row; the same formulas, the same layouts, any head size up to 128.
+// Causal attention in fp32 arithmetic, simple and slow: for the fp32 build, and for head sizes that attention.cuh does
+// not support. Formulas and layouts are those of attention.cuh, with any head size up to 128. One warp per row, that
+// is, per head of a token.
+//
+// Shapes: q, y, dq, dy (B, T, NH, HS); k, v, dk, dv (B, T, NKV, HS); lse (B, NH, T). y is attention's output.
 #ifndef LLMC_ATTENTION_PLAIN_CUH
 #define LLMC_ATTENTION_PLAIN_CUH
 
 #include "precision.cuh"
 
-enum { PLAIN_WARPS = 4, PLAIN_ELEMENTS = 4 };   // rows of a block; elements of a head that one lane holds at most
+enum { PLAIN_WARPS = 4, PLAIN_ELEMENTS = 4 };   // rows per block; elements of a row per lane, at most
 
-typedef struct { int B, T, NH, NKV, HS; } PlainShape;   // q, y (B, T, NH, HS), k, v (B, T, NKV, HS), dense
+typedef struct { int B, T, NH, NKV, HS; } PlainShape;
 
-// A lane's part of a row: elements lane, lane + 32, ...
+// A lane's part of a row (HS): elements lane, lane + 32, ...
 struct PlainRow {
     float x[PLAIN_ELEMENTS];
     __device__ PlainRow() { for (int i = 0; i < PLAIN_ELEMENTS; i++) x[i] = 0; }
     __device__ PlainRow(const floatX *row, int HS) {
         for (int i = 0, d = threadIdx.x % 32; i < PLAIN_ELEMENTS; i++, d += 32) x[i] = d < HS ? (float)row[d] : 0;
     }
-    __device__ float dot(const PlainRow &b) const {
+    __device__ float dot(const PlainRow &other) const {
         float sum = 0;
-        for (int i = 0; i < PLAIN_ELEMENTS; i++) sum += x[i] * b.x[i];
+        for (int i = 0; i < PLAIN_ELEMENTS; i++) sum += x[i] * other.x[i];
         return warp_sum(sum);
     }
-    __device__ void add(float weight, const PlainRow &b) { for (int i = 0; i < PLAIN_ELEMENTS; i++) x[i] += weight * b.x[i]; }
+    __device__ void add(float weight, const PlainRow &other) {
+        for (int i = 0; i < PLAIN_ELEMENTS; i++) x[i] += weight * other.x[i];
+    }
     __device__ void store(floatX *row, int HS, float scale) const {
-        for (int i = 0, d = threadIdx.x % 32; i < PLAIN_ELEMENTS; i++, d += 32) if (d < HS) row[d] = (floatX)(scale * x[i]);
+        for (int i = 0, d = threadIdx.x % 32; i < PLAIN_ELEMENTS; i++, d += 32)
+            if (d < HS) row[d] = (floatX)(scale * x[i]);
     }
 };
 
-// The row of this warp: sequence b, position t, head h of `heads`; false: none.
+// This warp's row: sequence b, position t, head h of `heads`. False past the last row.
 __device__ inline bool plain_row(int &b, int &t, int &h, int B, int T, int heads) {
     int64_t i = (int64_t)blockIdx.x * PLAIN_WARPS + threadIdx.x / 32;
     h = i % heads, t = i / heads % T, b = (int)(i / heads / T);
     return b < B;
 }
 
-__global__ void attention_plain_forward_kernel(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v, PlainShape s) {
+__global__ void attention_plain_forward_kernel(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v,
+                                               PlainShape s) {
     int b, t, h;
     if (!plain_row(b, t, h, s.B, s.T, s.NH)) return;
-    int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS, kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;
+    int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS;                    // of q and y
+    int64_t kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;        // of k and v, at position j
     PlainRow query(q + at, s.HS), out;
     float largest = -INFINITY, sum = 0, scale = 1 / sqrtf((float)s.HS);
     for (int j = 0; j <= t; j++, kv += (int64_t)s.NKV * s.HS) {
@@ -52,14 +60,22 @@ __global__ void attention_plain_forward_kernel(floatX *y, float *lse, const floa
     if (threadIdx.x % 32 == 0) lse[((int64_t)b * s.NH + h) * s.T + t] = largest + logf(sum);
 }
 
+inline void attention_plain_forward(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v,
+                                    const PlainShape &s, cudaStream_t stream) {
+    unsigned grid = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
+    launch(attention_plain_forward_kernel, {grid, 32 * PLAIN_WARPS, 0, stream}, y, lse, q, k, v, s);
+}
+
 // dq_i = scale sum_j ds_ij k_j,  ds_ij = p_ij (<dy_i, v_j> - <dy_i, y_i>)
-__global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const floatX *y, const float *lse, const floatX *q, const floatX *k,
-                                          const floatX *v, PlainShape s) {
+__global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const floatX *y, const float *lse,
+                                          const floatX *q, const floatX *k, const floatX *v, PlainShape s) {
     int b, t, h;
     if (!plain_row(b, t, h, s.B, s.T, s.NH)) return;
-    int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS, kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;
+    int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS;                    // of q and y
+    int64_t kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;        // of k and v, at position j
     PlainRow query(q + at, s.HS), dout(dy + at, s.HS), sum;
-    float delta = dout.dot(PlainRow(y + at, s.HS)), shift = lse[((int64_t)b * s.NH + h) * s.T + t], scale = 1 / sqrtf((float)s.HS);
+    float delta = dout.dot(PlainRow(y + at, s.HS)), shift = lse[((int64_t)b * s.NH + h) * s.T + t];
+    float scale = 1 / sqrtf((float)s.HS);
     for (int j = 0; j <= t; j++, kv += (int64_t)s.NKV * s.HS) {
         PlainRow key(k + kv, s.HS);
         float p = expf(scale * query.dot(key) - shift);
@@ -68,9 +84,10 @@ __global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const fl
     sum.store(dq + at, s.HS, scale);
 }
 
-// dv_j = sum_i p_ij dy_i,  dk_j = scale sum_i ds_ij q_i, over the queries i >= j of all heads that read key/value head h
-__global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse, const floatX *q,
-                                            const floatX *k, const floatX *v, PlainShape s) {
+// dv_j = sum_i p_ij dy_i,  dk_j = scale sum_i ds_ij q_i, over the queries i >= j of all heads that read key/value head
+// h
+__global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse,
+                                            const floatX *q, const floatX *k, const floatX *v, PlainShape s) {
     int b, t, h, group = s.NH / s.NKV;
     if (!plain_row(b, t, h, s.B, s.T, s.NKV)) return;
     int64_t kv = (((int64_t)b * s.T + t) * s.NKV + h) * s.HS;
@@ -88,15 +105,9 @@ __global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX
     dvalue.store(dv + kv, s.HS, 1);
 }
 
-// y (B, T, NH, HS), lse (B, NH, T)
-inline void attention_plain_forward(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v, const PlainShape &s,
-                                    cudaStream_t stream) {
-    unsigned grid = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
-    launch(attention_plain_forward_kernel, {grid, 32 * PLAIN_WARPS, 0, stream}, y, lse, q, k, v, s);
-}
-
-inline void attention_plain_backward(floatX *dq, floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse,
-                                     const floatX *q, const floatX *k, const floatX *v, const PlainShape &s, cudaStream_t stream) {
+inline void attention_plain_backward(floatX *dq, floatX *dk, floatX *dv, const floatX *dy, const floatX *y,
+                                     const float *lse, const floatX *q, const floatX *k, const floatX *v,
+                                     const PlainShape &s, cudaStream_t stream) {
     unsigned rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
     unsigned kv_rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NKV, PLAIN_WARPS);
     launch(attention_plain_dq_kernel, {rows, 32 * PLAIN_WARPS, 0, stream}, dq, dy, y, lse, q, k, v, s);

@@ -1,7 +1,8 @@
-// Collectives on GPU memory, on a stream of their own so that they run beside the backward pass: NCCL, or (--comm mpi) MPI through
-// pinned host memory, which waits on the host and is slow, and lets several ranks share one GPU.
+// Collectives on GPU memory, on their own stream, so that they overlap with the backward pass. The transport is NCCL,
+// or with --comm mpi MPI through pinned host memory: slow, because it waits on the host, but several ranks may share a
+// GPU.
 //
-// One process has none of this unless it asks for it by name (--comm nccl, --comm mpi), to try the path.
+// A single process has no GpuComm, unless --comm nccl or --comm mpi asks for one, to try the path.
 #ifndef LLMC_COMM_CUH
 #define LLMC_COMM_CUH
 
@@ -14,7 +15,7 @@
 
 typedef enum { TRANSPORT_NCCL, TRANSPORT_HOST, TRANSPORT_SIMULATED } Transport;
 
-// What has been asked of the stream since the last wait: for the line that says where a run got stuck, and for timelines.
+// The collectives issued since the last wait: for the message that says where a run is stuck, and for timelines.
 enum { MAX_PENDING = 4096 };
 typedef struct { const char *what; cudaEvent_t start, end; } PendingCall;
 
@@ -24,10 +25,10 @@ typedef struct {
     cudaStream_t stream;
     PendingCall pending[MAX_PENDING];
     int num_pending;
-    float *send, *scratch, *sum;    // pinned (TRANSPORT_HOST): (largest), (largest), (largest / world)
-    char *staging;                  // on the GPU (NCCL, for collectives on host memory): grows
+    float *send, *scratch, *sum;    // TRANSPORT_HOST, pinned: (largest), (largest), (largest / world)
+    char *staging;                  // TRANSPORT_NCCL, on the GPU: for collectives on host memory; grows as needed
     size_t staging_bytes;
-    double simulated_GBps;          // TRANSPORT_SIMULATED: nothing is sent; a kernel waits as long as that would take
+    double simulated_GBps;          // TRANSPORT_SIMULATED: nothing is sent; a kernel waits for as long as it would take
     int simulated_world;
 #ifdef USE_NCCL
     ncclComm_t nccl;
@@ -35,7 +36,7 @@ typedef struct {
 } GpuComm;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// NCCL, and what a build without it says
+// NCCL, and stubs for a build without it
 
 #ifdef USE_NCCL
 LLMC_FN void nccl_check_(ncclResult_t error, const char *statement, int line) {
@@ -52,8 +53,9 @@ LLMC_FN const char *gpu_comm_library(char out[32]) {
     return out;
 }
 
-// The id by which ranks find each other: from rank 0 over MPI, or through the file. The file's name has Slurm's job in it where there is
-// one, so that what an earlier job left cannot be taken for this one's; rank 0 removes it when all have met.
+// Rank 0 makes the id by which ranks find each other and passes it on over MPI or, with --comm-file, through a file.
+// Under Slurm the file's name includes the job, so that a file left by an earlier job is not mistaken for this one's.
+// Rank 0 removes it once all ranks have met.
 LLMC_FN char *nccl_id_path_(const char *file) {
     const char *job = getenv("SLURM_JOB_ID"), *step = getenv("SLURM_STEP_ID"), *again = getenv("SLURM_RESTART_COUNT");
     return job ? xasprintf("%s.%s.%s.%s", file, job, step ? step : "0", again ? again : "0") : xasprintf("%s", file);
@@ -61,36 +63,42 @@ LLMC_FN char *nccl_id_path_(const char *file) {
 
 LLMC_FN void nccl_exchange_id_(Comm *c, const char *file, ncclUniqueId *id) {
     Error err;
-    if (c->rank == 0) NCCL_CHECK(ncclGetUniqueId(id));
-    if (!file) return comm_broadcast(c, id, sizeof *id, 0, "NCCL's id");
+    const int root = 0;
+    if (c->rank == root) NCCL_CHECK(ncclGetUniqueId(id));
+    if (!file) return comm_broadcast(c, id, sizeof *id, root, "NCCL's id");
     char *path = nccl_id_path_(file);
     double start = now_seconds();
-    if (c->rank == 0) {
-        if (access(path, F_OK) == 0) die(EXIT_INPUT, "--comm-file: %s is there already, from another run: remove it, or name a new one", path);
+    if (c->rank == root) {
+        if (access(path, F_OK) == 0)
+            die(EXIT_INPUT, "--comm-file: %s already exists, from another run: remove it or name another file", path);
         if (write_small_file(path, id, sizeof *id, &err) != 0) die(EXIT_INPUT, "--comm-file: %s", err.text);
     } else {
         int turns = 0;
         while (access(path, F_OK) != 0) comm_still_waiting(c, "--comm-file", start, &turns);
         size_t bytes;
         char *text = read_small_file(path, sizeof *id, &bytes, &err);
-        if (!text || bytes != sizeof *id) die(EXIT_INPUT, "--comm-file: %s is not of this run", path);
+        if (!text || bytes != sizeof *id)
+            die(EXIT_INPUT, "--comm-file: %s does not hold this run's NCCL id: remove it and start again", path);
         memcpy(id, text, sizeof *id);
         free(text);
     }
     free(path);
 }
 
-// Collectives on host memory by NCCL, for ranks without MPI: there and back through a buffer on the GPU.
-LLMC_FN GpuComm **nccl_host_comm_(void) {       // Comm knows nothing of GPUs
+// The GpuComm behind Comm's collectives on host memory, when ranks meet without MPI: Comm has no field for it.
+LLMC_FN GpuComm **nccl_host_comm_(void) {
     static GpuComm *g;
     return &g;
 }
 
 LLMC_FN void gpu_comm_wait(GpuComm *g, cudaStream_t stream);
 
+// Comm's collectives on host memory over NCCL, for ranks without MPI: to the GPU, through staging, and back.
 LLMC_FN void nccl_run_(Comm *c, const CommCall *call) {
     GpuComm *g = *nccl_host_comm_();
-    size_t world = c->world, width = call->op == COMM_SUM ? 8 : call->op == COMM_GATHER || call->op == COMM_BROADCAST ? 1 : 4, bytes = call->n * width;
+    int in_bytes = call->op == COMM_GATHER || call->op == COMM_BROADCAST;       // call->n counts bytes
+    size_t width = call->op == COMM_SUM ? sizeof(double) : in_bytes ? 1 : sizeof(float);
+    size_t world = c->world, bytes = call->n * width;
     const void *send = call->send;
     if (!send) send = call->op == COMM_ALL_GATHER ? (char *)call->recv + c->rank * bytes : (char *)call->recv;
     if (g->staging_bytes < 2 * world * bytes) {
@@ -101,9 +109,11 @@ LLMC_FN void nccl_run_(Comm *c, const CommCall *call) {
     char *in = g->staging, *out = g->staging + world * bytes;
     int receives = call->op != COMM_GATHER || c->rank == call->root;
     double start = now_seconds();
-    CUDA_CHECK(cudaMemcpyAsync(in, send, call->op == COMM_EXCHANGE ? world * bytes : bytes, cudaMemcpyHostToDevice, g->stream));
+    CUDA_CHECK(cudaMemcpyAsync(in, send, call->op == COMM_EXCHANGE ? world * bytes : bytes, cudaMemcpyHostToDevice,
+                               g->stream));
     if (call->op == COMM_SUM) NCCL_CHECK(ncclAllReduce(in, out, call->n, ncclDouble, ncclSum, g->nccl, g->stream));
-    else if (call->op == COMM_BROADCAST) NCCL_CHECK(ncclBroadcast(in, out, bytes, ncclChar, call->root, g->nccl, g->stream));
+    else if (call->op == COMM_BROADCAST)
+        NCCL_CHECK(ncclBroadcast(in, out, bytes, ncclChar, call->root, g->nccl, g->stream));
     else if (call->op == COMM_EXCHANGE) {
         NCCL_CHECK(ncclGroupStart());
         for (int r = 0; r < c->world; r++) {
@@ -128,7 +138,7 @@ LLMC_FN void nccl_start_(GpuComm *g, const char *file) {
     if (!file) return;
     *nccl_host_comm_() = g;
     c->run = nccl_run_;
-    comm_barrier(c, "meeting");
+    comm_barrier(c, "start-up barrier");
     if (c->rank == 0) {
         char *path = nccl_id_path_(file);
         unlink(path);
@@ -145,8 +155,12 @@ LLMC_FN const char *nccl_async_error_(GpuComm *g) {
     NCCL_CHECK(ncclCommGetAsyncError(g->nccl, &error));
     return error == ncclSuccess ? NULL : ncclGetErrorString(error);
 }
-LLMC_FN void nccl_all_reduce_(GpuComm *g, float *x, size_t n) { NCCL_CHECK(ncclAllReduce(x, x, n, ncclFloat, ncclSum, g->nccl, g->stream)); }
-LLMC_FN void nccl_sum_(GpuComm *g, double *x, size_t n) { NCCL_CHECK(ncclAllReduce(x, x, n, ncclDouble, ncclSum, g->nccl, g->stream)); }
+LLMC_FN void nccl_all_reduce_(GpuComm *g, float *x, size_t n) {
+    NCCL_CHECK(ncclAllReduce(x, x, n, ncclFloat, ncclSum, g->nccl, g->stream));
+}
+LLMC_FN void nccl_sum_(GpuComm *g, double *x, size_t n) {
+    NCCL_CHECK(ncclAllReduce(x, x, n, ncclDouble, ncclSum, g->nccl, g->stream));
+}
 LLMC_FN void nccl_reduce_scatter_(GpuComm *g, float *recv, const float *send, size_t n) {
     NCCL_CHECK(ncclReduceScatter(send, recv, n, ncclFloat, ncclSum, g->nccl, g->stream));
 }
@@ -157,21 +171,25 @@ LLMC_FN void nccl_all_gather_(GpuComm *g, char *x, size_t bytes) {
 LLMC_FN const char *gpu_comm_library(char out[32]) { snprintf(out, 32, "no NCCL"); return out; }
 LLMC_FN void nccl_start_(GpuComm *g, const char *file) {
     (void)g, (void)file;
-    die(EXIT_INPUT, "this program was built without NCCL: install it (libnccl-dev) and build again, or add --comm mpi");
+    die(EXIT_INPUT, "this program was built without NCCL: install libnccl-dev and build again, or add --comm mpi");
 }
 LLMC_FN void nccl_finish_(GpuComm *g) { (void)g; }
 LLMC_FN const char *nccl_async_error_(GpuComm *g) { (void)g; return NULL; }
 LLMC_FN void nccl_all_reduce_(GpuComm *g, float *x, size_t n) { (void)g, (void)x, (void)n; }
 LLMC_FN void nccl_sum_(GpuComm *g, double *x, size_t n) { (void)g, (void)x, (void)n; }
-LLMC_FN void nccl_reduce_scatter_(GpuComm *g, float *recv, const float *send, size_t n) { (void)g, (void)recv, (void)send, (void)n; }
+LLMC_FN void nccl_reduce_scatter_(GpuComm *g, float *recv, const float *send, size_t n) {
+    (void)g, (void)recv, (void)send, (void)n;
+}
 LLMC_FN void nccl_all_gather_(GpuComm *g, char *x, size_t bytes) { (void)g, (void)x, (void)bytes; }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Beginning, end, and waiting
+// Opening, closing and waiting
 
-// Does this run need one? o->comm is NULL in tests of one process.
-LLMC_FN int gpu_comm_wanted(const TrainOptions *o) { return comm_world(o->comm) > 1 || (o->transport && strcmp(o->transport, "auto") != 0); }
+// Does this run need a GpuComm? o->comm is NULL in tests with one process.
+LLMC_FN int gpu_comm_wanted(const TrainOptions *o) {
+    return comm_world(o->comm) > 1 || (o->transport && strcmp(o->transport, "auto") != 0);
+}
 
 LLMC_FN GpuComm *gpu_comm_open(const TrainOptions *o) {
     GpuComm *g = (GpuComm *)xcalloc(1, sizeof *g);
@@ -182,7 +200,7 @@ LLMC_FN GpuComm *gpu_comm_open(const TrainOptions *o) {
     return g;
 }
 
-// Room for collectives of up to `largest` floats.
+// Allocates buffers for collectives of up to `largest` floats.
 LLMC_FN void gpu_comm_reserve(GpuComm *g, size_t largest) {
     if (g->transport != TRANSPORT_HOST) return;
     CUDA_CHECK(cudaMallocHost((void **)&g->send, largest * sizeof(float)));
@@ -205,14 +223,14 @@ LLMC_FN void gpu_comm_close(GpuComm *g) {
     free(g);
 }
 
-// Waits for a stream, the deadline in view. All that was pending is done then.
+// Waits for a stream, with --comm-timeout as the deadline. Afterwards nothing is pending.
 LLMC_FN void gpu_comm_wait(GpuComm *g, cudaStream_t stream) {
     double start = now_seconds();
     int turns = 0;
     cudaError_t error;
     while ((error = cudaStreamQuery(stream)) == cudaErrorNotReady) {
         const char *what = "compute", *broken = g->transport == TRANSPORT_NCCL ? nccl_async_error_(g) : NULL;
-        for (int i = g->num_pending - 1; i >= 0; i--)       // the first that has not ended
+        for (int i = g->num_pending - 1; i >= 0; i--)       // ends at the first call that is not done
             if (cudaEventQuery(g->pending[i].end) == cudaErrorNotReady) what = g->pending[i].what;
         if (broken) comm_give_up(g->comm, what, broken);
         comm_still_waiting(g->comm, what, start, &turns);
@@ -222,8 +240,9 @@ LLMC_FN void gpu_comm_wait(GpuComm *g, cudaStream_t stream) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Collectives, in the order of the calls, on g->stream. `after`: what must have happened before (0: nothing more).
+// Collectives. They run on g->stream, in the order of the calls. Tensors are on the GPU.
 
+// Waits ns nanoseconds.
 __global__ void wait_kernel(long long ns) {
     long long start, now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
@@ -231,6 +250,7 @@ __global__ void wait_kernel(long long ns) {
     while (now - start < ns);
 }
 
+// Records the start of a collective; the caller records p->end.
 LLMC_FN PendingCall *gpu_comm_begin_(GpuComm *g, const char *what, double bytes_on_the_wire) {
     PendingCall *p = &g->pending[g->num_pending < MAX_PENDING ? g->num_pending++ : MAX_PENDING - 1];
     if (!p->start) {
@@ -246,12 +266,12 @@ LLMC_FN PendingCall *gpu_comm_begin_(GpuComm *g, const char *what, double bytes_
     return p;
 }
 
-// Brings n floats to the host, or back.
+// Copies to the host, or back.
 LLMC_FN void gpu_comm_copy_(GpuComm *g, void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, g->stream));
 }
 
-// recv (n) = sum over ranks of what they have for this one in send (world, n)
+// recv (n) = the sum over ranks of this rank's row of their send (world, n).
 LLMC_FN void gpu_reduce_scatter(GpuComm *g, float *recv, const float *send, size_t n, const char *what) {
     int world = comm_world(g->comm);
     PendingCall *p = gpu_comm_begin_(g, what, (double)(n * world * sizeof(float)));
@@ -266,7 +286,7 @@ LLMC_FN void gpu_reduce_scatter(GpuComm *g, float *recv, const float *send, size
     CUDA_CHECK(cudaEventRecord(p->end, g->stream));
 }
 
-// x (world * n) becomes the sum over ranks
+// x (world * n) becomes the sum over ranks.
 LLMC_FN void gpu_all_reduce(GpuComm *g, float *x, size_t n, const char *what) {
     int world = comm_world(g->comm);
     PendingCall *p = gpu_comm_begin_(g, what, 2.0 * (double)(n * world * sizeof(float)));
@@ -283,7 +303,7 @@ LLMC_FN void gpu_all_reduce(GpuComm *g, float *x, size_t n, const char *what) {
     CUDA_CHECK(cudaEventRecord(p->end, g->stream));
 }
 
-// x (n) becomes the sum over ranks; n at most 64
+// x (n) becomes the sum over ranks; n is at most 64.
 LLMC_FN void gpu_sum(GpuComm *g, double *x, size_t n, const char *what) {
     PendingCall *p = gpu_comm_begin_(g, what, 0);
     if (g->transport == TRANSPORT_NCCL) nccl_sum_(g, x, n);
@@ -298,7 +318,7 @@ LLMC_FN void gpu_sum(GpuComm *g, double *x, size_t n, const char *what) {
     CUDA_CHECK(cudaEventRecord(p->end, g->stream));
 }
 
-// x (world, bytes): every rank brings its row; bytes a multiple of 4
+// x (world, bytes): each rank passes its own row and gets all rows; bytes is a multiple of 4.
 LLMC_FN void gpu_all_gather(GpuComm *g, void *x, size_t bytes, const char *what) {
     int world = comm_world(g->comm);
     char *mine = (char *)x + comm_rank(g->comm) * bytes;

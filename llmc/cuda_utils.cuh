@@ -1,5 +1,5 @@
-// What every CUDA file of this house shares: checked calls, checked launches, 16-byte vectors, sums over a warp or a block.
-// Nothing here keeps state. Kernels take a stream, and their launchers go through launch().
+// Shared by all CUDA files: checked calls and launches, 16-byte vectors, reductions over a warp or a block.
+// Nothing here keeps state. Every launcher takes a stream and goes through launch().
 #ifndef LLMC_CUDA_UTILS_CUH
 #define LLMC_CUDA_UTILS_CUH
 
@@ -13,16 +13,18 @@ typedef __nv_bfloat16 bf16;
 // ---------------------------------------------------------------------------------------------------------------------
 // Errors
 
-// Stops with one line: the statement, where it stands, and what CUDA said.
+// On failure ends the program with one line: file, line, statement, and CUDA's error.
 LLMC_FN void cuda_check_(cudaError_t error, const char *statement, const char *file, int line) {
-    if (error != cudaSuccess) die(EXIT_SYSTEM, "%s:%d: %s: %s (%s)", file, line, statement, cudaGetErrorString(error), cudaGetErrorName(error));
+    if (error != cudaSuccess)
+        die(EXIT_SYSTEM, "%s:%d: %s: %s (%s)", file, line, statement, cudaGetErrorString(error),
+            cudaGetErrorName(error));
 }
 #define CUDA_CHECK(statement) cuda_check_((statement), #statement, __FILE__, __LINE__)
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launches
 
-// A fact about the GPU that this process uses.
+// An attribute of the current GPU.
 inline int device_attribute(cudaDeviceAttr attribute) {
     int device, value;
     CUDA_CHECK(cudaGetDevice(&device));
@@ -30,31 +32,35 @@ inline int device_attribute(cudaDeviceAttr attribute) {
     return value;
 }
 
-// Where and how a kernel runs. The place of the call is remembered for the error line.
+// Where and how a kernel runs. file and line are those of the call, for the error message.
 struct Launch {
     dim3 grid, block;
     size_t smem_bytes;          // dynamic shared memory
     cudaStream_t stream;
     const char *file;
     int line;
-    // Both are Hopper's; `early` means nothing before it.
-    int cluster = 1;            // thread blocks, along x, that run together (ptx.cuh)
-    bool early = false;         // it may begin while the kernel before it ends, and calls ptx_wait_for_previous
-    Launch(dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream, const char *file = __builtin_FILE(), int line = __builtin_LINE())
+    // For sm_90 and later; before that, `early` has no effect.
+    int cluster = 1;            // thread blocks per cluster, along x (ptx.cuh)
+    bool early = false;         // may start before the previous kernel has ended; it calls ptx_wait_for_previous()
+    Launch(dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream, const char *file = __builtin_FILE(),
+           int line = __builtin_LINE())
         : grid(grid), block(block), smem_bytes(smem_bytes), stream(stream), file(file), line(line) {}
 };
 
-// The same for CUDA, whose attributes stand in `attributes`. More than 48 KB of shared memory, or 8 blocks a cluster, are asked for here (once
-// would do; asking again is cheap and needs no state).
+// `where` as CUDA's launch configuration, which points to `attributes`. More than 48 KB of shared memory or more than 8
+// blocks per cluster must be requested first. Once per kernel would do; repeating it is cheap and needs no state.
 inline cudaLaunchConfig_t launch_config(const void *kernel, const Launch &where, cudaLaunchAttribute (&attributes)[2]) {
     auto check = [&](cudaError_t error, const char *what) { cuda_check_(error, what, where.file, where.line); };
     if (where.smem_bytes > 48 * 1024)
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
               "cudaFuncSetAttribute(max dynamic shared memory)");
+    const int allowed = 1;
     if (where.cluster > 8)
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute(cluster size)");
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, allowed),
+              "cudaFuncSetAttribute(cluster size)");
     cudaLaunchConfig_t config = {};
-    config.gridDim = where.grid, config.blockDim = where.block, config.dynamicSmemBytes = where.smem_bytes, config.stream = where.stream;
+    config.gridDim = where.grid, config.blockDim = where.block;
+    config.dynamicSmemBytes = where.smem_bytes, config.stream = where.stream;
     config.attrs = attributes;
     if (where.cluster > 1) {
         attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
@@ -67,21 +73,23 @@ inline cudaLaunchConfig_t launch_config(const void *kernel, const Launch &where,
     return config;
 }
 
-// launch(kernel<...>, {grid, block, smem_bytes, stream}, arguments...): an empty grid is no work, not an error.
-// A refused launch is reported here; a fault inside the kernel surfaces at the next synchronizing CUDA_CHECK.
+// launch(kernel<...>, {grid, block, smem_bytes, stream}, arguments...). An empty grid does nothing and is not an error.
+// A refused launch ends the program here; a fault inside the kernel shows at the next CUDA_CHECK that synchronizes.
 template <class... Params, class... Args>
 inline void launch(void (*kernel)(Params...), Launch where, Args... args) {
     if (where.grid.x == 0 || where.grid.y == 0 || where.grid.z == 0) return;
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = launch_config((const void *)kernel, where, attributes);
-    cuda_check_(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch", where.file, where.line);
+    cuda_check_(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch", where.file,
+                where.line);
 }
 
 template <class A, class B>
 __host__ __device__ constexpr auto ceil_div(A a, B b) -> decltype(a / b) { return (a + b - 1) / b; }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// 16 bytes in one register group: the widest load and store there is. x = load16(p); x[i]; store16(p, x).
+// Vectors of 16 bytes, loaded and stored by one instruction each: x = load16(p); x[i]; store16(p, x). p is 16-byte
+// aligned.
 
 template <class T>
 struct alignas(16) Packed16 {
@@ -91,8 +99,8 @@ struct alignas(16) Packed16 {
     __host__ __device__ const T &operator[](int i) const { return values[i]; }
 };
 
-// Through int4, because the compiler may cut the copy of a struct into its elements. It may still cut what store16 writes, in four,
-// where it has moved the address out of a loop: look at the SASS.
+// Through int4, because the compiler may split the copy of a struct into its elements. It may still split a store16 in
+// four where it has hoisted the address out of a loop: check the SASS.
 template <class T>
 __device__ inline Packed16<T> load16(const T *p) {
     int4 bits = *reinterpret_cast<const int4 *>(p);
@@ -101,7 +109,7 @@ __device__ inline Packed16<T> load16(const T *p) {
     return x;
 }
 
-// The same for data read once: it need not stay in the caches.
+// The same for data that is read once and need not stay in the caches.
 template <class T>
 __device__ inline Packed16<T> load16_streaming(const T *p) {
     int4 bits = __ldcs(reinterpret_cast<const int4 *>(p));
@@ -125,9 +133,10 @@ __device__ inline void store16_streaming(T *p, Packed16<T> x) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Sums. Every lane gets the result; the order of the additions is fixed, so the bits are too.
+// Reductions. Every thread gets the result. The order of the additions is fixed: the same inputs give the same bits.
 
-template <int LANES = 32>       // over each aligned group of LANES lanes (a power of two)
+// Over each aligned group of LANES lanes, a power of two.
+template <int LANES = 32>
 __device__ inline float warp_sum(float x) {
     for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
     return x;
@@ -139,19 +148,20 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// Over a whole block of one dimension, a multiple of 32 threads, all of which must call. shared: at least 32 floats that no
-// one else uses meanwhile; the caller may reuse them at once.
+// Over a one-dimensional block of a multiple of 32 threads, all of which must call. shared (32) is scratch in shared
+// memory, free again on return.
 __device__ inline float block_sum(float x, float *shared) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     x = warp_sum(x);
     if (lane == 0) shared[warp] = x;
     __syncthreads();
     x = warp_sum(lane < warps ? shared[lane] : 0.0f);
-    __syncthreads();            // shared[] has been read by all
+    __syncthreads();            // all have read shared[]
     return x;
 }
 
-__device__ inline float block_max(float x, float *shared) {     // the same rules
+// Same contract.
+__device__ inline float block_max(float x, float *shared) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     x = warp_max(x);
     if (lane == 0) shared[warp] = x;

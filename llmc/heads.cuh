@@ -1,10 +1,16 @@
-// RoPE and the contraction of factors, one kernel each way: q, k and v of a token from its row of factors (Heads in model.h),
-//   head_i = scale sum_r a[i][r] b_r,   b_r rotated by the token's position where it belongs to q or k
-// and back: da[i][r] = scale <dhead_i, b_r>;  db_r = scale sum_i a[i][r] dhead_i, rotated back.
-// The factors are kept unrotated; the rotation happens in shared memory on the way. In bf16 the sums of the backward pass run on the
-// tensor cores, for few numbers though they are: by ordinary instructions they took four times as long as their bytes do, while the
-// forward ones gain nothing there (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not copied out: q, k or v then has R
-// heads, not NH.
+// RoPE and the contraction of factors, one kernel each way. Forward, the q, k and v of a token come from its factor row
+// [aQ bQ aK bK aV bV pad] (Heads in model.h); the b_r of q and k are rotated by the token's position:
+//
+//     head_i = scale sum_r a[i][r] b_r
+//
+// Backward, with db_r rotated back:
+//
+//     da[i][r] = scale <dhead_i, b_r>        db_r = scale sum_i a[i][r] dhead_i
+//
+// Factors are stored unrotated; the rotation happens in shared memory. In bf16 the backward sums run on the tensor
+// cores, small as they are: with ordinary instructions the kernel took four times as long as its memory traffic. The
+// forward sums gain nothing from tensor cores (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not
+// replicated: q, k or v then has R heads instead of NH.
 #ifndef LLMC_HEADS_CUH
 #define LLMC_HEADS_CUH
 
@@ -13,7 +19,8 @@
 #include "ptx.cuh"
 
 enum {
-    HEADS_FORWARD_THREADS = 32,     // a warp a token: four warps would each read all its vectors from shared memory (0.125 ms, not 0.104)
+    // One warp per token: four warps would each read all the token's vectors from shared memory (0.125 ms, not 0.104).
+    HEADS_FORWARD_THREADS = 32,
     HEADS_THREADS = 128             // backward
 };
 
@@ -24,10 +31,10 @@ LLMC_FN HeadsShape heads_shape(const Model *m, int64_t T) {
     return s;
 }
 
-// Heads of the tensor as it is stored: what attention sees.
+// Number of heads in the stored tensor, as attention reads it.
 __host__ __device__ inline int heads_stored(const Heads &h, int NH) { return h.kind == HEADS_FACTORED ? NH : h.R; }
 
-// table (T, HS) on the host: cosines in the first half of a row, sines in the second.
+// Fills table (T, HS), on the host: the first half of a row has the cosines, the second the sines.
 LLMC_FN void rope_table(float *table, int64_t T, int64_t HS, double base) {
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < HS / 2; i++) {
@@ -38,18 +45,20 @@ LLMC_FN void rope_table(float *table, int64_t T, int64_t HS, double base) {
 
 typedef enum { ROTATE = 1, ROTATE_BACK = -1 } Direction;
 
-// (x1, x2) -> (x1 c + x2 s, x2 c - x1 s), the pair i of a vector that is turned by the angles of `table` (HS); without rope as it is.
-__device__ inline void heads_rotate_pair(float &x1, float &x2, const Heads &h, const float *table, int i, int HS, Direction direction) {
+// Rotates elements i and i + HS / 2 of a vector: (x1, x2) -> (x1 cos + x2 sin, x2 cos - x1 sin). table (HS) is the row
+// of the token's position. Without rope (v) it does nothing.
+__device__ inline void heads_rotate_pair(float &x1, float &x2, const Heads &h, const float *table, int i, int HS,
+                                         Direction direction) {
     if (!h.rope) return;
-    float c = table[i], s = (float)direction * table[HS / 2 + i], x = x1, y = x2;
-    x1 = x * c + y * s;
-    x2 = y * c - x * s;
+    float cosine = table[i], sine = (float)direction * table[HS / 2 + i], x = x1, y = x2;
+    x1 = x * cosine + y * sine;
+    x2 = y * cosine - x * sine;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Forward: pieces of the kernel. row (Pp): a token's factors, fp32, in shared memory
+// Forward: parts of the kernel. row (Pp) is the token's factor row in shared memory, in fp32.
 
-// Turns the vectors of `h` in place by the angles of `table` (HS).
+// Rotates the vectors b of h in place. table (HS) is the row of the token's position.
 __device__ inline void heads_rotate(float *row, const Heads &h, const float *table, int HS) {
     int half = HS / 2;
     for (int p = threadIdx.x; p < h.R * half; p += HEADS_FORWARD_THREADS) {
@@ -59,18 +68,19 @@ __device__ inline void heads_rotate(float *row, const Heads &h, const float *tab
 }
 
 template <class Values>
-__device__ inline void heads_store(floatX *to, const Values &x) {      // 16 bytes of heads
+__device__ inline void heads_store(floatX *to, const Values &x) {      // rounds and stores 16 bytes
     PackedX packed;
     for (int k = 0; k < PackedX::size; k++) packed[k] = (floatX)x[k];
     store16(to, packed);
 }
 
-// out (NH, HS). A thread owns 16 bytes of a head and walks over the heads; RANK vectors b stay in registers (RANK 0: any rank, from
-// shared memory).
+// out (NH, HS) = scale a (NH, R) b (R, HS). A thread owns 16 bytes of a head and loops over the heads. Its part of the
+// RANK vectors b stays in registers; with RANK 0 (any rank) it is read from shared memory.
 template <int RANK>
 __device__ inline void heads_contract(floatX *out, const float *row, const Heads &h, int NH, int HS) {
     constexpr int X = PackedX::size;
-    int R = RANK ? RANK : h.R, threads = HS / X, d = threadIdx.x % threads * X, stride = HEADS_FORWARD_THREADS / threads;
+    int R = RANK ? RANK : h.R, threads = HS / X;        // threads per head
+    int d = threadIdx.x % threads * X, stride = HEADS_FORWARD_THREADS / threads;
     const float *a = row + h.a, *b = row + h.b + d;
     float scale = (float)h.scale, kept[RANK ? RANK : 1][X];
     if (RANK)
@@ -86,14 +96,14 @@ __device__ inline void heads_contract(floatX *out, const float *row, const Heads
     }
 }
 
-// out (heads_stored, HS): one token's q, k or v
+// out (heads_stored, HS): one token's q, k or v.
 __device__ inline void heads_of_token(floatX *out, const float *row, const Heads &h, int NH, int HS) {
     if (h.kind == HEADS_GROUPED) {      // the vectors are the heads
         constexpr int X = PackedX::size;
         for (int c = threadIdx.x * X; c < h.R * HS; c += HEADS_FORWARD_THREADS * X) heads_store(out + c, row + h.b + c);
         return;
     }
-    switch (h.R) {      // the ranks that models have; the others work too, slower
+    switch (h.R) {      // the ranks of the presets; others are slower
         case 1: heads_contract<1>(out, row, h, NH, HS); break;
         case 2: heads_contract<2>(out, row, h, NH, HS); break;
         case 4: heads_contract<4>(out, row, h, NH, HS); break;
@@ -102,7 +112,8 @@ __device__ inline void heads_of_token(floatX *out, const float *row, const Heads
     }
 }
 
-template <int STATIC_HS>        // 0: any. One block: one token
+// One block per token. STATIC_HS 0: any head size.
+template <int STATIC_HS>
 __global__ void __launch_bounds__(HEADS_FORWARD_THREADS)
 heads_forward_kernel(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, HeadsShape s) {
     extern __shared__ float4 heads_smem[];
@@ -110,23 +121,23 @@ heads_forward_kernel(floatX *q, floatX *k, floatX *v, const floatX *fac, const f
     int64_t n = blockIdx.x;
     int HS = STATIC_HS ? STATIC_HS : s.HS;
     for (int c = threadIdx.x * PackedX::size; c < s.Pp; c += HEADS_FORWARD_THREADS * PackedX::size) {
-        PackedX p = load16(fac + n * s.Pp + c);
-        for (int i = 0; i < PackedX::size; i++) row[c + i] = (float)p[i];
+        PackedX packed = load16(fac + n * s.Pp + c);
+        for (int i = 0; i < PackedX::size; i++) row[c + i] = (float)packed[i];
     }
-    __syncthreads();            // the factors are there
+    __syncthreads();            // the factors are in shared memory
     table += n % s.T * HS;
     heads_rotate(row, s.q, table, HS);
     heads_rotate(row, s.k, table, HS);
     heads_rotate(row, s.v, table, HS);
-    __syncthreads();            // and their vectors rotated
+    __syncthreads();            // the vectors are rotated
     heads_of_token(q + n * heads_stored(s.q, s.NH) * HS, row, s.q, s.NH, HS);
     heads_of_token(k + n * heads_stored(s.k, s.NH) * HS, row, s.k, s.NH, HS);
     heads_of_token(v + n * heads_stored(s.v, s.NH) * HS, row, s.v, s.NH, HS);
 }
 
-// q (N, heads_stored(q), HS), k and v alike; fac (N, Pp), unrotated; table (T, HS); N = B*T. HS a multiple of 32
-inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, const HeadsShape &s, int64_t N,
-                          cudaStream_t stream) {
+// q, k, v (N, heads_stored, HS), fac (N, Pp) unrotated, table (T, HS); N = B*T, HS a multiple of 32.
+inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, const float *table, const HeadsShape &s,
+                          int64_t N, cudaStream_t stream) {
     Launch where((unsigned)N, HEADS_FORWARD_THREADS, (size_t)s.Pp * sizeof(float), stream);
     if (s.HS == 64) launch(heads_forward_kernel<64>, where, q, k, v, fac, table, s);
     else if (s.HS == 128) launch(heads_forward_kernel<128>, where, q, k, v, fac, table, s);
@@ -134,14 +145,19 @@ inline void heads_forward(floatX *q, floatX *k, floatX *v, const floatX *fac, co
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Backward: pieces of the kernel. row, drow (Pp): a token's factors and their gradient, in shared memory
+// Backward: parts of the kernel. row, drow (Pp): a token's factor row and its gradient, in shared memory.
 
-// One of q, k, v of a token: its vectors b, rotated, and its gradient (NH, HS), in shared memory with rows `pitch` apart. The row of
-// zeros stands for all rows beyond NH.
-typedef struct { floatX *vectors, *dheads, *zeros; int NH, HS, pitch; } HeadsToken;
+// One of a token's q, k, v in shared memory, with rows `pitch` elements apart.
+typedef struct {
+    floatX *vectors;        // (R rounded up to 8, HS): b, rotated
+    floatX *dheads;         // (NH, HS)
+    floatX *zeros;          // (pitch): read in place of the rows past NH
+    int NH, HS, pitch;
+} HeadsPart;
 
-// dfactors (R, HS) = dheads, turned back: grouped heads are the vectors themselves. To shared memory.
-__device__ inline void heads_grouped_backward(floatX *dfactors, const floatX *dheads, const Heads &h, const float *table, int HS) {
+// Grouped heads are the vectors themselves: dfactors (R, HS), in shared memory, = dheads (R, HS), rotated back.
+__device__ inline void heads_grouped_backward(floatX *dfactors, const floatX *dheads, const Heads &h,
+                                              const float *table, int HS) {
     constexpr int X = PackedX::size;
     int half = HS / 2;
     for (int p = threadIdx.x * X; p < h.R * half; p += HEADS_THREADS * X) {
@@ -156,140 +172,106 @@ __device__ inline void heads_grouped_backward(floatX *dfactors, const floatX *dh
     }
 }
 
-// Fills in vectors, from the row of factors.
-__device__ inline void heads_token_vectors(const HeadsToken &t, const floatX *row, const Heads &h, const float *table) {
-    int half = t.HS / 2;
+// Fills part.vectors from the factor row.
+__device__ inline void heads_token_vectors(const HeadsPart &part, const floatX *row, const Heads &h,
+                                           const float *table) {
+    int half = part.HS / 2;
     for (int p = threadIdx.x; p < h.R * half; p += HEADS_THREADS) {
         int r = p / half, i = p % half;
-        float x1 = (float)row[h.b + r * t.HS + i], x2 = (float)row[h.b + r * t.HS + half + i];
-        heads_rotate_pair(x1, x2, h, table, i, t.HS, ROTATE);
-        t.vectors[r * t.pitch + i] = (floatX)x1, t.vectors[r * t.pitch + half + i] = (floatX)x2;
+        float x1 = (float)row[h.b + r * part.HS + i], x2 = (float)row[h.b + r * part.HS + half + i];
+        heads_rotate_pair(x1, x2, h, table, i, part.HS, ROTATE);
+        part.vectors[r * part.pitch + i] = (floatX)x1, part.vectors[r * part.pitch + half + i] = (floatX)x2;
     }
 }
 
-// db of a token, by pairs that turn back together.
-__device__ inline void heads_store_pair(floatX *drow, float x1, float x2, const Heads &h, const float *table, int r, int i, int HS) {
+// Stores elements i and i + HS / 2 of db_r, rotated back.
+__device__ inline void heads_store_pair(floatX *drow, float x1, float x2, const Heads &h, const float *table, int r,
+                                        int i, int HS) {
     heads_rotate_pair(x1, x2, h, table, i, HS, ROTATE_BACK);
     drow[h.b + r * HS + i] = (floatX)x1, drow[h.b + r * HS + HS / 2 + i] = (floatX)x2;
 }
 
-// da and db of a token, in fp32.
-__device__ inline void heads_token_backward(float *drow, const float *row, const HeadsToken &t, const Heads &h, const float *table,
-                                            int /*first_tile*/) {
+// da and db of a token, with fp32 arithmetic.
+__device__ inline void heads_token_backward(float *drow, const float *row, const HeadsPart &part, const Heads &h,
+                                            const float *table, int /*first_tile*/) {
     float scale = (float)h.scale;
-    for (int p = threadIdx.x; p < t.NH * h.R; p += HEADS_THREADS) {
+    for (int p = threadIdx.x; p < part.NH * h.R; p += HEADS_THREADS) {
         float sum = 0;
-        for (int d = 0; d < t.HS; d++) sum += (float)t.dheads[p / h.R * t.pitch + d] * (float)t.vectors[p % h.R * t.pitch + d];
+        for (int d = 0; d < part.HS; d++)
+            sum += (float)part.dheads[p / h.R * part.pitch + d] * (float)part.vectors[p % h.R * part.pitch + d];
         drow[h.a + p] = scale * sum;
     }
-    int half = t.HS / 2;
+    int half = part.HS / 2;
     for (int p = threadIdx.x; p < h.R * half; p += HEADS_THREADS) {
         float sum1 = 0, sum2 = 0;
-        for (int i = 0; i < t.NH; i++) {
-            float a = row[h.a + i * h.R + p / half];
-            sum1 += a * (float)t.dheads[i * t.pitch + p % half], sum2 += a * (float)t.dheads[i * t.pitch + p % half + half];
+        for (int i = 0; i < part.NH; i++) {
+            float weight = row[h.a + i * h.R + p / half];
+            sum1 += weight * (float)part.dheads[i * part.pitch + p % half];
+            sum2 += weight * (float)part.dheads[i * part.pitch + p % half + half];
         }
-        heads_store_pair((floatX *)drow, scale * sum1, scale * sum2, h, table, p / half, p % half, t.HS);
+        heads_store_pair((floatX *)drow, scale * sum1, scale * sum2, h, table, p / half, p % half, part.HS);
     }
 }
 
-// The same in bf16 on the tensor cores, 8 vectors at a time: da (NH, 8) = dheads b^T and db^T (HS, 8) = dheads^T a, in tiles of 16
-// rows, those of db in pairs (d, d + HS / 2). The warps take tiles in turn, beginning where the tiles before (first_tile) ended.
-__device__ inline void heads_token_backward(bf16 *drow, const bf16 *row, const HeadsToken &t, const Heads &h, const float *table,
-                                            int first_tile) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = HEADS_THREADS / 32, m = lane / 4, n = lane % 4 * 2, half = t.HS / 2;
-    int tiles_da = (t.NH + 15) / 16, tiles_db = half / 16;
+// The same in bf16 on the tensor cores, for 8 vectors per pass: da (NH, 8) = dheads b^T and db^T (HS, 8) = dheads^T a,
+// in tiles of 16 rows. A db tile has 16 rows d and the 16 rows d + HS / 2 that rotate with them. The warps take tiles
+// in turn; first_tile, the number of tiles before these, says which warp is next.
+__device__ inline void heads_token_backward(bf16 *drow, const bf16 *row, const HeadsPart &part, const Heads &h,
+                                            const float *table, int first_tile) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = HEADS_THREADS / 32, half = part.HS / 2;
+    int quad = lane / 4, pair = lane % 4 * 2;       // this lane's place in mma fragments: row, first column
+    int tiles_da = (part.NH + 15) / 16, tiles_db = half / 16;
     float scale = (float)h.scale;
     for (int r0 = 0; r0 < h.R; r0 += 8)
         for (int tile = (warp + warps - first_tile % warps) % warps; tile < tiles_da + tiles_db; tile += warps) {
-            float c[4] = {}, c2[4] = {};
-            uint32_t x[4];
+            float acc[4] = {}, acc2[4] = {};
+            uint32_t left[4];
             if (tile < tiles_da) {
                 int i = 16 * tile + lane % 16;
-                uint32_t from = smem_address((i < t.NH ? t.dheads + i * t.pitch : t.zeros) + lane / 16 * 8);
-                const uint32_t *b = (const uint32_t *)(t.vectors + (r0 + m) * t.pitch + n);
+                uint32_t from = smem_address((i < part.NH ? part.dheads + i * part.pitch : part.zeros) + lane / 16 * 8);
+                const uint32_t *right = (const uint32_t *)(part.vectors + (r0 + quad) * part.pitch + pair);
                 #pragma unroll 4
-                for (int d = 0; d < t.HS; d += 16) {
-                    ptx_ldmatrix(x, from + d * 2);
-                    ptx_mma(c, x, b[d / 2], b[d / 2 + 4]);
+                for (int d = 0; d < part.HS; d += 16) {
+                    ptx_ldmatrix(left, from + d * 2);
+                    ptx_mma(acc, left, right[d / 2], right[d / 2 + 4]);
                 }
                 for (int e = 0; e < 4; e++) {
-                    int head = 16 * tile + m + e / 2 * 8, r = r0 + n + e % 2;
-                    if (head < t.NH && r < h.R) drow[h.a + head * h.R + r] = (bf16)(scale * c[e]);
+                    int head = 16 * tile + quad + e / 2 * 8, r = r0 + pair + e % 2;
+                    if (head < part.NH && r < h.R) drow[h.a + head * h.R + r] = (bf16)(scale * acc[e]);
                 }
             } else {
-                int d = (tile - tiles_da) * 16, r = r0 + m;
+                int d = (tile - tiles_da) * 16, r = r0 + quad;
                 #pragma unroll 3
-                for (int i0 = 0; i0 < t.NH; i0 += 16) {
+                for (int i0 = 0; i0 < part.NH; i0 += 16) {
                     int i = i0 + lane % 8 + lane / 16 * 8;
-                    uint32_t from = smem_address((i < t.NH ? t.dheads + i * t.pitch : t.zeros) + d + lane / 8 % 2 * 8);
-                    float a[4];
+                    uint32_t from = smem_address((i < part.NH ? part.dheads + i * part.pitch : part.zeros) + d +
+                                                 lane / 8 % 2 * 8);
+                    float weights[4];
                     for (int k = 0; k < 4; k++) {
-                        int head = i0 + n + k % 2 + k / 2 * 8;
-                        a[k] = head < t.NH && r < h.R ? (float)row[h.a + head * h.R + r] : 0;
+                        int head = i0 + pair + k % 2 + k / 2 * 8;
+                        weights[k] = head < part.NH && r < h.R ? (float)row[h.a + head * h.R + r] : 0;
                     }
-                    uint32_t a0 = ptx_pack_bf16(a[0], a[1]), a1 = ptx_pack_bf16(a[2], a[3]);
-                    ptx_ldmatrix_trans(x, from);
-                    ptx_mma(c, x, a0, a1);
-                    ptx_ldmatrix_trans(x, from + half * 2);
-                    ptx_mma(c2, x, a0, a1);
+                    uint32_t right0 = ptx_pack_bf16(weights[0], weights[1]);
+                    uint32_t right1 = ptx_pack_bf16(weights[2], weights[3]);
+                    ptx_ldmatrix_trans(left, from);
+                    ptx_mma(acc, left, right0, right1);
+                    ptx_ldmatrix_trans(left, from + half * 2);
+                    ptx_mma(acc2, left, right0, right1);
                 }
                 for (int e = 0; e < 4; e++)
-                    if (r0 + n + e % 2 < h.R)
-                        heads_store_pair((floatX *)drow, scale * c[e], scale * c2[e], h, table, r0 + n + e % 2, d + m + e / 2 * 8, t.HS);
+                    if (r0 + pair + e % 2 < h.R)
+                        heads_store_pair((floatX *)drow, scale * acc[e], scale * acc2[e], h, table, r0 + pair + e % 2,
+                                         d + quad + e / 2 * 8, part.HS);
             }
         }
 }
 
-// Elements of shared memory for one of q, k, v: vectors in eights, and the gradient.
+// Elements of shared memory for one of q, k, v: the vectors, padded to a multiple of 8, and dheads.
 __host__ __device__ inline int heads_token_size(const Heads &h, int NH, int pitch) {
     return h.kind == HEADS_FACTORED ? ((h.R + 7) / 8 * 8 + NH) * pitch : 0;
 }
-// one vector more: neighbouring rows start in other banks
+// 16 bytes of padding, so that adjacent rows start in different banks.
 __host__ __device__ inline int heads_pitch(int HS) { return HS + PackedX::size; }
-
-template <int STATIC_HS>        // One block: one token
-__global__ void __launch_bounds__(HEADS_THREADS)
-heads_backward_kernel(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac, const float *table,
-                      HeadsShape s) {
-    constexpr int X = PackedX::size;
-    extern __shared__ float4 heads_smem[];
-    int HS = STATIC_HS ? STATIC_HS : s.HS, pitch = heads_pitch(HS);
-    floatX *row = (floatX *)heads_smem, *drow = row + s.Pp, *zeros = drow + s.Pp, *next = zeros + pitch;
-    int64_t n = blockIdx.x;
-    const Heads *heads[3] = {&s.q, &s.k, &s.v};
-    const floatX *dhead[3] = {dq, dk, dv};
-    HeadsToken token[3];
-    table += n % s.T * HS;
-    for (int c = threadIdx.x * X; c < s.Pp; c += HEADS_THREADS * X) ptx_cp_async_16(smem_address(row + c), fac + n * s.Pp + c, true);
-    ptx_cp_async_commit();
-    #pragma unroll
-    for (int w = 0; w < 3; w++) {
-        const Heads &h = *heads[w];
-        const floatX *from = dhead[w] + n * heads_stored(h, s.NH) * HS;
-        token[w] = {next, next + (h.R + 7) / 8 * 8 * pitch, zeros, s.NH, HS, pitch};
-        next += heads_token_size(h, s.NH, pitch);
-        if (h.kind == HEADS_GROUPED) heads_grouped_backward(drow + h.b, from, h, table, HS);
-        else
-            for (int c = threadIdx.x * X; c < s.NH * HS; c += HEADS_THREADS * X)
-                ptx_cp_async_16(smem_address(token[w].dheads + c / HS * pitch + c % HS), from + c, true);
-    }
-    for (int c = threadIdx.x; c < pitch; c += HEADS_THREADS) zeros[c] = (floatX)0.0f;
-    for (int c = s.v.b + s.v.R * HS + threadIdx.x; c < s.Pp; c += HEADS_THREADS) drow[c] = (floatX)0.0f;    // from P on: padding
-    ptx_cp_async_commit();
-    ptx_cp_async_wait<1>();
-    __syncthreads();            // the factors are there
-    #pragma unroll
-    for (int w = 0; w < 3; w++)
-        if (heads[w]->kind == HEADS_FACTORED) heads_token_vectors(token[w], row, *heads[w], table);
-    ptx_cp_async_wait_all();
-    __syncthreads();            // and their vectors rotated, and the gradients
-    #pragma unroll
-    for (int w = 0; w < 3; w++)
-        if (heads[w]->kind == HEADS_FACTORED) heads_token_backward(drow, row, token[w], *heads[w], table, w * ((s.NH + 15) / 16 + HS / 32));
-    __syncthreads();            // drow is whole
-    for (int c = threadIdx.x * X; c < s.Pp; c += HEADS_THREADS * X) store16(dfac + n * s.Pp + c, load16(drow + c));
-}
 
 LLMC_FN size_t heads_backward_smem_bytes(const HeadsShape *s) {
     int pitch = heads_pitch(s->HS);
@@ -298,9 +280,56 @@ LLMC_FN size_t heads_backward_smem_bytes(const HeadsShape *s) {
     return (size_t)elements * sizeof(floatX);
 }
 
-// dfac (N, Pp) may be fac itself: a block reads its row before it writes it. The rest as in heads_forward.
-inline void heads_backward(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac, const float *table,
-                           const HeadsShape &s, int64_t N, cudaStream_t stream) {
+// One block per token.
+template <int STATIC_HS>
+__global__ void __launch_bounds__(HEADS_THREADS)
+heads_backward_kernel(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac,
+                      const float *table, HeadsShape s) {
+    constexpr int X = PackedX::size;
+    extern __shared__ float4 heads_smem[];
+    int HS = STATIC_HS ? STATIC_HS : s.HS, pitch = heads_pitch(HS);
+    floatX *row = (floatX *)heads_smem, *drow = row + s.Pp, *zeros = drow + s.Pp, *next = zeros + pitch;
+    int64_t n = blockIdx.x;
+    const Heads *heads[3] = {&s.q, &s.k, &s.v};
+    const floatX *dhead[3] = {dq, dk, dv};
+    HeadsPart parts[3];
+    table += n % s.T * HS;
+    for (int c = threadIdx.x * X; c < s.Pp; c += HEADS_THREADS * X)
+        ptx_cp_async_16(smem_address(row + c), fac + n * s.Pp + c);
+    ptx_cp_async_commit();
+    #pragma unroll
+    for (int w = 0; w < 3; w++) {
+        const Heads &h = *heads[w];
+        const floatX *from = dhead[w] + n * heads_stored(h, s.NH) * HS;
+        parts[w] = {next, next + (h.R + 7) / 8 * 8 * pitch, zeros, s.NH, HS, pitch};
+        next += heads_token_size(h, s.NH, pitch);
+        if (h.kind == HEADS_GROUPED) heads_grouped_backward(drow + h.b, from, h, table, HS);
+        else
+            for (int c = threadIdx.x * X; c < s.NH * HS; c += HEADS_THREADS * X)
+                ptx_cp_async_16(smem_address(parts[w].dheads + c / HS * pitch + c % HS), from + c);
+    }
+    for (int c = threadIdx.x; c < pitch; c += HEADS_THREADS) zeros[c] = (floatX)0.0f;
+    for (int c = s.v.b + s.v.R * HS + threadIdx.x; c < s.Pp; c += HEADS_THREADS) drow[c] = (floatX)0.0f;    // padding
+    ptx_cp_async_commit();
+    ptx_cp_async_wait<1>();
+    __syncthreads();            // the factors are in shared memory
+    #pragma unroll
+    for (int w = 0; w < 3; w++)
+        if (heads[w]->kind == HEADS_FACTORED) heads_token_vectors(parts[w], row, *heads[w], table);
+    ptx_cp_async_wait_all();
+    __syncthreads();            // the gradients are in shared memory, and the vectors are rotated
+    #pragma unroll
+    for (int w = 0; w < 3; w++)
+        if (heads[w]->kind == HEADS_FACTORED)
+            heads_token_backward(drow, row, parts[w], *heads[w], table, w * ((s.NH + 15) / 16 + HS / 32));
+    __syncthreads();            // drow is complete
+    for (int c = threadIdx.x * X; c < s.Pp; c += HEADS_THREADS * X) store16(dfac + n * s.Pp + c, load16(drow + c));
+}
+
+// dfac (N, Pp) may be fac itself: a block reads its row before it writes it. dq, dk, dv are shaped like q, k, v in
+// heads_forward; fac, table and N are the same.
+inline void heads_backward(floatX *dfac, const floatX *dq, const floatX *dk, const floatX *dv, const floatX *fac,
+                           const float *table, const HeadsShape &s, int64_t N, cudaStream_t stream) {
     Launch where((unsigned)N, HEADS_THREADS, heads_backward_smem_bytes(&s), stream);
     if (s.HS == 64) launch(heads_backward_kernel<64>, where, dfac, dq, dk, dv, fac, table, s);
     else if (s.HS == 128) launch(heads_backward_kernel<128>, where, dfac, dq, dk, dv, fac, table, s);

@@ -1,5 +1,5 @@
-// The number type of weights, activations and their gradients on the GPU, decided here and nowhere else: bf16, or fp32 in a build
-// for checking (-DPRECISION_FP32). Master weights, weight gradients, optimizer state, sums and losses are fp32 or double in both.
+// The type of weights, activations and activation gradients on the GPU: bf16, or fp32 in a build for checking
+// (-DPRECISION_FP32). Master weights, weight gradients, optimizer state, sums and losses are fp32 or double in both.
 #ifndef LLMC_PRECISION_CUH
 #define LLMC_PRECISION_CUH
 

@@ -1,11 +1,12 @@
-// The PTX instructions that CUDA C++ has no name for, each wrapped once. Addresses in shared memory are 32-bit (smem_address).
-// Manual: https://docs.nvidia.com/cuda/parallel-thread-execution/ ; each wrapper names its section there.
+// PTX instructions that CUDA C++ has no function for, each wrapped once. Shared memory addresses are 32-bit
+// (smem_address).
+// Manual: https://docs.nvidia.com/cuda/parallel-thread-execution/ ; the comment at each wrapper names its section.
 #ifndef LLMC_PTX_CUH
 #define LLMC_PTX_CUH
 
 #include <stdint.h>
 
-// Is this the device code for a chip with wgmma (sm_90a)? Plain sm_90 code lacks it.
+// 1 in device code for sm_90a, which has wgmma; plain sm_90 has not.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define PTX_SM90A 1
 #else
@@ -17,29 +18,31 @@ __device__ inline uint32_t smem_address(const void *p) { return (uint32_t)__cvta
 // ---------------------------------------------------------------------------------------------------------------------
 // Arithmetic
 
-// 2^x, two units in the last place off at most; 2^-inf = 0.  #floating-point-instructions-ex2
+// 2^x, with an error of at most two units in the last place; 2^-inf = 0.  #floating-point-instructions-ex2
 __device__ inline float ptx_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Two floats rounded to bf16 in one register, `low` in the low half.  #data-movement-and-conversion-instructions-cvt
+// Two floats rounded to bf16 and packed in one register, `low` in the low half.
+// #data-movement-and-conversion-instructions-cvt
 __device__ inline uint32_t ptx_pack_bf16(float low, float high) {
     uint32_t y;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
 
-// The same to fp16.
+// The same for fp16.
 __device__ inline uint32_t ptx_pack_f16(float low, float high) {
     uint32_t y;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
 
-// Products of two pairs, each rounded once.  #half-precision-floating-point-instructions-mul
-__device__ inline uint32_t ptx_mul_bf16(uint32_t x, uint32_t y) {       // as x y - 0, because sm_80 has no bf16 product alone
+// Products of two packed pairs, each rounded once. bf16 as fma(x, y, -0), because sm_80 has no mul.bf16x2.
+// #half-precision-floating-point-instructions-mul
+__device__ inline uint32_t ptx_mul_bf16(uint32_t x, uint32_t y) {
     uint32_t z;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(0x80008000));
     return z;
@@ -50,7 +53,7 @@ __device__ inline uint32_t ptx_mul_f16(uint32_t x, uint32_t y) {
     return z;
 }
 
-// Four e4m3 numbers to fp16, exactly: the two of the low half of x, and those of the high half.
+// Converts four e4m3 numbers to fp16, exactly: `low` gets the two in the low half of x, `high` the other two.
 // #data-movement-and-conversion-instructions-cvt
 __device__ inline void ptx_e4m3_to_f16(uint32_t &low, uint32_t &high, uint32_t x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
@@ -60,8 +63,10 @@ __device__ inline void ptx_e4m3_to_f16(uint32_t &low, uint32_t &high, uint32_t x
         "cvt.rn.f16x2.e4m3x2 %0, a;\n"
         "cvt.rn.f16x2.e4m3x2 %1, b;\n"
         "}" : "=r"(low), "=r"(high) : "r"(x));
-#else       // sign, and the rest moved to fp16's place, is 2^-8 of the number; 0x7f is NaN
-    uint32_t pair[2] = {__byte_perm(x, 0, 0x1404), __byte_perm(x, 0, 0x3424)}, y[2];     // a number in the high byte of each half
+#else
+    // Shifted to their places in fp16, exponent and mantissa read as 2^-8 times the number; 0x7f is NaN. Each half of
+    // pair[] has one number in its high byte.
+    uint32_t pair[2] = {__byte_perm(x, 0, 0x1404), __byte_perm(x, 0, 0x3424)}, y[2];
     for (int i = 0; i < 2; i++) {
         y[i] = (pair[i] & 0x80008000) | (pair[i] & 0x7f007f00) >> 1;
         asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y[i]) : "r"(y[i]), "r"(0x5c005c00));
@@ -75,23 +80,24 @@ __device__ inline void ptx_e4m3_to_f16(uint32_t &low, uint32_t &high, uint32_t x
 // ---------------------------------------------------------------------------------------------------------------------
 // sm_80: asynchronous 16-byte copies and warp matrix products
 
-// Copies 16 bytes, or writes 16 zero bytes where !valid (the source is then not read).
+// Copies 16 bytes from global to shared memory. If not valid, writes 16 zero bytes and does not read the source.
 // #data-movement-and-conversion-instructions-cp-async
-__device__ inline void ptx_cp_async_16(uint32_t to, const void *from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+__device__ inline void ptx_cp_async_16(uint32_t to, const void *from, bool valid = true) {
+    int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // #data-movement-and-conversion-instructions-cp-async-wait-all
 __device__ inline void ptx_cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Closes a group of copies, and waits until at most `pending` of the latest groups are unfinished.
+// Closes a group of copies; waits until at most the latest `pending` groups are unfinished.
 // #data-movement-and-conversion-instructions-cp-async-commit-group
 __device__ inline void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
 __device__ inline void ptx_cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(pending) : "memory"); }
 
-// Four 8x8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8, and receives of matrix i, in x[i],
-// elements 2 (l % 4) and the next of row l / 4 (of column l / 4 with _trans).
+// Loads four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8. In x[i] it
+// receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i (of column l / 4 with _trans).
 // #warp-level-matrix-load-instruction-ldmatrix
 __device__ inline void ptx_ldmatrix(uint32_t (&x)[4], uint32_t from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -102,41 +108,47 @@ __device__ inline void ptx_ldmatrix_trans(uint32_t (&x)[4], uint32_t from) {
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(from) : "memory");
 }
 
-// An 8x8 matrix in a warp's registers as ldmatrix leaves one, transposed.  #warp-level-matrix-instructions-movmatrix
+// Transposes an 8x8 matrix in a warp's registers, in ldmatrix's layout.  #warp-level-matrix-instructions-movmatrix
 __device__ inline uint32_t ptx_transpose(uint32_t x) {
     uint32_t y;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
 }
 
-// c (16 x 8) += a (16 x 16) b (16 x 8).  #warp-level-matrix-fragment-mma-16816-float
+// c (16 x 8, fp32) += a (16 x 16, bf16) b (16 x 8, bf16).  #warp-level-matrix-fragment-mma-16816-float
 __device__ inline void ptx_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The same with fp16 factors.
+// The same for fp16 a and b.
 __device__ inline void ptx_mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Waits for `threads` threads of the block to come here, a multiple of 32; barrier 0 is __syncthreads'.
+// __syncthreads() for `threads` threads (a multiple of 32) of the block. Barrier 0 is the one __syncthreads() uses.
 // #parallel-synchronization-and-communication-instructions-bar
 __device__ inline void ptx_named_barrier(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
 }
 
-// Adds 1 to *p, and returns what was there. What a thread block wrote before (with a barrier between) is seen by the block that finds it counted.
+// Adds 1 to *p and returns the old value. Acquire and release: a thread block that sees another's increment also sees
+// what that block wrote before it (with a block barrier between the writes and the increment).
 // #parallel-synchronization-and-communication-instructions-atom
 __device__ inline unsigned ptx_count(unsigned *p) {
     unsigned x;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(x) : "l"(__cvta_generic_to_global(p)) : "memory");
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(x) : "l"(__cvta_generic_to_global(p)) : "memory");
     return x;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Barriers in shared memory that count threads, and from sm_90 on bytes that the copy engine brings
+// Barriers in shared memory (mbarrier). They count arrivals of threads and, from sm_90, bytes of bulk copies.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define PTX_BULK_COPIES 1
 #else
@@ -148,7 +160,7 @@ __device__ inline void ptx_barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
 }
 
-// Makes the inits above visible to the copy engine. A __syncthreads() must follow for the other threads.
+// Makes initialized barriers visible to bulk copies. A __syncthreads() must follow for the other threads.
 // #parallel-synchronization-and-communication-instructions-membar-fence
 __device__ inline void ptx_barrier_init_fence() {
 #if PTX_BULK_COPIES
@@ -156,8 +168,8 @@ __device__ inline void ptx_barrier_init_fence() {
 #endif
 }
 
-// Lanes of a warp that say that it is through with something: one, after a __syncwarp(). compute-sanitizer's racecheck does not follow that; in
-// a build for it, -DRACECHECK, each lane says so for itself.
+// How many lanes of a warp arrive when the warp is done with something: one, after a __syncwarp(). compute-sanitizer's
+// racecheck does not understand that, so all lanes arrive in a build for it (-DRACECHECK).
 #ifdef RACECHECK
 enum { PTX_ARRIVING_LANES = 32 };
 #else
@@ -169,14 +181,14 @@ __device__ inline void ptx_barrier_arrive(uint32_t barrier) {
     asm volatile("{ .reg .b64 phase; mbarrier.arrive.shared.b64 phase, [%0]; }" :: "r"(barrier) : "memory");
 }
 
-// Arrives, and makes the phase wait for so many bytes of copies too.
+// Arrives, and makes the phase wait for `bytes` bytes of bulk copies as well.
 __device__ inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
 #if PTX_BULK_COPIES
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
 #endif
 }
 
-// Is the phase of this parity complete? Phases count 0, 1, 2 ...; a fresh barrier is in phase 0.
+// Is the phase with this parity complete? Phases count 0, 1, 2, ...; a new barrier is in phase 0.
 // #parallel-synchronization-and-communication-instructions-mbarrier-test-wait-try-wait
 __device__ inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) {
     uint32_t done;
@@ -188,7 +200,8 @@ __device__ inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) {
     return done;
 }
 
-// Waits until it is. As a loop of its own: around ptx_barrier_done the compiler makes other code of the kernels that wait.
+// Waits until it is. The loop is in PTX: with a C++ loop around ptx_barrier_done the compiler arranges the waiting
+// kernels differently.
 __device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -202,14 +215,17 @@ __device__ inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
                  "}" :: "r"(barrier), "r"(parity) : "memory");
 }
 
-// One box of a 4-dimensional tensor to shared memory, zeros where it reaches outside; c0 is the contiguous coordinate.
+// Loads one box of a 4-dimensional tensor into shared memory by TMA, with zeros outside the tensor. (c0, c1, c2, c3) is
+// its first element, c0 the contiguous coordinate.
 // #data-movement-and-conversion-instructions-cp-async-bulk-tensor
-__device__ inline void ptx_tensor_load(uint32_t to, const void *tensor_map, int c0, int c1, int c2, int c3, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+__device__ inline void ptx_tensor_load(uint32_t to, const void *tensor_map, int c0, int c1, int c2, int c3,
+                                       uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5}], [%6];"
                  :: "r"(to), "l"(tensor_map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier) : "memory");
 }
 
-// Contiguous bytes to shared memory; addresses and size are multiples of 16.
+// Copies contiguous bytes into shared memory. Addresses and size are multiples of 16.
 // #data-movement-and-conversion-instructions-cp-async-bulk
 __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
 #if PTX_BULK_COPIES
@@ -218,7 +234,8 @@ __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, u
 #endif
 }
 
-// Copies to shared memory that are started after this (an arrival at a barrier between, if by another thread) come after what this thread did there.
+// Orders this thread's earlier accesses to shared memory before bulk copies into it that are issued later. If another
+// thread issues them, an arrival at a barrier must come between.
 // #parallel-synchronization-and-communication-instructions-membar-fence
 __device__ inline void ptx_copies_after() {
 #if PTX_BULK_COPIES
@@ -226,10 +243,12 @@ __device__ inline void ptx_copies_after() {
 #endif
 }
 
-// A warp fetches rows of `bytes` bytes, `pitch` apart, to shared memory, where they are dense; the barrier's phase completes when they are
-// there. The barrier counts one arrival where there is a copy engine, 32 elsewhere. Addresses and sizes are multiples of 16.
+// A warp copies `rows` rows of `bytes` bytes, `pitch` bytes apart, into shared memory, where they are dense. The
+// barrier's phase completes when they have arrived. The barrier counts one arrival with bulk copies, 32 without.
+// Addresses and sizes are multiples of 16.
 // #data-movement-and-conversion-instructions-cp-async-mbarrier-arrive
-__device__ inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, int bytes, int rows, int pitch, uint32_t barrier) {
+__device__ inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, int bytes, int rows, int pitch,
+                                      uint32_t barrier) {
 #if PTX_BULK_COPIES
     if (threadIdx.x % 32 == 0) {
         ptx_barrier_arrive_expect(barrier, rows * bytes);
@@ -238,13 +257,15 @@ __device__ inline void ptx_fetch_rows(uint32_t to, const unsigned char *from, in
     }
 #else
     for (int i = 0; i < rows; i++)
-        for (int k = threadIdx.x % 32 * 16; k < bytes; k += 32 * 16) ptx_cp_async_16(to + i * bytes + k, from + (int64_t)i * pitch + k, true);
+        for (int k = threadIdx.x % 32 * 16; k < bytes; k += 32 * 16)
+            ptx_cp_async_16(to + i * bytes + k, from + (int64_t)i * pitch + k);
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(barrier) : "memory");
 #endif
 }
 
-// A kernel launched with programmatic serialization begins before the one before it has ended, once that has called the first of these in
-// all its blocks; what the one before wrote is there after the second.  #parallel-synchronization-and-communication-instructions-griddepcontrol
+// Programmatic dependent launch (Launch::early in cuda_utils.cuh). The next kernel may begin once every block of this
+// one has called ptx_let_next_begin() or ended. The previous kernel's writes are visible after ptx_wait_for_previous().
+// #parallel-synchronization-and-communication-instructions-griddepcontrol
 __device__ inline void ptx_let_next_begin() {
 #if PTX_BULK_COPIES
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -257,9 +278,10 @@ __device__ inline void ptx_wait_for_previous() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// sm_90: clusters, thread blocks that run together and reach each other's shared memory. Elsewhere a cluster is one block.
+// sm_90: clusters, thread blocks that run together and can access each other's shared memory. Before sm_90 a cluster is
+// one block.
 
-// The number of this block in its cluster, along x.  #special-registers-cluster-ctarank
+// The rank of this block in its cluster.  #special-registers-cluster-ctarank
 __device__ inline int ptx_cluster_rank() {
     int rank = 0;
 #if PTX_BULK_COPIES
@@ -268,8 +290,9 @@ __device__ inline int ptx_cluster_rank() {
     return rank;
 }
 
-// All threads of the cluster meet, in two steps: barriers that were made before the first (ptx_barrier_init_fence) are there for all after the
-// second, but nothing else need be. The second is a __syncthreads() too, as compilers make it: no warp may have left out an earlier one.
+// A barrier of all threads of the cluster, in two steps. Barriers initialized before the first (ptx_barrier_init_fence)
+// are visible to all threads after the second; other writes need not be. Compilers implement the second with a
+// __syncthreads(), so no warp may have skipped an earlier __syncthreads().
 // #parallel-synchronization-and-communication-instructions-barrier-cluster
 __device__ inline void ptx_cluster_arrive() {
 #if PTX_BULK_COPIES
@@ -282,7 +305,8 @@ __device__ inline void ptx_cluster_wait() {
 #endif
 }
 
-// Where block `rank` of the cluster has what this block has at `address` of its shared memory.  #data-movement-and-conversion-instructions-mapa
+// The address, in block `rank` of the cluster, that corresponds to `address` in this block's shared memory.
+// #data-movement-and-conversion-instructions-mapa
 __device__ inline uint32_t ptx_cluster_address(uint32_t address, int rank) {
 #if PTX_BULK_COPIES
     asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
@@ -290,7 +314,7 @@ __device__ inline uint32_t ptx_cluster_address(uint32_t address, int rank) {
     return address;
 }
 
-// Writes 16 bytes to another block's shared memory, of which that block's barrier hears as of a copy's: asynchronous.
+// Writes 16 bytes to another block's shared memory, asynchronously. That block's barrier counts them as copied bytes.
 // #data-movement-and-conversion-instructions-st-async
 __device__ inline void ptx_cluster_send(uint32_t to, float4 x, uint32_t barrier) {
 #if PTX_BULK_COPIES
@@ -299,7 +323,8 @@ __device__ inline void ptx_cluster_send(uint32_t to, float4 x, uint32_t barrier)
 #endif
 }
 
-// ptx_barrier_arrive at another block's barrier, and the wait for such arrivals: what was done before them is done for all.
+// ptx_barrier_arrive at another block's barrier, and the wait for such arrivals. What a thread did before it arrived is
+// visible to the threads that waited.
 __device__ inline void ptx_cluster_barrier_arrive(uint32_t barrier) {
 #if PTX_BULK_COPIES
     asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
@@ -320,27 +345,31 @@ __device__ inline void ptx_cluster_barrier_wait(uint32_t barrier, uint32_t parit
 // sm_90a: matrix products by a warpgroup (4 warps), asynchronous
 #if PTX_SM90A
 
-// Registers written before are ready for the products that follow.  #asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
+// Orders earlier accesses to registers before the products that follow.
+// #asynchronous-warpgroup-level-matrix-instructions-wgmma-fence
 __device__ inline void ptx_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 // Closes a group of products.  #asynchronous-warpgroup-level-matrix-instructions-wgmma-commit-group
 __device__ inline void ptx_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits until at most `pending` of the latest groups are unfinished.
+// Waits until at most the latest `pending` groups are unfinished.
 // #asynchronous-warpgroup-level-matrix-instructions-wgmma-wait-group
 template <int pending>
-__device__ inline void ptx_wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory"); }
+__device__ inline void ptx_wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(pending) : "memory");
+}
 
-// The warps of a warpgroup give registers back, or wait for some to be free and take them; `registers` each from then on.
+// The threads of a warpgroup shrink to `registers` registers each, or wait for free ones and grow to that number.
 // #miscellaneous-instructions-setmaxnreg
 template <int registers>
 __device__ inline void ptx_give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(registers)); }
 template <int registers>
 __device__ inline void ptx_take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(registers)); }
 
-// How the products read a tile of 128-byte rows in the 128-byte swizzle (groups of 8 rows are 1024 bytes, aligned so):
-// bits 0-13 address / 16, 16-29 leading offset / 16 (not used by these layouts), 32-45 offset between groups of 8 rows / 16,
-// 62-63 the swizzle, 1 = 128 bytes.  #asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
+// The descriptor of a tile of 128-byte rows in the 128-byte swizzle (groups of 8 rows are 1024 bytes, so aligned):
+// bits 0-13 address / 16; 16-29 leading offset / 16 (unused by these layouts); 32-45 offset from one group of 8 rows to
+// the next / 16; 62-63 the swizzle, 1 = 128 bytes.
+// #asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
 __device__ inline uint64_t ptx_wgmma_descriptor(uint32_t address) {
     return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
@@ -350,9 +379,11 @@ __device__ inline uint64_t ptx_wgmma_descriptor(uint32_t address) {
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
 #define PTX_ACC_4(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define PTX_ACC_OPERANDS(c) \
-    PTX_ACC_4(c, 0), PTX_ACC_4(c, 1), PTX_ACC_4(c, 2), PTX_ACC_4(c, 3), PTX_ACC_4(c, 4), PTX_ACC_4(c, 5), PTX_ACC_4(c, 6), PTX_ACC_4(c, 7)
+    PTX_ACC_4(c, 0), PTX_ACC_4(c, 1), PTX_ACC_4(c, 2), PTX_ACC_4(c, 3), \
+    PTX_ACC_4(c, 4), PTX_ACC_4(c, 5), PTX_ACC_4(c, 6), PTX_ACC_4(c, 7)
 
-// c (64 x 64) = a (64 x 16) b^T (64 x 16) + (add ? c : 0); rows of a and b run along the summed index.
+// c (64 x 64) = a (64 x 16) b^T (64 x 16) + (add ? c : 0); rows of a and b run along the summation index.
+// a and b are descriptors. After `add`: signs 1 of a and b, neither transposed.
 // #asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
 __device__ inline void ptx_wgmma_smem(float (&c)[8][4], uint64_t a, uint64_t b, int add) {
     asm volatile("{\n"
@@ -363,8 +394,10 @@ __device__ inline void ptx_wgmma_smem(float (&c)[8][4], uint64_t a, uint64_t b, 
 }
 
 // c (64 x 64) += a (64 x 16, in registers) b (16 x 64); rows of b run along the columns of c.
+// After %36: add, signs 1 of a and b, b transposed.
 __device__ inline void ptx_wgmma_registers(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_ACC_32 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_ACC_32
+                 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
                  : PTX_ACC_OPERANDS(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 

@@ -1,4 +1,5 @@
-// SwiGLU: s (N, Fp) = silu(g) * z, the two halves of a row of u (N, 2 Fp); silu(g) = g sigma, sigma = 1 / (1 + exp(-g)).
+// SwiGLU: s (N, Fp) = silu(g) z, where g and z are the two halves of a row of u (N, 2 Fp);
+// silu(g) = g sigma, sigma = 1 / (1 + exp(-g)).
 #ifndef LLMC_SWIGLU_CUH
 #define LLMC_SWIGLU_CUH
 
@@ -6,7 +7,7 @@
 
 __device__ inline float sigmoid(float x) { return 1 / (1 + __expf(-x)); }
 
-// One thread: 16 bytes of s.
+// One thread per 16 bytes of s.
 __global__ void swiglu_forward_kernel(floatX *s, const floatX *u, int64_t N, int Fp) {
     int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * PackedX::size, n = at / Fp;
     if (n >= N) return;
@@ -16,11 +17,13 @@ __global__ void swiglu_forward_kernel(floatX *s, const floatX *u, int64_t N, int
     store16(s + at, out);
 }
 
-// s (N, Fp), u (N, 2 Fp); Fp a multiple of 8
+// s (N, Fp), u (N, 2 Fp); Fp a multiple of 8.
 inline void swiglu_forward(floatX *s, const floatX *u, int64_t N, int64_t Fp, cudaStream_t stream) {
-    launch(swiglu_forward_kernel, {(unsigned)ceil_div(N * Fp / PackedX::size, 256), 256, 0, stream}, s, u, N, (int)Fp);
+    unsigned grid = (unsigned)ceil_div(N * Fp / PackedX::size, 256);
+    launch(swiglu_forward_kernel, {grid, 256, 0, stream}, s, u, N, (int)Fp);
 }
 
+// dz = ds g sigma;  dg = ds z sigma (1 + g (1 - sigma)). s is recomputed.
 __global__ void swiglu_backward_kernel(floatX *u, floatX *ds, int64_t N, int Fp) {
     int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * PackedX::size, n = at / Fp;
     if (n >= N) return;
@@ -37,11 +40,11 @@ __global__ void swiglu_backward_kernel(floatX *u, floatX *ds, int64_t N, int Fp)
     store16(ds + at, s);
 }
 
-// Both in place, because neither input is needed again: u (N, 2 Fp) becomes du, and ds (N, Fp) becomes s once more, which the
-// gradient of the next weight needs and which is therefore not kept.
-//   dz = ds g sigma;  dg = ds z sigma (1 + g (1 - sigma))
+// In place: u (N, 2 Fp) becomes du, because u is not needed again. ds (N, Fp) becomes s, which the gradient of the next
+// weight needs; the forward pass need not keep it.
 inline void swiglu_backward(floatX *u, floatX *ds, int64_t N, int64_t Fp, cudaStream_t stream) {
-    launch(swiglu_backward_kernel, {(unsigned)ceil_div(N * Fp / PackedX::size, 256), 256, 0, stream}, u, ds, N, (int)Fp);
+    unsigned grid = (unsigned)ceil_div(N * Fp / PackedX::size, 256);
+    launch(swiglu_backward_kernel, {grid, 256, 0, stream}, u, ds, N, (int)Fp);
 }
 
 #endif
