@@ -1,4 +1,10 @@
-// Global norm and AdamW: build/adamw [MILLIONS of weights]
+// Global gradient norm and AdamW: checks and times llmc/adamw.cuh.
+//
+//   make build/adamw
+//   build/adamw [MILLIONS of weights]        the defaults: 124
+//
+// One version, the trainer's. Bytes per weight: the norm reads 4 (the gradient). AdamW reads 16 (gradient, master
+// weight, two moments) and writes 12 plus the weight itself.
 #include "bench.cuh"
 #include "../../llmc/adamw.cuh"
 

@@ -1,14 +1,13 @@
 // Causal attention: checks and times llmc/attention.cuh.
 //
+//   make build/attention
 //   build/attention                            check all versions over a sweep of shapes
 //   build/attention VERSION B NH T HS [NKV]    check one shape (the first and the last head), then time it
-// Versions:
-//   1  mma.sync and cp.async: what runs on sm_80 and up
-//   2  the best the code was compiled for: wgmma and the copy engine on sm_90a, else the same as 1
-// Build: nvcc -std=c++17 -O3 -Illmc -gencode=arch=compute_90a,code=sm_90a dev/cuda/attention.cu -o build/attention
-//            -Xcompiler -O3,-march=native,-ffast-math,-fno-finite-math-only,-fopenmp     (for the CPU reference)
 //
-// Numbers and dead ends: dev/results/attention.md
+// Versions, with milliseconds forward and backward at 24 34 1024 64 on one H200:
+//   1  mma.sync and cp.async: runs on sm_80 and up                                              0.565  1.793
+//   2  the best the code was compiled for: wgmma and bulk copies on sm_90a, else the same as 1  0.267  0.745
+// dev/results/attention.md has the tables (and a build line with a faster CPU reference), dev/LOG.md what did not help.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -17,21 +16,21 @@
 #include "attention.cuh"
 
 #define CEILING_TFLOPS 790.0        // bf16 matrix product (8192^3, random data), measured on one H200
-#define TOLERANCE 1e-2              // ||ours - reference|| / ||reference||; bf16 rounding of p, ds and the results gives about 3e-3
+#define TOLERANCE 1e-2              // ||ours - reference|| / ||reference||; bf16 rounding of p, ds, results: about 3e-3
 
 typedef std::vector<bf16> Host;
 typedef std::vector<float> Floats;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Tensors on both sides. q, k, v stand in one buffer (B, T, NH + 2 NKV, HS) where `fused`, else one after the other.
+// Tensors on both sides. q, k, v are one tensor (B, T, NH + 2 NKV, HS) if `fused`, else one after the other.
 
 struct Problem {
     AttentionShape s;
     Host qkv, dout;
-    bf16 *d_qkv, *d_dout, *d_out, *d_dqkv;      // on the device; the outputs have GUARD bytes behind them
+    bf16 *d_qkv, *d_dout, *d_out, *d_dqkv;      // on the device; GUARD bytes follow each output
     float *d_lse, *d_scratch;
     size_t q_size, k_size, lse_size;            // elements
-    int64_t k_at, v_at;                         // where k and v start in qkv
+    int64_t k_at, v_at;                         // where k and v begin in qkv
 };
 constexpr size_t GUARD = 4096;
 
@@ -65,7 +64,8 @@ Problem make_problem(int B, int NH, int T, int HS, int NKV, bool fused, float lo
     }
     p.d_qkv = device_alloc<bf16>(p.qkv.size() * 2), p.d_dqkv = device_alloc<bf16>(p.qkv.size() * 2);
     p.d_dout = device_alloc<bf16>(p.q_size * 2), p.d_out = device_alloc<bf16>(p.q_size * 2);
-    p.d_lse = device_alloc<float>(p.lse_size * 4), p.d_scratch = device_alloc<float>(attention_backward_scratch_bytes(p.s));
+    p.d_lse = device_alloc<float>(p.lse_size * 4);
+    p.d_scratch = device_alloc<float>(attention_backward_scratch_bytes(p.s));
     CUDA_CHECK(cudaMemcpy(p.d_qkv, p.qkv.data(), p.qkv.size() * 2, cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaMemcpy(p.d_dout, p.dout.data(), p.q_size * 2, cudaMemcpyHostToDevice));
     return p;
@@ -83,14 +83,17 @@ void run_forward(int version, Problem &p) {
 
 void run_backward(int version, Problem &p) {
     auto f = version == 1 ? attention_backward<ATTENTION_MMA_SYNC> : attention_backward<ATTENTION_BEST>;
-    f(p.d_dqkv, p.d_dqkv + p.k_at, p.d_dqkv + p.v_at, p.d_dout, p.d_out, p.d_lse, p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at,
-      p.d_scratch, p.s, 0);
+    f(p.d_dqkv, p.d_dqkv + p.k_at, p.d_dqkv + p.v_at, p.d_dout, p.d_out, p.d_lse,
+      p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at, p.d_scratch, p.s, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// CPU reference, one key/value head and the query heads that share it. The backward pass is a function of out, as it is given.
+// CPU reference for one key/value head and the query heads that share it. The backward pass takes the GPU's out.
 
-struct HeadReference { Floats out, lse, dq, dk, dv; };      // (sharing, T, HS), (sharing, T), (sharing, T, HS), (T, HS), (T, HS)
+struct HeadReference {
+    Floats out, lse, dq;    // (sharing, T, HS), (sharing, T), (sharing, T, HS)
+    Floats dk, dv;          // (T, HS)
+};
 
 float dot(const float *a, const float *b, int n) {
     float x = 0;
@@ -100,11 +103,12 @@ float dot(const float *a, const float *b, int n) {
 
 void add_scaled(float *to, float a, const float *x, int n) { for (int i = 0; i < n; i++) to[i] += a * x[i]; }
 
-// Rows of one head as floats.
+// One head of sequence b as floats, (T, HS).
 Floats head_of(const bf16 *x, const AttentionShape &s, int64_t stride, int b, int head) {
     Floats y((size_t)s.T * s.HS);
     for (int t = 0; t < s.T; t++)
-        for (int i = 0; i < s.HS; i++) y[(size_t)t * s.HS + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HS + i]);
+        for (int i = 0; i < s.HS; i++)
+            y[(size_t)t * s.HS + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HS + i]);
     return y;
 }
 
@@ -112,19 +116,25 @@ HeadReference reference(const Problem &p, const Host &given_out, int b, int kv_h
     const AttentionShape &s = p.s;
     int T = s.T, HS = s.HS, sharing = s.NH / s.NKV;
     size_t size = (size_t)T * HS;
-    HeadReference r = {Floats(sharing * size), Floats((size_t)sharing * T), Floats(sharing * size), Floats(size), Floats(size)};
-    Floats k = head_of(p.qkv.data() + p.k_at, s, s.k_stride, b, kv_head), v = head_of(p.qkv.data() + p.v_at, s, s.v_stride, b, kv_head);
+    HeadReference r = {Floats(sharing * size), Floats((size_t)sharing * T), Floats(sharing * size),
+                       Floats(size), Floats(size)};
+    Floats k = head_of(p.qkv.data() + p.k_at, s, s.k_stride, b, kv_head);
+    Floats v = head_of(p.qkv.data() + p.v_at, s, s.v_stride, b, kv_head);
     float unit = 1 / sqrtf((float)HS);
     for (int g = 0; g < sharing; g++) {
         int head = kv_head * sharing + g;
-        Floats q = head_of(p.qkv.data(), s, s.q_stride, b, head), dout = head_of(p.dout.data(), s, (int64_t)s.NH * HS, b, head);
+        Floats q = head_of(p.qkv.data(), s, s.q_stride, b, head);
+        Floats dout = head_of(p.dout.data(), s, (int64_t)s.NH * HS, b, head);
         Floats given = head_of(given_out.data(), s, (int64_t)s.NH * HS, b, head), delta(T);
         float *out = &r.out[g * size], *lse = &r.lse[(size_t)g * T], *dq = &r.dq[g * size];
         #pragma omp parallel for schedule(dynamic, 8)
         for (int i = 0; i < T; i++) {
             Floats score(i + 1);
             float top = -INFINITY;
-            for (int j = 0; j <= i; j++) top = fmaxf(top, score[j] = dot(&q[(size_t)i * HS], &k[(size_t)j * HS], HS) * unit);
+            for (int j = 0; j <= i; j++) {
+                score[j] = dot(&q[(size_t)i * HS], &k[(size_t)j * HS], HS) * unit;
+                top = fmaxf(top, score[j]);
+            }
             double sum = 0;
             for (int j = 0; j <= i; j++) sum += expf(score[j] - top);
             lse[i] = top + (float)log(sum);
@@ -151,7 +161,7 @@ HeadReference reference(const Problem &p, const Host &given_out, int b, int kv_h
 // ---------------------------------------------------------------------------------------------------------------------
 // Check
 
-struct Difference {     // of one tensor, over all that was compared
+struct Difference {     // of one tensor, over all compared elements
     const char *name;
     double error = 0, norm = 0, worst = 0;
     long nans = 0, count = 0;
@@ -160,12 +170,12 @@ struct Difference {     // of one tensor, over all that was compared
         else error += (ours - wanted) * (ours - wanted), worst = std::max(worst, fabs(ours - wanted));
         norm += wanted * wanted, count++;
     }
-    // Where the result cancels to nothing (dq and dk at T = 1), a size of 1e-3 an element stands for it: what is left is rounding.
+    // Where the result is zero but for rounding (dq and dk at T = 1), it is measured against 1e-3 per element.
     double relative() const { return sqrt(error / std::max(norm, 1e-6 * count)); }
     bool good() const { return nans == 0 && relative() < TOLERANCE; }
 };
 
-// Downloads bytes, checks that the guard behind them is untouched, and that a second run wrote the same.
+// Downloads n elements and checks that the guard after them is untouched.
 template <class T>
 std::vector<T> download(const T *d, size_t n, bool &guarded) {
     std::vector<T> x(n + GUARD / sizeof(T));
@@ -180,7 +190,7 @@ bool check(int version, Problem &p, bool all_heads) {
     bool guarded = true, same = true;
     Host out, dqkv;
     Floats lse;
-    for (int run = 0; run < 2; run++) {         // twice, each into poison
+    for (int run = 0; run < 2; run++) {         // twice, each into poisoned outputs
         CUDA_CHECK(cudaMemset(p.d_out, 0xff, p.q_size * 2));
         CUDA_CHECK(cudaMemset(p.d_lse, 0xff, p.lse_size * 4));
         CUDA_CHECK(cudaMemset(p.d_dqkv, 0xff, p.qkv.size() * 2));
@@ -191,7 +201,8 @@ bool check(int version, Problem &p, bool all_heads) {
         Host out2 = download(p.d_out, p.q_size, guarded), dqkv2 = download(p.d_dqkv, p.qkv.size(), guarded);
         Floats lse2 = download(p.d_lse, p.lse_size, guarded);
         if (run == 1)
-            same = !memcmp(out.data(), out2.data(), out.size() * 2) && !memcmp(dqkv.data(), dqkv2.data(), dqkv.size() * 2) &&
+            same = !memcmp(out.data(), out2.data(), out.size() * 2) &&
+                   !memcmp(dqkv.data(), dqkv2.data(), dqkv.size() * 2) &&
                    !memcmp(lse.data(), lse2.data(), lse.size() * 4);
         out.swap(out2), dqkv.swap(dqkv2), lse.swap(lse2);
     }
@@ -214,7 +225,8 @@ bool check(int version, Problem &p, bool all_heads) {
             for (int g = 0; g < sharing; g++) {
                 int head = kv * sharing + g;
                 compare(d[0], head_of(out.data(), s, (int64_t)s.NH * s.HS, b, head), &r.out[g * size]);
-                for (int t = 0; t < s.T; t++) d[1].add(lse[((size_t)b * s.NH + head) * s.T + t], r.lse[(size_t)g * s.T + t]);
+                for (int t = 0; t < s.T; t++)
+                    d[1].add(lse[((size_t)b * s.NH + head) * s.T + t], r.lse[(size_t)g * s.T + t]);
                 compare(d[2], head_of(dqkv.data(), s, s.q_stride, b, head), &r.dq[g * size]);
             }
             compare(d[3], head_of(dqkv.data() + p.k_at, s, s.k_stride, b, kv), r.dk.data());
@@ -262,12 +274,12 @@ void time_shape(int version, Problem &first) {
     const AttentionShape &s = first.s;
     int l2_bytes = device_attribute(cudaDevAttrL2CacheSize);
     double bytes = first.qkv.size() * 2.0 + first.q_size * 2.0;
-    int sets = std::max(1, (int)ceil(3.0 * l2_bytes / bytes));      // what a run finds in the cache should not be its own
+    int sets = std::max(1, (int)ceil(3.0 * l2_bytes / bytes));      // in turn: a run must not find its inputs in L2
     std::vector<Problem> p(1, first);
     for (int i = 1; i < sets; i++) p.push_back(make_problem(s.B, s.NH, s.T, s.HS, s.NKV, false, 1, i));
     double forward = median_ms(sets, [&](int i) { run_forward(version, p[i]); });
     double backward = median_ms(sets, [&](int i) { run_backward(version, p[i]); });
-    double flops = 2.0 * s.B * s.NH * s.T * s.T * s.HS;             // two products of half a square, two operations a step
+    double flops = 2.0 * s.B * s.NH * s.T * s.T * s.HS;             // two products over half of T x T
     double fw = flops / forward / 1e9, bw = 2.5 * flops / backward / 1e9;
     printf("version %d B%d NH%d NKV%d T%d HS%d: ", version, s.B, s.NH, s.NKV, s.T, s.HS);
     printf("forward %.3f ms %.0f TFLOP/s (%.0f%%), ", forward, fw, 100 * fw / CEILING_TFLOPS);
@@ -289,7 +301,7 @@ int main(int argc, char **argv) {
             for (int HS = 64, n = 0; HS <= 128; HS += 64)
                 for (int T : lengths)
                     for (auto &h : heads) {
-                        if (h[0] == 47 && T > 129) continue;                    // the CPU's time
+                        if (h[0] == 47 && T > 129) continue;                    // too slow on the CPU
                         Problem p = make_problem(2, h[0], T, HS, h[1], n % 2, n % 3 == 2 ? 2 : 1, n);
                         n++;
                         good &= check(version, p, true);
@@ -305,10 +317,10 @@ int main(int argc, char **argv) {
         char *end;
         long value = strtol(argv[i], &end, 10);
         if (*end || value < 1 || value > INT32_MAX)
-            die(EXIT_INPUT, "%s: not a number from 1 on; usage: %s [VERSION B NH T HS [NKV]]", argv[i], argv[0]);
+            die(EXIT_INPUT, "%s: not a positive integer; usage: %s [VERSION B NH T HS [NKV]]", argv[i], argv[0]);
         x[i - 1] = (int)value;
     }
-    if (x[0] > 2) die(EXIT_INPUT, "there is no version %d; versions are 1 and 2", x[0]);
+    if (x[0] > 2) die(EXIT_INPUT, "version %d does not exist: take 1 or 2", x[0]);
     Problem p = make_problem(x[1], x[2], x[3], x[4], argc == 7 ? x[5] : x[2], false, 1, 1);
     good = check(x[0], p, false);
     if (good) time_shape(x[0], p);

@@ -1,8 +1,13 @@
-// Embedding: build/encoder [N [C [V]]]
+// Embedding: checks and times llmc/encoder.cuh, and a version of its backward pass that lost.
+//
+//   make build/encoder
+//   build/encoder [N [C [V]]]                the defaults: 24576 768 50304
+//
+// Versions, with times at 124M, B 24, on one H200 (dev/LOG.md, 2026-11-23):
 //   forward 1    the trainer's
-//   backward 1   the trainer's: positions grouped by token on the host, one block a group; the same bits every time
-//   backward 2   atomic additions: what that costs. Its bits change from run to run
-// Tokens are drawn as text has them: token i with a probability like 1 / (i + 1).
+//   backward 1   the trainer's: positions grouped by token on the host, one block per group; deterministic   148 us
+//   backward 2   atomic additions; different bits on every run                                               294 us
+// Tokens are distributed as in text: token i has a probability proportional to about 1 / (i + 1).
 #include "bench.cuh"
 #include "../../llmc/encoder.cuh"
 
@@ -25,7 +30,10 @@ int main(int argc, char **argv) {
     std::vector<floatX> hx = dx.read(0, N * C), hw = wte.read(0, V * C);
     std::vector<double> want(V * C, 0), want_x(N * C);
     for (int64_t n = 0; n < N; n++)
-        for (int64_t c = 0; c < C; c++) want[idx[n] * C + c] += (float)hx[n * C + c], want_x[n * C + c] = (float)hw[idx[n] * C + c];
+        for (int64_t c = 0; c < C; c++) {
+            want[idx[n] * C + c] += (float)hx[n * C + c];
+            want_x[n * C + c] = (float)hw[idx[n] * C + c];
+        }
     encoder_forward(x.p, d_idx.p, wte.p, N, C, 0);
     check("forward 1", x.read(0, N * C), want_x, 0);
     double pass = (double)(N * C), touched = (double)groups[0] * (double)C;
@@ -34,8 +42,10 @@ int main(int argc, char **argv) {
     check("backward 1", dwte.read(0, V * C), want, 1e-6);
     time_version("backward 1", pass * sizeof(floatX) + 8 * touched, 0,
                  [&] { encoder_backward(dwte.p, dx.p, d_idx.p, d_groups.p, N, C, 0); });
-    auto atomic = [&] { launch(backward_atomic, {(unsigned)ceil_div(N * C / PackedX::size, 256), 256, 0, 0}, dwte.p, dx.p, d_idx.p, N,
-                               (int)C); };
+    auto atomic = [&] {
+        launch(backward_atomic, {(unsigned)ceil_div(N * C / PackedX::size, 256), 256, 0, 0},
+               dwte.p, dx.p, d_idx.p, N, (int)C);
+    };
     dwte.write(zeros);
     atomic();
     check("backward 2", dwte.read(0, V * C), want, 1e-5);

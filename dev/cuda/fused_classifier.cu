@@ -1,7 +1,13 @@
-// Softmax, loss and dlogits: build/fused_classifier [ROWS [V]]
-//   0            the bytes alone: the logits copied onto themselves
-//   128 .. 512   the trainer's kernel with so many threads a row; the trainer takes CLASSIFIER_THREADS of them
-//   smem         the row is kept in shared memory between its two looks (512 threads)
+// Softmax, loss and dlogits: checks and times llmc/fused_classifier.cuh, and a version that lost.
+//
+//   make build/fused_classifier
+//   build/fused_classifier [ROWS [V]]        the defaults: 8192 50257
+//
+// Versions, with times at 124M, B 24, on one H200 (dev/LOG.md, 2026-11-23):
+//   0            the memory traffic alone: the logits negated in place
+//   128 .. 512   the trainer's kernel with this many threads per row; it uses CLASSIFIER_THREADS (512: 0.542 ms)
+//   smem         the row is read once and kept in shared memory (512 threads); slower: 0.617 ms, when reading it twice
+//                took 0.592
 #include "bench.cuh"
 #include "../../llmc/fused_classifier.cuh"
 #include "../../llmc/ptx.cuh"
@@ -15,14 +21,15 @@ __global__ void copy_kernel(floatX *x, size_t vectors) {
     }
 }
 
-__global__ void __launch_bounds__(512, 2) smem_kernel(floatX *logits, float *losses, const int32_t *targets, int V, int Vp, float dloss) {
+__global__ void __launch_bounds__(512, 2) smem_kernel(floatX *logits, float *losses, const int32_t *targets,
+                                                      int V, int Vp, float dloss) {
     constexpr int X = PackedX::size;
     extern __shared__ float4 row_smem[];
     __shared__ float shared[32];
     floatX *kept = (floatX *)row_smem, *row = logits + (int64_t)blockIdx.x * Vp;
     int target = targets[blockIdx.x], stride = blockDim.x * X;
     for (int c = threadIdx.x * X; c < Vp; c += stride) ptx_cp_async_16(smem_address(kept + c), row + c, true);
-    ptx_cp_async_wait_all();        // each thread reads only what it fetched itself
+    ptx_cp_async_wait_all();        // no barrier: each thread reads only what it fetched
     float largest = -INFINITY, sum = 0;
     for (int c = threadIdx.x * X; c < V; c += stride) {
         PackedX x = load16(kept + c);
@@ -73,10 +80,12 @@ int main(int argc, char **argv) {
     for (int threads = 128; threads <= 2 * CLASSIFIER_THREADS; threads *= 2) {
         bool smem = threads > CLASSIFIER_THREADS;
         auto f = [&] {
-            if (smem) launch(smem_kernel, {(unsigned)N, 512, (size_t)Vp * sizeof(floatX), 0}, logits.p, losses.p, targets.p, (int)V,
-                             (int)Vp, 1.0f);
-            else launch(fused_classifier_kernel, {(unsigned)N, (unsigned)threads, 0, 0}, logits.p, losses.p, targets.p, (int)V, (int)Vp,
-                        1.0f, LOSS_AND_DLOGITS);
+            if (smem)
+                launch(smem_kernel, {(unsigned)N, 512, (size_t)Vp * sizeof(floatX), 0},
+                       logits.p, losses.p, targets.p, (int)V, (int)Vp, 1.0f);
+            else
+                launch(fused_classifier_kernel, {(unsigned)N, (unsigned)threads, 0, 0},
+                       logits.p, losses.p, targets.p, (int)V, (int)Vp, 1.0f, LOSS_AND_DLOGITS);
         };
         char name[32];
         snprintf(name, sizeof name, smem ? "smem" : "%d", threads);

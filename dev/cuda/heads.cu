@@ -1,11 +1,16 @@
-// Heads from factors, with RoPE: build/heads [B [T [PRESET]]], the preset's tpa model
-//   forward 1    the trainer's: a warp a token, by plain instructions
-//   backward 1   the trainer's: the sums on the tensor cores (bf16)
-// Dead ends: dev/results/train_gpu.md
+// Heads from factors, with RoPE: checks and times llmc/heads.cuh on a preset's tpa model.
+//
+//   make build/heads
+//   build/heads [B [T [PRESET]]]             the defaults: 24 1024 124M
+//
+// Versions, with times at 124M, B 24, on one H200 (dev/LOG.md, 2026-11-24, has those that lost):
+//   forward 1    the trainer's: one warp per token, plain instructions               0.104 ms
+//   backward 1   the trainer's: the sums on the tensor cores (in bf16)               0.180 ms
 #include "bench.cuh"
 #include "../../llmc/heads.cuh"
 
 int main(int argc, char **argv) {
+    set_program_name(argv[0]);
     int64_t B = argument(argc, argv, 1, 24), T = argument(argc, argv, 2, 1024), N = B * T;
     const Preset *p = find_preset(argc > 3 ? argv[3] : "124M");
     if (!p) die(EXIT_INPUT, "usage: heads [B [T [PRESET]]]");
@@ -17,9 +22,10 @@ int main(int argc, char **argv) {
     std::vector<float> host_table(T * HS);
     rope_table(host_table.data(), T, HS, config.rope_base);
     Array<float> table(host_table);
-    Array<floatX> fac(N * m.Pp, 1, 1), dfac(N * m.Pp), q(N * D), k(N * D), v(N * D), dq(N * D, 2, 1), dk(N * D, 3, 1), dv(N * D, 4, 1);
+    Array<floatX> fac(N * m.Pp, 1, 1), dfac(N * m.Pp), q(N * D), k(N * D), v(N * D);
+    Array<floatX> dq(N * D, 2, 1), dk(N * D, 3, 1), dv(N * D, 4, 1);
 
-    // the last tokens on the CPU, in double
+    // reference: the last tokens on the CPU, in double
     std::vector<floatX> f = fac.read((N - rows) * m.Pp, rows * m.Pp);
     const Heads *heads[3] = {&m.q, &m.k, &m.v};
     Array<floatX> *out[3] = {&q, &k, &v}, *gradient[3] = {&dq, &dk, &dv};
@@ -33,7 +39,8 @@ int main(int argc, char **argv) {
                 std::vector<double> b(HS), db(HS, 0);
                 const float *angles = &host_table[(N - rows + n) % T * HS];
                 for (int64_t i = 0; i < HS / 2; i++) {
-                    double x = (float)f[n * m.Pp + h.b + r * HS + i], y = (float)f[n * m.Pp + h.b + r * HS + HS / 2 + i];
+                    double x = (float)f[n * m.Pp + h.b + r * HS + i];
+                    double y = (float)f[n * m.Pp + h.b + r * HS + HS / 2 + i];
                     double c = h.rope ? angles[i] : 1, s = h.rope ? angles[HS / 2 + i] : 0;
                     b[i] = x * c + y * s, b[HS / 2 + i] = y * c - x * s;
                 }
@@ -57,8 +64,8 @@ int main(int argc, char **argv) {
     auto backward = [&] { heads_backward(dfac.p, dq.p, dk.p, dv.p, fac.p, table.p, shape, N, 0); };
     forward();
     for (int w = 0; w < 3; w++) check("forward 1", out[w]->read((N - rows) * D, rows * D), want[w], ROUNDED_ONCE);
-    time_version("forward 1", (double)N * (double)(m.Pp + 3 * D) * sizeof(floatX), 2.0 * (double)N * (double)D * (m.q.R + m.k.R + m.v.R),
-                 forward);
+    time_version("forward 1", (double)N * (double)(m.Pp + 3 * D) * sizeof(floatX),
+                 2.0 * (double)N * (double)D * (m.q.R + m.k.R + m.v.R), forward);
     backward();
     check("backward 1", dfac.read((N - rows) * m.Pp, rows * m.Pp), want_dfac, ROUNDED_ONCE);
     time_version("backward 1", (double)N * (double)(2 * m.Pp + 3 * D) * sizeof(floatX),

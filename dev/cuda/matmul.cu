@@ -1,5 +1,12 @@
-// Matrix products of a layer, as cuBLASLt gives them: build/matmul [N [PRESET]]. For each: the library's first suggestion, and the
-// fastest with the same bits (llmc/matmul.cuh). P, the width of the factors, is tried with storage padded to 8, 64 and 128.
+// Matrix products of a layer through cuBLASLt: times llmc/matmul.cuh.
+//
+//   make build/matmul
+//   build/matmul [N [PRESET]]                the defaults: 24576 124M
+//
+// For each product: cuBLASLt's first heuristic, and the fastest candidate with the same bits, which the trainer uses.
+// On one H200 that one is 5 to 12% faster, but no faster for weight gradients. P, the width of the factors, is tried
+// with storage padded to 8 (the trainer's), 64 and 128: products 1% faster, but 4% more bytes elsewhere (dev/LOG.md,
+// 2026-11-23).
 #include "bench.cuh"
 #include "../../llmc/matmul.cuh"
 #include "../../llmc/model.h"
@@ -7,13 +14,14 @@
 static void product(Matmul *mm, const char *name, MatmulShape s) {
     const MatmulPlan *p = matmul_plan(mm, s, 0);
     double flop = 2.0 * (double)s.M * (double)s.N * (double)s.K;
-    printf("%-16s %6d %6d %6d  first %8.1f us %4.0f TFLOP/s   chosen %8.1f us %4.0f TFLOP/s (%2.0f%% of the ceiling)   %d of %d have its "
-           "bits\n", name, (int)s.M, (int)s.N,
-           (int)s.K, p->first_us, flop / p->first_us / 1e6, p->us, flop / p->us / 1e6, flop / p->us / 1e4 / CEILING_TFLOP_PER_S,
-           p->same_bits, p->candidates);
+    printf("%-16s %6d %6d %6d  first %8.1f us %4.0f TFLOP/s   chosen %8.1f us %4.0f TFLOP/s (%2.0f%% of the ceiling)   "
+           "%d of %d have its bits\n", name, (int)s.M, (int)s.N, (int)s.K,
+           p->first_us, flop / p->first_us / 1e6,
+           p->us, flop / p->us / 1e6, flop / p->us / 1e4 / CEILING_TFLOP_PER_S, p->same_bits, p->candidates);
 }
 
 int main(int argc, char **argv) {
+    set_program_name(argv[0]);
     int64_t N = argument(argc, argv, 1, 24576);
     const Preset *p = find_preset(argc > 2 ? argv[2] : "124M");
     if (!p) die(EXIT_INPUT, "usage: matmul [N [PRESET]]");

@@ -1,10 +1,12 @@
-// How much of the summing of gradients hides behind the backward pass: one GPU, the collectives simulated by a kernel that waits as long as
-// they would take in a ring of WORLD ranks at so many GB/s a rank. Prints each collective's start and end beside the backward pass.
+// How much of the gradient sums the backward pass hides, on one GPU. Each collective is simulated by a kernel that
+// waits as long as it would take in a ring of WORLD ranks, at 1e9 (no time at all), 400 and 50 GB/s per rank.
 //
+//   make build/overlap
 //   build/overlap [PRESET [B [ZERO [WORLD]]]]      build/overlap 124M 24 2 8
 //
-// Exposed: from the end of the backward pass to the end of the last collective. A step is one micro-batch, the worst case: with more of
-// them stages 0 and 1 sum once a step, stage 2 after each.
+// Prints the step's time and, for each collective, its start and end relative to the backward pass. Exposed: from the
+// end of the backward pass to the end of the last collective. A step is one micro-batch, the worst case: with more of
+// them stages 0 and 1 sum once per step, stage 2 after each. One version; results: dev/results/scaling.md.
 #define T6_NO_MAIN
 #include "../../train_t6.cu"
 
@@ -68,14 +70,15 @@ int main(int argc, char **argv) {
         CUDA_CHECK(cudaEventRecord(end, t->stream));
         CUDA_CHECK(cudaDeviceSynchronize());
         double total = 0, last = 0, compute = ms_between(begin, end);
-        int first = g->num_pending - model_buckets(m);      // before: the gathering of the weights of the step before
+        int first = g->num_pending - model_buckets(m);      // those before it gather the previous step's weights
         for (int k = first; k < g->num_pending; k++) {
             last = ms_between(begin, g->pending[k].end);
             total += ms_between(g->pending[k].start, g->pending[k].end);
         }
-        printf("%s %s, B %d, ZeRO %d, %d ranks at %.0f GB/s: step %.2f ms; forward and backward %.2f ms, collectives %.2f ms in all, exposed %.2f ms\n",
-               p->name, attn_name(o.config.attn), (int)o.batch_size, (int)o.zero, g->simulated_world, speeds[i], step_ms, compute, total,
-               last > compute ? last - compute : 0.0);
+        printf("%s %s, B %d, ZeRO %d, %d ranks at %.0f GB/s: ", p->name, attn_name(o.config.attn), (int)o.batch_size,
+               (int)o.zero, g->simulated_world, speeds[i]);
+        printf("step %.2f ms; forward and backward %.2f ms, collectives %.2f ms in all, exposed %.2f ms\n", step_ms,
+               compute, total, last > compute ? last - compute : 0.0);
         for (int k = first; k < g->num_pending && speeds[i] < 1e9; k++)
             printf("  %-28s bucket %2d: %8.3f to %8.3f ms\n", g->pending[k].what, g->num_pending - 1 - k,
                    ms_between(begin, g->pending[k].start), ms_between(begin, g->pending[k].end));

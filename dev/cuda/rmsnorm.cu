@@ -1,7 +1,12 @@
-// RMSNorm: build/rmsnorm [N [C]]
-//   forward 1    the trainer's: one warp a row, which is read twice, the second time from the cache
-//   forward 2    the row stays in registers (C up to 2048)
-//   forward 3    fused with the residual addition before it, x += y: what it costs where the matrix product does not add y itself
+// RMSNorm: checks and times llmc/rmsnorm.cuh, and two versions of its forward pass that lost.
+//
+//   make build/rmsnorm
+//   build/rmsnorm [N [C]]                    the defaults: 24576 768
+//
+// Versions, with times at 124M, B 24, on one H200 (dev/LOG.md, 2026-11-23):
+//   forward 1    the trainer's: one warp per row, which is read twice, the second time from the cache        24.4 us
+//   forward 2    the row stays in registers (C up to 2048): no gain                                          24.3 us
+//   forward 3    fused with the residual addition x += y: the matrix product adds y (beta = 1) for less      41.5 us
 //   backward 1   the trainer's
 #include "bench.cuh"
 #include "../../llmc/rmsnorm.cuh"
@@ -55,7 +60,7 @@ __global__ void forward_residual(floatX *out, float *rstd, floatX *x, const floa
 
 int main(int argc, char **argv) {
     int64_t N = argument(argc, argv, 1, 24576), C = argument(argc, argv, 2, 768), rows = std::min<int64_t>(N, 50);
-    Array<floatX> x(N * C, 1, 1), y(N * C, 2, 1), out(N * C), sum(N * C), dout(N * C, 3, 1), dx(N * C, 4, 1), dx_start(N * C, 4, 1);
+    Array<floatX> x(N * C, 1, 1), y(N * C, 2, 1), out(N * C), sum(N * C), dout(N * C, 3, 1), dx(N * C, 4, 1);
     Array<float> rstd(N);
     std::vector<double> want(rows * C), want_dx(rows * C), want_sum(rows * C);
     std::vector<floatX> hx = x.read((N - rows) * C, rows * C), hy = y.read((N - rows) * C, rows * C),
@@ -78,15 +83,20 @@ int main(int argc, char **argv) {
     check("forward 1", out.read((N - rows) * C, rows * C), want, ROUNDED_ONCE);
     time_version("forward 1", 2 * pass, 0, [&] { rmsnorm_forward(out.p, rstd.p, x.p, N, C, 1e-6, 0); });
     if (C <= 2048) {
-        auto f = [&] { launch(forward_registers<2048 / 32 / PackedX::size>,
-                              {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0}, out.p, rstd.p, x.p, N, (int)C, 1e-6f); };
+        auto f = [&] {
+            launch(forward_registers<2048 / 32 / PackedX::size>,
+                   {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0},
+                   out.p, rstd.p, x.p, N, (int)C, 1e-6f);
+        };
         CUDA_CHECK(cudaMemset(out.p, 0xff, (size_t)pass));
         f();
         check("forward 2", out.read((N - rows) * C, rows * C), want, ROUNDED_ONCE);
         time_version("forward 2", 2 * pass, 0, f);
     }
-    auto residual = [&] { launch(forward_residual, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0}, out.p, rstd.p, sum.p,
-                                 y.p, N, (int)C, 1e-6f); };
+    auto residual = [&] {
+        launch(forward_residual, {(unsigned)ceil_div(N, RMSNORM_WARPS), 32 * RMSNORM_WARPS, 0, 0},
+               out.p, rstd.p, sum.p, y.p, N, (int)C, 1e-6f);
+    };
     CUDA_CHECK(cudaMemset(out.p, 0xff, (size_t)pass));
     sum.copy(x);
     residual();
@@ -99,7 +109,8 @@ int main(int argc, char **argv) {
     for (int64_t n = 0; n < rows; n++) {
         double mean = 0;
         for (int64_t c = 0; c < C; c++) mean += (double)(float)hd[n * C + c] * (float)ho[n * C + c] / C;
-        for (int64_t i = n * C; i < (n + 1) * C; i++) want_dx[i] = (float)hdx[i] + hr[n] * ((float)hd[i] - (float)ho[i] * mean);
+        for (int64_t i = n * C; i < (n + 1) * C; i++)
+            want_dx[i] = (float)hdx[i] + hr[n] * ((float)hd[i] - (float)ho[i] * mean);
     }
     rmsnorm_backward(dx.p, dout.p, out.p, rstd.p, N, C, 0);
     check("backward 1", dx.read((N - rows) * C, rows * C), want_dx, ROUNDED_ONCE);
