@@ -155,26 +155,27 @@ __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid
         CachePart part = (CachePart)p;
         const Heads &h = part == CACHE_K ? w.k : w.v;
         int R = part == CACHE_K ? s.RK : s.RV;
-        float a_scale = 1, b_scale = 1;
+        float weight_scale = 1, vector_scale = 1;
         if (s.number_bytes == 1) {
-            float a_top = 0, b_top = 0;
+            float weight_top = 0, vector_top = 0;
             for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS)
-                a_top = fmaxf(a_top, fabsf((float)row[h.a + i]));
+                weight_top = fmaxf(weight_top, fabsf((float)row[h.a + i]));
             for (int i = threadIdx.x; i < R * half; i += CACHE_THREADS) {
                 float2 x = pair(h, s.factored ? i / half : stream, i % half);
-                b_top = fmaxf(b_top, fmaxf(fabsf(x.x), fabsf(x.y)));
+                vector_top = fmaxf(vector_top, fmaxf(fabsf(x.x), fabsf(x.y)));
             }
-            a_top = block_max(a_top, shared), b_top = block_max(b_top, shared);
-            a_scale = a_top > 0 ? a_top / E4M3_MAX : 1, b_scale = b_top > 0 ? b_top / E4M3_MAX : 1;
-            if (threadIdx.x == 0) *(float *)(page + cache_scale(s, part, t)) = a_scale * b_scale;
+            weight_top = block_max(weight_top, shared), vector_top = block_max(vector_top, shared);
+            weight_scale = weight_top > 0 ? weight_top / E4M3_MAX : 1;
+            vector_scale = vector_top > 0 ? vector_top / E4M3_MAX : 1;
+            if (threadIdx.x == 0) *(float *)(page + cache_scale(s, part, t)) = weight_scale * vector_scale;
         }
         for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS)
-            cache_store((Number *)(page + cache_a(s, part, i % R, i / R, t)), (float)row[h.a + i] / a_scale);
+            cache_store((Number *)(page + cache_a(s, part, i % R, i / R, t)), (float)row[h.a + i] / weight_scale);
         for (int i = threadIdx.x; i < R * half; i += CACHE_THREADS) {
             int r = s.factored ? i / half : 0, d = i % half;
             float2 x = pair(h, s.factored ? r : stream, d);
-            cache_store((Number *)(page + cache_b(s, part, r, t, d)), x.x / b_scale);
-            cache_store((Number *)(page + cache_b(s, part, r, t, half + d)), x.y / b_scale);
+            cache_store((Number *)(page + cache_b(s, part, r, t, d)), x.x / vector_scale);
+            cache_store((Number *)(page + cache_b(s, part, r, t, half + d)), x.y / vector_scale);
         }
     }
     if (!w.rotate_queries) return;

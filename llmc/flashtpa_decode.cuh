@@ -189,8 +189,8 @@ __host__ __device__ constexpr int decode_q_pitch(int HS) { return HS + 8; }
 // Whether q stays in registers: heads of 128 leave too few.
 __host__ __device__ constexpr bool decode_q_stays(int HS) { return HS == 64; }
 
-// Sums are merged in units of 4 numbers of o. Pair p is columns 2p and 2p + 1 of the chunk. Its unit k holds, for both
-// columns, elements g and g + 8 of sixteen k / 8, with g = k % 8: what one thread has of the pair.
+// Sums are merged in units of 4 numbers of o. Pair p is columns 2p and 2p + 1 of the chunk. Unit `index` holds, for
+// both columns, elements g and g + 8 of sixteen index / 8, with g = index % 8: what one thread has of the pair.
 __host__ __device__ inline int decode_pairs(const DecodePlan &plan) { return plan.tiles * plan.eights * 4; }
 // A record is what blocks exchange about a pair: its HS / 2 units, then its maxima and sums. Sizes are in float4.
 __host__ __device__ constexpr int decode_record_size(int HS) { return HS / 2 + 1; }
@@ -264,18 +264,18 @@ inline int decode_ranks(const CacheShape &shape) {
 
 // Groups and ring depth for the shared memory that a block may have: as many groups as there are warps for, if each
 // gets two pages, else as many as fit. groups 0: nothing fits.
-inline void decode_plan_rings(DecodePlan *p, const CacheShape &shape, HeadsKind q_kind, int B) {
-    const int ranks = decode_ranks(shape), warps = decode_warps(shape.HS, p->eights, ranks);
+inline void decode_plan_rings(DecodePlan *plan, const CacheShape &shape, HeadsKind q_kind, int B) {
+    const int ranks = decode_ranks(shape), warps = decode_warps(shape.HS, plan->eights, ranks);
     const int static_bytes = 1024;                      // the kernel's static shared memory
     const int available = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_bytes;
-    for (p->groups = warps / p->tiles; p->groups > 0; p->groups--) {
-        p->depth = 0;
-        const int without_pages = decode_smem(*p, shape.HS, ranks, q_kind, B).bytes;
-        p->depth = (available - without_pages) / (p->groups * p->page_bytes);
-        if (p->depth >= 2) break;
+    for (plan->groups = warps / plan->tiles; plan->groups > 0; plan->groups--) {
+        plan->depth = 0;
+        const int without_pages = decode_smem(*plan, shape.HS, ranks, q_kind, B).bytes;
+        plan->depth = (available - without_pages) / (plan->groups * plan->page_bytes);
+        if (plan->depth >= 2) break;
     }
-    if (p->groups > 0 && p->depth > DECODE_MAX_PLACES / p->groups) p->depth = DECODE_MAX_PLACES / p->groups;
-    p->smem = decode_smem(*p, shape.HS, ranks, q_kind, B);
+    if (plan->groups > 0) plan->depth = min(plan->depth, DECODE_MAX_PLACES / plan->groups);
+    plan->smem = decode_smem(*plan, shape.HS, ranks, q_kind, B);
 }
 
 // The fast kernel's plan for this GPU. groups 0: it does not support the shape.
@@ -285,10 +285,10 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
     if (cluster < 0 || cluster > (hopper ? DECODE_MAX_CLUSTER : 1) || (cluster & (cluster - 1)))
         die(EXIT_SYSTEM, "flashtpa_decode: cluster size %d is not supported; this GPU accepts %s, or 0 for automatic",
             cluster, hopper ? "1, 2, 4, 8 or 16" : "1");
-    DecodePlan p = {};
+    DecodePlan plan = {};
     const int heads = shape.heads, all_streams = B * shape.streams;
-    if (sizeof(floatX) != 2 || (shape.HS != 64 && shape.HS != 128) || shape.number_bytes > 2) return p;
-    if (q.kind == HEADS_FACTORED && (q.R > 16 || !shape.factored)) return p;
+    if (sizeof(floatX) != 2 || (shape.HS != 64 && shape.HS != 128) || shape.number_bytes > 2) return plan;
+    if (q.kind == HEADS_FACTORED && (q.R > 16 || !shape.factored)) return plan;
 
     // columns: the tile width that leaves the fewest empty, of those that decode_launch_ has kernels for
     const int ranks = decode_ranks(shape), few = shape.factored ? 2 : 1;
@@ -299,45 +299,47 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
     const bool is_short = hopper && pages <= DECODE_SHORT_PAGES;
     const bool heads_divided = is_short && cluster == 0 && splits == 0 &&       // among clusters
                                all_streams * tiles_of(8 * few) <= decode_clusters(DECODE_MAX_CLUSTER);
-    if (heads_divided || (shape.factored ? 1 : n) * heads <= 8 * few) p.eights = few;
-    else p.eights = may_be_5 && ceil_div(heads, 40) * 5 < ceil_div(heads, 32) * 4 ? 5 : 4;
-    const int width = 8 * p.eights, warps = decode_warps(shape.HS, p.eights, ranks), per_query = ceil_div(heads, width);
-    p.chunks = heads_divided ? tiles_of(width) : ceil_div(tiles_of(width), min(DECODE_MAX_COLUMNS / width, warps));
-    p.tiles = ceil_div(tiles_of(width), p.chunks);
+    if (heads_divided || (shape.factored ? 1 : n) * heads <= 8 * few) plan.eights = few;
+    else plan.eights = may_be_5 && ceil_div(heads, 40) * 5 < ceil_div(heads, 32) * 4 ? 5 : 4;
+    const int width = 8 * plan.eights, warps = decode_warps(shape.HS, plan.eights, ranks);
+    plan.chunks = heads_divided ? tiles_of(width) : ceil_div(tiles_of(width), min(DECODE_MAX_COLUMNS / width, warps));
+    plan.tiles = ceil_div(tiles_of(width), plan.chunks);
 
     // clusters: the largest size of which there are enough for all streams; 16, of which few fit on a GPU, only if
     // streams are short. Counters are for the most chunks there can be, so that their number does not depend on n or
     // pages.
-    p.counters = DECODE_MAX_CLUSTER * max(all_streams * DECODE_MAX_QUERIES * ceil_div(heads, 16),
-                                          hopper ? decode_clusters(DECODE_MAX_CLUSTER) : 0);
-    p.cluster = cluster > 0 ? cluster : !hopper ? 1 : is_short ? DECODE_MAX_CLUSTER : DECODE_MAX_CLUSTER / 2;
-    while (cluster == 0 && p.cluster > 1 && decode_clusters(p.cluster) < all_streams * p.chunks) p.cluster /= 2;
-    p.clusters = splits > 0 ? all_streams * splits : max(decode_clusters(p.cluster) / p.chunks, 1);
-    while (1 << p.cluster_log2 < p.cluster) p.cluster_log2++;
+    plan.counters = DECODE_MAX_CLUSTER * max(all_streams * DECODE_MAX_QUERIES * ceil_div(heads, 16),
+                                             hopper ? decode_clusters(DECODE_MAX_CLUSTER) : 0);
+    plan.cluster = cluster > 0 ? cluster : !hopper ? 1 : is_short ? DECODE_MAX_CLUSTER : DECODE_MAX_CLUSTER / 2;
+    while (cluster == 0 && plan.cluster > 1 && decode_clusters(plan.cluster) < all_streams * plan.chunks)
+        plan.cluster /= 2;
+    plan.clusters = splits > 0 ? all_streams * splits : max(decode_clusters(plan.cluster) / plan.chunks, 1);
+    while (1 << plan.cluster_log2 < plan.cluster) plan.cluster_log2++;
 
     // queries: the most that a chunk can touch, wherever it begins
-    p.queries = shape.factored ? (p.tiles - 1 + per_query - 1) / per_query + 1
-                               : (p.tiles * width - 1 + heads - 1) / heads + 1;
-    if (p.queries > n) p.queries = n;
+    const int per_query = ceil_div(heads, width);       // tiles
+    plan.queries = shape.factored ? (plan.tiles - 1 + per_query - 1) / per_query + 1
+                                  : (plan.tiles * width - 1 + heads - 1) / heads + 1;
+    if (plan.queries > n) plan.queries = n;
     const int q_numbers = q.kind == HEADS_FACTORED ? q.b + q.R * shape.HS : heads * shape.HS;
-    p.query_bytes = (int)round_up(q_numbers * 2, 16);
+    plan.query_bytes = (int)round_up(q_numbers * 2, 16);
 
-    p.q_unit = (float)(q.scale * 1.4426950408889634 / sqrt((double)shape.HS) / (shape.factored ? shape.RK : 1));
-    p.out_unit = 1.0f / (shape.factored ? shape.RV : 1);
-    p.page_bytes = (int)cache_page_bytes(shape);
-    p.k_b = cache_b_start(shape, CACHE_K);
-    p.v_a = cache_a_start(shape, CACHE_V);
-    p.v_b = cache_b_start(shape, CACHE_V);
-    p.scales = cache_scale(shape, CACHE_K, 0);
-    decode_plan_rings(&p, shape, q.kind, B);
-    if (p.groups == 0 && p.cluster > 1) {               // blocks on their own need no inbox
+    plan.q_unit = (float)(q.scale * 1.4426950408889634 / sqrt((double)shape.HS) / (shape.factored ? shape.RK : 1));
+    plan.out_unit = 1.0f / (shape.factored ? shape.RV : 1);
+    plan.page_bytes = (int)cache_page_bytes(shape);
+    plan.k_b = cache_b_start(shape, CACHE_K);
+    plan.v_a = cache_a_start(shape, CACHE_V);
+    plan.v_b = cache_b_start(shape, CACHE_V);
+    plan.scales = cache_scale(shape, CACHE_K, 0);
+    decode_plan_rings(&plan, shape, q.kind, B);
+    if (plan.groups == 0 && plan.cluster > 1) {         // blocks on their own need no inbox
         const int alone = 1;
         return decode_plan(shape, q, B, n, pages, alone, splits, min_pages);
     }
-    p.min_pages = min_pages > 0 ? min_pages
-                : heads_divided ? DECODE_SHORT_PAGES
-                : p.cluster > 1 ? 16 * p.cluster : (p.groups + 1) / 2;
-    return p;
+    plan.min_pages = min_pages > 0 ? min_pages
+                   : heads_divided ? DECODE_SHORT_PAGES
+                   : plan.cluster > 1 ? 16 * plan.cluster : (plan.groups + 1) / 2;
+    return plan;
 }
 
 // Scratch of flashtpa_decode for B sequences and up to n queries each; zero it once. It serves one shape, B, cluster
@@ -347,9 +349,9 @@ inline size_t decode_scratch_bytes(const CacheShape &shape, const Heads &q, int 
     size_t most = 16;
     for (int queries = 1; queries <= n; queries++)
         for (int pages : {0, DECODE_SHORT_PAGES + 1}) {     // short and long streams
-            DecodePlan p = decode_plan(shape, q, B, queries, pages, cluster, splits, 0);
-            size_t slots = (size_t)p.chunks * p.clusters * 2;
-            size_t bytes = slots * decode_slot_size(p, shape.HS) * sizeof(float4) + p.counters * sizeof(float);
+            DecodePlan plan = decode_plan(shape, q, B, queries, pages, cluster, splits, 0);
+            size_t slots = (size_t)plan.chunks * plan.clusters * 2;
+            size_t bytes = slots * decode_slot_size(plan, shape.HS) * sizeof(float4) + plan.counters * sizeof(float);
             if (bytes > most) most = bytes;
         }
     return most;
@@ -760,7 +762,7 @@ struct DecodeUnit {
         float4 units[AHEAD];
         auto load = [&](int from) {
             #pragma unroll
-            for (int k = 0; k < AHEAD; k++) units[k] = numbers(min(from + k, count - 1));   // too many: weight 0
+            for (int j = 0; j < AHEAD; j++) units[j] = numbers(min(from + j, count - 1));   // too many: weight 0
         };
         float all_top = -1e30f, all_sum = 0;                // of column lane / 16; lane % 16 handles one slot
         for (int e = 0; e < 4; e++) o[e] = 0;
@@ -773,14 +775,14 @@ struct DecodeUnit {
             all_sum = all_sum * keep + warp_sum<16>(weight * s.y), all_top = new_top;
             if (i > 0) for (int e = 0; e < 4; e++) o[e] *= __shfl_sync(0xffffffff, keep, e / 2 * 16);
             #pragma unroll 1
-            for (int k0 = 0; k0 < min(16, count - i); k0 += AHEAD) {
-                if (k0 > 0) load(i + k0);
+            for (int j0 = 0; j0 < min(16, count - i); j0 += AHEAD) {
+                if (j0 > 0) load(i + j0);
                 #pragma unroll
-                for (int k = 0; k < AHEAD; k++) {
-                    const float weight0 = __shfl_sync(0xffffffff, weight, k0 + k);
-                    const float weight1 = __shfl_sync(0xffffffff, weight, 16 + k0 + k);
-                    o[0] += weight0 * units[k].x, o[1] += weight0 * units[k].y;
-                    o[2] += weight1 * units[k].z, o[3] += weight1 * units[k].w;
+                for (int j = 0; j < AHEAD; j++) {
+                    const float weight0 = __shfl_sync(0xffffffff, weight, j0 + j);
+                    const float weight1 = __shfl_sync(0xffffffff, weight, 16 + j0 + j);
+                    o[0] += weight0 * units[j].x, o[1] += weight0 * units[j].y;
+                    o[2] += weight1 * units[j].z, o[3] += weight1 * units[j].w;
                 }
             }
         }
@@ -936,7 +938,7 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
             auto fetch = [&](int limit) {
                 const bool mine = next < limit && ptx_barrier_done(free(lane), parity ^ 1);
                 auto place_address = [&](int place) { return smem_address(smem + place * plan.page_bytes); };
-                auto source = [&](int p) { return row + (int64_t)(begin + p) * plan.page_bytes; };
+                auto source = [&](int j) { return row + (int64_t)(begin + j) * plan.page_bytes; };
                 if (!PTX_BULK_COPIES)
                     for (unsigned ready = __ballot_sync(0xffffffff, mine); ready; ready &= ready - 1) {
                         const int place = __ffs(ready) - 1, rows = 1, pitch = 0;
@@ -968,7 +970,7 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
     const int slot_size = decode_slot_size(plan, HS);
     // (clusters, 2, slot_size): two slots per cluster, for the first and the last stream of its run
     float4 *slots = (float4 *)(args.scratch + plan.counters) + (int64_t)blockIdx.y * plan.clusters * 2 * slot_size;
-    auto store = [&](const DecodePart &part, int pair, int k, const DecodeUnit &unit) {     // to the output
+    auto store = [&](const DecodePart &part, int pair, int index, const DecodeUnit &unit) {     // to the output
         #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int2 column = columns[2 * pair + e];
@@ -976,8 +978,8 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
             const int64_t row = (int64_t)part.b * args.n + column.x;
             floatX *out = args.out + (row * args.NH + part.stream * shape.heads + column.y) * HS;
             const float scale = __fdividef(plan.out_unit, unit.sum[e]);
-            out[N::element(k / 8, k % 8, 0)] = (floatX)(unit.o[2 * e] * scale);
-            out[N::element(k / 8, k % 8, 1)] = (floatX)(unit.o[2 * e + 1] * scale);
+            out[N::element(index / 8, index % 8, 0)] = (floatX)(unit.o[2 * e] * scale);
+            out[N::element(index / 8, index % 8, 1)] = (floatX)(unit.o[2 * e + 1] * scale);
         }
     };
 
@@ -1017,9 +1019,9 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
                 const bf16 *from = query_rows + query * (plan.query_bytes / 2) + args.q.b + row * HS + d;
                 __nv_bfloat162 y[4], *to = (__nv_bfloat162 *)(bq + (query * 16 + row) * PITCH);
                 #pragma unroll
-                for (int k = 0; k < 4; k++) y[k] = __nv_bfloat162(from[2 * k], from[2 * k + 1]);
+                for (int x = 0; x < 4; x++) y[x] = __nv_bfloat162(from[2 * x], from[2 * x + 1]);
                 #pragma unroll
-                for (int k = 0; k < 4; k++) to[N::q_place(d + 2 * k) / 2] = y[k];
+                for (int x = 0; x < 4; x++) to[N::q_place(d + 2 * x) / 2] = y[x];
             }
             // Work item w: half of the elements (w % 2) of sixteen heads (w / 2 % SIXTEENS) of a tile (w / 2 /
             // SIXTEENS).
@@ -1030,11 +1032,11 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
                 const int query = max(head.x, query0) - query0;
                 const bf16 *row = query_rows + query * (plan.query_bytes / 2) + args.q.a;
                 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    const int r = k / 2 * 8 + 2 * t, h = head.y + w / 2 % SIXTEENS * 16 + k % 2 * 8 + g;
+                for (int x = 0; x < 4; x++) {
+                    const int r = x / 2 * 8 + 2 * t, h = head.y + w / 2 % SIXTEENS * 16 + x % 2 * 8 + g;
                     const bf16 *from = row + min(h, shape.heads - 1) * args.q.R + r;
                     __nv_bfloat162 y(r < args.q.R ? from[0] : (bf16)0.0f, r + 1 < args.q.R ? from[1] : (bf16)0.0f);
-                    memcpy(&aq[k], &y, 4);
+                    memcpy(&aq[x], &y, 4);
                 }
                 return query;
             };
@@ -1054,21 +1056,21 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
                     uint32_t b_tiles[4];
                     ptx_ldmatrix_trans(b_tiles, from + 16 * j);
                     #pragma unroll
-                    for (int k = 0; k < 2; k++) {
+                    for (int x = 0; x < 2; x++) {
                         float sum[4] = {};
-                        ptx_mma(sum, aq, b_tiles[2 * k], b_tiles[2 * k + 1]);
-                        to[(j + k) * 4] = N::pack(plan.q_unit * sum[0], plan.q_unit * sum[1]);
+                        ptx_mma(sum, aq, b_tiles[2 * x], b_tiles[2 * x + 1]);
+                        to[(j + x) * 4] = N::pack(plan.q_unit * sum[0], plan.q_unit * sum[1]);
                         if (!second) continue;
-                        to[8 * PITCH / 2 + (j + k) * 4] = N::pack(plan.q_unit * sum[2], plan.q_unit * sum[3]);
+                        to[8 * PITCH / 2 + (j + x) * 4] = N::pack(plan.q_unit * sum[2], plan.q_unit * sum[3]);
                     }
                 }
             }
         } else
-            for (int k = threadIdx.x; k < plan.tiles * WIDTH * UNITS; k += threads) {       // two elements each
-                const int2 column = columns[k / UNITS];
-                const int query = max(column.x, query0) - query0, d = k % UNITS * 2;
+            for (int j = threadIdx.x; j < plan.tiles * WIDTH * UNITS; j += threads) {       // two elements each
+                const int2 column = columns[j / UNITS];
+                const int query = max(column.x, query0) - query0, d = j % UNITS * 2;
                 const bf16 *from = query_rows + query * (plan.query_bytes / 2) + column.y * HS + d;
-                uint32_t *to = (uint32_t *)(q + k / UNITS * PITCH + N::q_place(d));
+                uint32_t *to = (uint32_t *)(q + j / UNITS * PITCH + N::q_place(d));
                 *to = N::pack(plan.q_unit * (float)from[0], plan.q_unit * (float)from[1]);
             }
         ptx_named_barrier(COMPUTE_BARRIER, threads);            // q is written
@@ -1101,11 +1103,11 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
 
         // Merge the sums: of the block's groups, then of the cluster's blocks, each block its own pairs, then of all
         // clusters with pages of the stream. `finish` ends the second step.
-        auto finish = [&](int pair, int k, const DecodeUnit &unit) {
-            if (part.clusters == 1) return store(part, pair, k, unit);
+        auto finish = [&](int pair, int index, const DecodeUnit &unit) {
+            if (part.clusters == 1) return store(part, pair, index, unit);
             float4 *record = slots + (int64_t)part.slot * slot_size + pair * RECORD;
-            record[k] = unit.numbers();
-            if (k == 0) record[UNITS] = unit.sums();
+            record[index] = unit.numbers();
+            if (index == 0) record[UNITS] = unit.sums();
         };
         if (group < groups) {
             float4 *to = merge + group * group_size;
@@ -1131,24 +1133,25 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
             float2 sums[WARPS];
             float top = -1e30f, sum = 0;
             #pragma unroll
-            for (int k = 0; k < WARPS; k++) {
-                const float2 *group_sums = (const float2 *)(merge + k * group_size + pairs * UNITS);
-                sums[k] = k < groups ? group_sums[j] : make_float2(-INFINITY, 0);
-                top = fmaxf(top, sums[k].x);
+            for (int other = 0; other < WARPS; other++) {
+                const float2 *group_sums = (const float2 *)(merge + other * group_size + pairs * UNITS);
+                sums[other] = other < groups ? group_sums[j] : make_float2(-INFINITY, 0);
+                top = fmaxf(top, sums[other].x);
             }
             #pragma unroll
-            for (int k = 0; k < WARPS; k++) {
-                const float weight = ptx_exp2(sums[k].x - top);
-                sum += weight * sums[k].y;
-                ((float *)weights)[(j / 2 * WARPS + k) * 2 + j % 2] = weight;
+            for (int other = 0; other < WARPS; other++) {
+                const float weight = ptx_exp2(sums[other].x - top);
+                sum += weight * sums[other].y;
+                ((float *)weights)[(j / 2 * WARPS + other) * 2 + j % 2] = weight;
             }
             ((float2 *)block_sums)[j] = make_float2(top, sum);
         }
         ptx_named_barrier(COMPUTE_BARRIER, threads);            // the weights are written
         #pragma unroll 1
         for (int w = warp; w < pairs * (UNITS / 32); w += warps) {      // a unit per lane
-            const int pair = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane;
-            const float4 *from = merge + (pair / 4 * (HS / 16) + k / 8) * 32 + pair % 4 * 8 + (k % 8 ^ pair % 4 * 2);
+            const int pair = w / (UNITS / 32), index = w % (UNITS / 32) * 32 + lane;
+            const float4 *from = merge + (pair / 4 * (HS / 16) + index / 8) * 32 +
+                                 pair % 4 * 8 + (index % 8 ^ pair % 4 * 2);
             const float4 sums = block_sums[pair];
             DecodeUnit unit = {{0, 0, 0, 0}, {sums.x, sums.z}, {sums.y, sums.w}};
             if (groups > 0) {
@@ -1162,25 +1165,25 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
                     unit.o[2] += weight.y * o[j].z, unit.o[3] += weight.y * o[j].w;
                 }
             }
-            if (plan.cluster == 1) finish(pair, k, unit);
+            if (plan.cluster == 1) finish(pair, index, unit);
             else {
-                const int owner = pair & (plan.cluster - 1), index = rank * inbox_pairs + (pair >> plan.cluster_log2);
-                const uint32_t to = ptx_cluster_address(smem_address(inbox + index * RECORD), owner);
+                const int owner = pair & (plan.cluster - 1), record = rank * inbox_pairs + (pair >> plan.cluster_log2);
+                const uint32_t to = ptx_cluster_address(smem_address(inbox + record * RECORD), owner);
                 const uint32_t barrier = ptx_cluster_address(sums_full, owner);
-                ptx_cluster_send(to + k * 16, unit.numbers(), barrier);
-                if (k == 0) ptx_cluster_send(to + UNITS * 16, unit.sums(), barrier);
+                ptx_cluster_send(to + index * 16, unit.numbers(), barrier);
+                if (index == 0) ptx_cluster_send(to + UNITS * 16, unit.sums(), barrier);
             }
         }
         if (plan.cluster > 1) {
             ptx_cluster_barrier_wait(sums_full, i % 2);
             #pragma unroll 1
             for (int w = warp; w < own_pairs * (UNITS / 32); w += warps) {
-                const int own = w / (UNITS / 32), k = w % (UNITS / 32) * 32 + lane, stride = inbox_pairs * RECORD;
+                const int own = w / (UNITS / 32), index = w % (UNITS / 32) * 32 + lane, stride = inbox_pairs * RECORD;
                 const float4 *from = inbox + own * RECORD;
                 DecodeUnit unit;
-                unit.merge(plan.cluster, [&](int slot) { return from[slot * stride + k]; },
+                unit.merge(plan.cluster, [&](int slot) { return from[slot * stride + index]; },
                            [&](int slot, int e) { return ((const float2 *)(from + slot * stride + UNITS))[e]; });
-                finish((own << plan.cluster_log2) + rank, k, unit);
+                finish((own << plan.cluster_log2) + rank, index, unit);
             }
         }
         if (part.last && part.clusters == 1) break;
@@ -1200,15 +1203,15 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
             ptx_named_barrier(COMPUTE_BARRIER, threads);        // is_last is written
             #pragma unroll 1
             for (int w = is_last ? warp : own_pairs * (UNITS / 32); w < own_pairs * (UNITS / 32); w += warps) {
-                const int pair = (w / (UNITS / 32) << plan.cluster_log2) + rank, k = w % (UNITS / 32) * 32 + lane;
+                const int pair = (w / (UNITS / 32) << plan.cluster_log2) + rank, index = w % (UNITS / 32) * 32 + lane;
                 const float4 *from = slots + pair * RECORD;
                 auto offset = [&](int j) {                      // of the j-th cluster's slot
                     return (int64_t)(j == 0 ? part.first_slot : (part.first_slot / 2 + j) * 2) * slot_size;
                 };
                 DecodeUnit unit;
-                unit.merge(part.clusters, [&](int j) { return __ldcg(from + offset(j) + k); },
+                unit.merge(part.clusters, [&](int j) { return __ldcg(from + offset(j) + index); },
                            [&](int j, int e) { return __ldcg((const float2 *)(from + offset(j) + UNITS) + e); });
-                store(part, pair, k, unit);
+                store(part, pair, index, unit);
             }
             if (part.last) break;
         }

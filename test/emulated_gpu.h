@@ -144,19 +144,20 @@ static inline bool gpu_can_run(const GpuLane *l) {
 }
 
 // One of `threads` threads arrives. Returns what gpu_wait_for needs to wait for the others.
-static inline long gpu_arrive(GpuMeeting *m, int threads) {
-    if (m->arrived > 0 && m->expected != threads) gpu_fault("threads at one barrier disagree about their number");
-    const long was = m->generation;
-    m->expected = threads;
-    if (++m->arrived == threads) m->arrived = 0, m->generation++, gpu.progress++;
+static inline long gpu_arrive(GpuMeeting *meeting, int threads) {
+    if (meeting->arrived > 0 && meeting->expected != threads)
+        gpu_fault("threads at one barrier disagree about their number");
+    const long was = meeting->generation;
+    meeting->expected = threads;
+    if (++meeting->arrived == threads) meeting->arrived = 0, meeting->generation++, gpu.progress++;
     return was;
 }
-static inline void gpu_wait_for(GpuMeeting *m, long was, const char *what) {
-    while (m->generation == was) gpu_wait(&m->generation, was, NULL, 0, what);
+static inline void gpu_wait_for(GpuMeeting *meeting, long was, const char *what) {
+    while (meeting->generation == was) gpu_wait(&meeting->generation, was, NULL, 0, what);
 }
 static inline void gpu_meet_in_block(int barrier, int threads) {
-    GpuMeeting *m = &gpu_this_block()->named[barrier];
-    gpu_wait_for(m, gpu_arrive(m, threads), "waits at a barrier of its block");
+    GpuMeeting *meeting = &gpu_this_block()->named[barrier];
+    gpu_wait_for(meeting, gpu_arrive(meeting, threads), "waits at a barrier of its block");
 }
 
 static void gpu_lane_main(void) {
@@ -192,13 +193,13 @@ static __attribute__((noipa)) void gpu_run_lane(GpuLane *l) {
 }
 
 static inline GpuCluster *gpu_begin_cluster(int number, int size, size_t bytes) {
-    GpuCluster *c = new GpuCluster;
+    GpuCluster *cluster = new GpuCluster;
     int along_x = (int)gridDim.x / size, warps = ((int)blockDim.x + 31) / 32;
-    c->running = size;
+    cluster->running = size;
     for (int rank = 0; rank < size; rank++) {
         GpuBlock *b = new GpuBlock;
         b->number = {(unsigned)(number % along_x * size + rank), (unsigned)(number / along_x), 0};
-        b->rank = rank, b->cluster = c, b->running = warps, b->bytes = GPU_STATIC_BYTES + bytes;
+        b->rank = rank, b->cluster = cluster, b->running = warps, b->bytes = GPU_STATIC_BYTES + bytes;
         size_t all = (b->bytes + GPU_GUARD_BYTES + 1023) / 1024 * 1024;
         b->shared = (unsigned char *)aligned_alloc(1024, all);
         memset(b->shared, 0xff, all);
@@ -213,23 +214,23 @@ static inline GpuCluster *gpu_begin_cluster(int number, int size, size_t bytes) 
             }
             b->warps.push_back(warp);
         }
-        c->blocks.push_back(b);
+        cluster->blocks.push_back(b);
     }
-    return c;
+    return cluster;
 }
 
-static inline void gpu_end_cluster(GpuCluster *c) {
+static inline void gpu_end_cluster(GpuCluster *cluster) {
     std::vector<std::function<void()>> rest;
     rest.swap(gpu.under_way);
     for (auto &f : rest) f();           // those of other clusters complete, one to this cluster is a fault
-    for (GpuBlock *b : c->blocks) {
+    for (GpuBlock *b : cluster->blocks) {
         for (int i = 0; i < GPU_GUARD_BYTES; i++)
             if (b->shared[b->bytes + i] != 0xff) gpu_fault("bytes past the end of shared memory were written");
         free(b->shared);
         for (GpuWarp *w : b->warps) delete w;
         delete b;
     }
-    delete c;
+    delete cluster;
 }
 
 [[noreturn]] static inline void gpu_hang(const std::vector<GpuWarp *> &running) {
@@ -547,14 +548,15 @@ static inline unsigned ptx_count(unsigned *p) {
 }
 
 // Counts arrivals and bytes that reach a barrier.
-static inline void gpu_barrier_step(GpuBarrier *b, int arrivals, int bytes) {
-    if (arrivals > b->pending || bytes > b->bytes) gpu_fault("a barrier gets more arrivals or bytes than it expects");
-    b->pending -= arrivals, b->bytes = b->bytes - bytes, gpu.progress++;
-    if (b->pending == 0 && b->bytes == 0) b->pending = b->arrivals, b->phase ^= 1;
+static inline void gpu_barrier_step(GpuBarrier *barrier, int arrivals, int bytes) {
+    if (arrivals > barrier->pending || bytes > barrier->bytes)
+        gpu_fault("a barrier gets more arrivals or bytes than it expects");
+    barrier->pending -= arrivals, barrier->bytes = barrier->bytes - bytes, gpu.progress++;
+    if (barrier->pending == 0 && barrier->bytes == 0) barrier->pending = barrier->arrivals, barrier->phase ^= 1;
 }
 static inline void ptx_barrier_init(uint32_t barrier, int arrivals) {
-    GpuBarrier *b = gpu_barrier(gpu_this_block(), barrier);
-    b->pending = b->arrivals = (int16_t)arrivals, b->bytes = 0, b->phase = 0;
+    GpuBarrier *bar = gpu_barrier(gpu_this_block(), barrier);
+    bar->pending = bar->arrivals = (int16_t)arrivals, bar->bytes = 0, bar->phase = 0;
 }
 static inline void ptx_barrier_init_fence() {}
 static inline void ptx_barrier_arrive(uint32_t barrier) {
@@ -563,17 +565,17 @@ static inline void ptx_barrier_arrive(uint32_t barrier) {
 }
 static inline void ptx_barrier_arrive_expect(uint32_t barrier, int bytes) {
     if (!PTX_BULK_COPIES) return;
-    GpuBarrier *b = gpu_barrier(gpu_this_block(), barrier);
-    b->bytes = b->bytes + bytes;
-    gpu_barrier_step(b, 1, 0);
+    GpuBarrier *bar = gpu_barrier(gpu_this_block(), barrier);
+    bar->bytes = bar->bytes + bytes;
+    gpu_barrier_step(bar, 1, 0);
     gpu_pause_sometimes();
 }
 static inline bool ptx_barrier_done(uint32_t barrier, uint32_t parity) {
     return gpu_barrier(gpu_this_block(), barrier)->phase != parity;
 }
 static inline void ptx_barrier_wait(uint32_t barrier, uint32_t parity) {
-    GpuBarrier *b = gpu_barrier(gpu_this_block(), barrier);
-    while (b->phase == parity) gpu_wait(NULL, 0, b, parity, "waits at an mbarrier");
+    GpuBarrier *bar = gpu_barrier(gpu_this_block(), barrier);
+    while (bar->phase == parity) gpu_wait(NULL, 0, bar, parity, "waits at an mbarrier");
 }
 
 static inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, uint32_t barrier) {
@@ -612,8 +614,8 @@ static inline void ptx_wait_for_previous() {}
 
 static inline int ptx_cluster_rank() { return gpu_this_block()->rank; }
 static inline void ptx_cluster_arrive() {
-    GpuCluster *c = gpu_this_block()->cluster;
-    gpu.lane->cluster_was = gpu_arrive(&c->meeting, (int)(c->blocks.size() * blockDim.x));
+    GpuCluster *cluster = gpu_this_block()->cluster;
+    gpu.lane->cluster_was = gpu_arrive(&cluster->meeting, (int)(cluster->blocks.size() * blockDim.x));
 }
 static inline void ptx_cluster_wait() {
     gpu_wait_for(&gpu_this_block()->cluster->meeting, gpu.lane->cluster_was, "waits for its cluster");
