@@ -1,14 +1,18 @@
-// The cache that decoding reads: of each token and layer the factors of its keys and values, k's vectors rotated, and nothing else.
+// The factor cache that decoding reads: the factors of each token's keys and values in each layer, k's vectors rotated.
 //
-// Factored kinds have one stream of tokens that all heads read: RK + RV vectors b (HS) a token, and for each of them a weight a for
-// every head. Grouped kinds (MHA, GQA, MQA) have a stream for each key/value head, read by the heads of its group: one vector for k
-// and one for v a token, no weights. A stream is a row of pages of 16 tokens, so that what a tensor core wants together stands
-// together and a run of pages is one contiguous copy. A page holds, in this order,
-//     aK (RK, heads, 16)   bK (RK, 16, HS)   aV (RV, heads, 16)   bV (RV, 16, HS)   and with fp8 numbers scales (2, 16) fp32
-// whose 16-byte chunks are permuted so that tensor cores load them from shared memory without bank conflicts (cache_a, cache_b).
+// Factored kinds have one stream of tokens, read by all heads. Per token it has RK + RV vectors b (HS), and for each of
+// them a weight a per head. Grouped kinds (MHA, GQA, MQA) have one stream per key/value head, read by the heads of its
+// group: per token one vector for k, one for v, and no weights. A stream is a row of pages of 16 tokens. What a tensor
+// core multiplies together is contiguous, and a run of pages is one contiguous copy. A page holds, in this order,
 //
-// Numbers are the program's own (floatX), or e4m3: then each of a token's aK, bK, aV, bV has a scale, its largest magnitude / 448.
-// Only their products matter, and are kept: scales[0] of aK bK, scales[1] of aV bV. An e4m3 page is little over half a bf16 one.
+//     aK (RK, heads, 16)   bK (RK, 16, HS)   aV (RV, heads, 16)   bV (RV, 16, HS)   and for fp8 scales (2, 16) fp32
+//
+// with 16-byte chunks permuted so that ldmatrix reads them from shared memory without bank conflicts (cache_a,
+// cache_b).
+//
+// Numbers are the program's own (floatX) or e4m3. In e4m3 each of a token's aK, bK, aV and bV is divided by a scale,
+// its largest magnitude / 448. Only products of scales are needed, so scales[0] is that of aK times that of bK, and
+// scales[1] the same for v. An e4m3 page is a little over half the size of a bf16 page.
 #ifndef LLMC_FACTOR_CACHE_CUH
 #define LLMC_FACTOR_CACHE_CUH
 
@@ -19,37 +23,41 @@
 #include "precision.cuh"
 #include "ptx.cuh"
 
-enum { PAGE = 16 };             // tokens
-typedef uint8_t e4m3;           // a number's code (fp8.h)
+enum { PAGE = 16 };             // tokens per page
+typedef uint8_t e4m3;           // the code of a number (fp8.h)
 
 typedef struct {
-    int streams, heads;         // heads that read one stream
+    int streams, heads;         // per sequence; heads that read one stream
     int RK, RV, HS;
-    int factored;               // 1: there are weights a
-    int number_bytes;           // 4, 2, or 1: e4m3
+    int factored;               // 1: with weights a; 0: without
+    int number_bytes;           // 4 or 2: floatX; 1: e4m3
 } CacheShape;
 
 LLMC_FN CacheShape cache_shape(const Model *m, int number_bytes) {
-    int NH = (int)m->config.n_head, factored = m->k.kind == HEADS_FACTORED, streams = factored ? 1 : m->k.R;
-    CacheShape s = {streams, NH / streams, factored ? m->k.R : 1, factored ? m->v.R : 1, (int)m->config.head_dim, factored, number_bytes};
+    CacheShape s;
+    s.factored = m->k.kind == HEADS_FACTORED;
+    s.streams = s.factored ? 1 : m->k.R, s.heads = (int)m->config.n_head / s.streams;
+    s.RK = s.factored ? m->k.R : 1, s.RV = s.factored ? m->v.R : 1;
+    s.HS = (int)m->config.head_dim, s.number_bytes = number_bytes;
     return s;
 }
 
 __host__ __device__ inline size_t cache_page_bytes(const CacheShape &s) {
-    return (size_t)PAGE * s.number_bytes * (s.RK + s.RV) * (s.factored * s.heads + s.HS) + (s.number_bytes == 1 ? 2 * PAGE * sizeof(float) : 0);
+    const size_t scales = s.number_bytes == 1 ? 2 * PAGE * sizeof(float) : 0;
+    return (size_t)PAGE * s.number_bytes * (s.RK + s.RV) * (s.factored * s.heads + s.HS) + scales;
 }
 
-// Pages of a stream with room for so many tokens.
+// Pages of a stream with capacity for `tokens` tokens.
 __host__ __device__ inline int64_t cache_pages(int64_t tokens) { return (tokens + PAGE - 1) / PAGE; }
 
-// Bytes of one layer's cache of B sequences of up to `tokens` tokens: (B, streams, pages).
+// Bytes of one layer's cache, (B, streams, pages), for B sequences of up to `tokens` tokens.
 __host__ __device__ inline size_t cache_layer_bytes(const CacheShape &s, int64_t B, int64_t tokens) {
     return (size_t)B * s.streams * cache_pages(tokens) * cache_page_bytes(s);
 }
 
 typedef enum { CACHE_K, CACHE_V } CachePart;
 
-// Byte in a page where the weights of K or V begin, and their vectors.
+// Offset in a page, in bytes, of the weights and of the vectors of K or V.
 __host__ __device__ inline int cache_a_start(const CacheShape &s, CachePart part) {
     return part == CACHE_K ? 0 : PAGE * s.number_bytes * s.RK * (s.factored * s.heads + s.HS);
 }
@@ -57,25 +65,32 @@ __host__ __device__ inline int cache_b_start(const CacheShape &s, CachePart part
     return cache_a_start(s, part) + PAGE * s.number_bytes * (part == CACHE_K ? s.RK : s.RV) * s.factored * s.heads;
 }
 
-// The chunk of 16 bytes that stands in place of chunk c of a row of weights (16 tokens), row = r heads + head. In bf16 a row is two
-// chunks, 8 rows are 256 bytes: swapping them in every other four rows puts any 8 rows' chunks in different banks.
-__host__ __device__ inline int cache_a_chunk(int number_bytes, int row, int c) { return number_bytes == 2 ? c ^ (row >> 2 & 1) : c; }
+// Where 16-byte chunk c of a row of weights (16 tokens) is stored in the row; row = r heads + head. In bf16 a row is
+// two chunks and 8 rows are 256 bytes. Swapping the two in every other four rows puts the chunks of any 8 rows in
+// different banks.
+__host__ __device__ inline int cache_a_chunk(int number_bytes, int row, int c) {
+    return number_bytes == 2 ? c ^ (row >> 2 & 1) : c;
+}
 
-// The same of a vector of token `t` of the page. bf16: 8 tokens that follow each other are loaded together. e4m3: tokens 0 2 4 6 9 11
-// 13 15 are, and the others (flashtpa_decode.cuh says why). Head sizes but 64 and 128 are not for tensor cores, and stand as they are.
+// The same for a vector of token `t` of the page. bf16: 8 consecutive tokens are loaded together. e4m3: tokens 0 2 4 6
+// 9 11 13 15 are, and then the others (flashtpa_decode.cuh says why). Head sizes other than 64 and 128 do not use
+// tensor cores and are stored in order.
 __host__ __device__ inline int cache_b_chunk(int number_bytes, int HS, int t, int c) {
     if (number_bytes == 4 || (HS != 64 && HS != 128)) return c;
     return number_bytes == 2 ? c ^ (t & 7) : c ^ (t >> 1 & (HS / 16 - 1));
 }
 
-// Byte in a page of weight r of a head for token t, and of element d of vector r of token t.
+// Offset in a page, in bytes, of weight r of a head for token t, of element d of vector r of token t, and of token t's
+// scale.
 __host__ __device__ inline int cache_a(const CacheShape &s, CachePart part, int r, int head, int t) {
     int row = r * s.heads + head, byte = t * s.number_bytes;
-    return cache_a_start(s, part) + row * PAGE * s.number_bytes + cache_a_chunk(s.number_bytes, row, byte / 16) * 16 + byte % 16;
+    int chunk = cache_a_chunk(s.number_bytes, row, byte / 16);
+    return cache_a_start(s, part) + row * PAGE * s.number_bytes + chunk * 16 + byte % 16;
 }
 __host__ __device__ inline int cache_b(const CacheShape &s, CachePart part, int r, int t, int d) {
     int byte = d * s.number_bytes, row = r * PAGE + t;
-    return cache_b_start(s, part) + row * s.HS * s.number_bytes + cache_b_chunk(s.number_bytes, s.HS, t, byte / 16) * 16 + byte % 16;
+    int chunk = cache_b_chunk(s.number_bytes, s.HS, t, byte / 16);
+    return cache_b_start(s, part) + row * s.HS * s.number_bytes + chunk * 16 + byte % 16;
 }
 __host__ __device__ inline int cache_scale(const CacheShape &s, CachePart part, int t) {
     return (int)cache_page_bytes(s) - 2 * PAGE * (int)sizeof(float) + (part * PAGE + t) * (int)sizeof(float);
@@ -86,7 +101,9 @@ __host__ __device__ inline int cache_scale(const CacheShape &s, CachePart part, 
 
 __device__ inline float cache_number(const float *p) { return *p; }
 __device__ inline float cache_number(const bf16 *p) { return (float)*p; }
-__device__ inline float cache_number(const e4m3 *p) { return __half2float(__half(__nv_cvt_fp8_to_halfraw(*p, __NV_E4M3))); }
+__device__ inline float cache_number(const e4m3 *p) {
+    return __half2float(__half(__nv_cvt_fp8_to_halfraw(*p, __NV_E4M3)));
+}
 __device__ inline void cache_store(float *p, float x) { *p = x; }
 __device__ inline void cache_store(bf16 *p, float x) { *p = (bf16)x; }
 __device__ inline void cache_store(e4m3 *p, float x) { *p = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
@@ -95,84 +112,92 @@ __device__ inline void cache_store(e4m3 *p, float x) { *p = __nv_cvt_float_to_fp
 // Writing
 
 typedef struct {
-    unsigned char *cache;       // of one layer: (B, streams, pages)
-    floatX *fac;                // (B n, Pp) factors, not rotated
-    const int32_t *lengths;     // (B) tokens that the cache holds already
-    const double *frequencies;  // (HS / 2) radians a token, of RoPE's pairs
+    unsigned char *cache;       // (B, streams, pages) of one layer
+    floatX *fac;                // (B n, Pp) factor rows, not rotated
+    const int32_t *lengths;     // (B) tokens already in the cache
+    const double *frequencies;  // (HS / 2) of RoPE's pairs, in radians per token
     CacheShape shape;
     Heads q, k, v;
-    int n, Pp;
-    int64_t pages;              // of a stream
-    int rotate_queries;         // 1: q's vectors are turned too, in place, as decoding wants them
+    int n, Pp;                  // tokens to write per sequence; numbers per row of fac
+    int64_t pages;              // per stream
+    int rotate_queries;         // 1: q's vectors in fac are rotated too, in place, as decoding needs them
 } CacheWrite;
 
-enum { CACHE_THREADS = 128 };
+enum { CACHE_THREADS = 128, CACHE_MAX_HS = 128 };
 
-// One block: a token and a stream.
+// One block: one token of one stream. Numbers are read from fac, rotated, scaled if e4m3, and stored in the token's
+// page.
 template <class Number>
 __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid_constant__ CacheWrite w) {
-    __shared__ float cosine[64];
-    __shared__ float sine[64];
+    __shared__ float cosine[CACHE_MAX_HS / 2];
+    __shared__ float sine[CACHE_MAX_HS / 2];
     __shared__ float shared[32];
     const CacheShape &s = w.shape;
     ptx_let_next_begin();
     int b = blockIdx.x / w.n, stream = blockIdx.y, half = s.HS / 2;
     int64_t position = w.lengths[b] + blockIdx.x % w.n;
     floatX *row = w.fac + (int64_t)blockIdx.x * w.Pp;
-    unsigned char *page = w.cache + (((int64_t)b * s.streams + stream) * w.pages + position / PAGE) * cache_page_bytes(s);
+    int64_t first_page = ((int64_t)b * s.streams + stream) * w.pages;
+    unsigned char *page = w.cache + (first_page + position / PAGE) * cache_page_bytes(s);
     int t = (int)(position % PAGE);
-    for (int i = threadIdx.x; i < half; i += CACHE_THREADS) {       // turns in double: at position 10^6 a float's angle is off by 0.06
+    // in double: at position 10^6 a float's angle would be off by 0.06
+    for (int i = threadIdx.x; i < half; i += CACHE_THREADS) {
         double turns = (double)position * w.frequencies[i] * 0.15915494309189535;
         sincospif(2 * (float)(turns - rint(turns)), &sine[i], &cosine[i]);
     }
     __syncthreads();
-    auto pair = [&](const Heads &h, int r, int i) {                 // elements i and i + HS/2 of vector r, rotated where h is
+    // Elements i and i + HS/2 of vector r of q, k or v, rotated if it has RoPE.
+    auto pair = [&](const Heads &h, int r, int i) {
         float x1 = (float)row[h.b + r * s.HS + i], x2 = (float)row[h.b + r * s.HS + half + i];
         return h.rope ? make_float2(x1 * cosine[i] + x2 * sine[i], x2 * cosine[i] - x1 * sine[i]) : make_float2(x1, x2);
     };
     for (int p = 0; p < 2; p++) {
         CachePart part = (CachePart)p;
-        const Heads &h = p == CACHE_K ? w.k : w.v;
-        int R = p == CACHE_K ? s.RK : s.RV;
-        float a_scale = 1, b_scale = 1;
+        const Heads &h = part == CACHE_K ? w.k : w.v;
+        int R = part == CACHE_K ? s.RK : s.RV;
+        float weight_scale = 1, vector_scale = 1;
         if (s.number_bytes == 1) {
-            float a_top = 0, b_top = 0;
-            for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS) a_top = fmaxf(a_top, fabsf((float)row[h.a + i]));
+            float weight_top = 0, vector_top = 0;
+            for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS)
+                weight_top = fmaxf(weight_top, fabsf((float)row[h.a + i]));
             for (int i = threadIdx.x; i < R * half; i += CACHE_THREADS) {
                 float2 x = pair(h, s.factored ? i / half : stream, i % half);
-                b_top = fmaxf(b_top, fmaxf(fabsf(x.x), fabsf(x.y)));
+                vector_top = fmaxf(vector_top, fmaxf(fabsf(x.x), fabsf(x.y)));
             }
-            a_top = block_max(a_top, shared), b_top = block_max(b_top, shared);
-            a_scale = a_top > 0 ? a_top / E4M3_MAX : 1, b_scale = b_top > 0 ? b_top / E4M3_MAX : 1;
-            if (threadIdx.x == 0) *(float *)(page + cache_scale(s, part, t)) = a_scale * b_scale;
+            weight_top = block_max(weight_top, shared), vector_top = block_max(vector_top, shared);
+            weight_scale = weight_top > 0 ? weight_top / E4M3_MAX : 1;
+            vector_scale = vector_top > 0 ? vector_top / E4M3_MAX : 1;
+            if (threadIdx.x == 0) *(float *)(page + cache_scale(s, part, t)) = weight_scale * vector_scale;
         }
         for (int i = threadIdx.x; s.factored && i < R * s.heads; i += CACHE_THREADS)
-            cache_store((Number *)(page + cache_a(s, part, i % R, i / R, t)), (float)row[h.a + i] / a_scale);
+            cache_store((Number *)(page + cache_a(s, part, i % R, i / R, t)), (float)row[h.a + i] / weight_scale);
         for (int i = threadIdx.x; i < R * half; i += CACHE_THREADS) {
             int r = s.factored ? i / half : 0, d = i % half;
             float2 x = pair(h, s.factored ? r : stream, d);
-            cache_store((Number *)(page + cache_b(s, part, r, t, d)), x.x / b_scale);
-            cache_store((Number *)(page + cache_b(s, part, r, t, half + d)), x.y / b_scale);
+            cache_store((Number *)(page + cache_b(s, part, r, t, d)), x.x / vector_scale);
+            cache_store((Number *)(page + cache_b(s, part, r, t, half + d)), x.y / vector_scale);
         }
     }
     if (!w.rotate_queries) return;
-    for (int i = threadIdx.x; i < w.q.R * half; i += CACHE_THREADS) {   // the streams' blocks share q's vectors out
+    for (int i = threadIdx.x; i < w.q.R * half; i += CACHE_THREADS) {
         int r = i / half, d = i % half;
-        if (r % s.streams != stream) continue;
+        if (r % s.streams != stream) continue;      // another stream's block rotates it
         float2 x = pair(w.q, r, d);
         row[w.q.b + r * s.HS + d] = (floatX)x.x, row[w.q.b + r * s.HS + half + d] = (floatX)x.y;
     }
 }
 
-// Writes the n tokens of each of B sequences behind the lengths[b] that are there. Lengths are left as they are.
+// Writes n tokens of each of B sequences after the lengths[b] tokens that the cache has. Does not change lengths.
 inline void cache_write(const CacheWrite &w, int64_t B, cudaStream_t stream) {
-    if (w.shape.HS > 128) die(EXIT_SYSTEM, "cache_write: head size %d is above 128", w.shape.HS);
+    if (w.shape.HS > CACHE_MAX_HS)
+        die(EXIT_SYSTEM, "cache_write: head size %d is not supported; it must be at most %d", w.shape.HS,
+            (int)CACHE_MAX_HS);
     Launch where(dim3((unsigned)(B * w.n), (unsigned)w.shape.streams), CACHE_THREADS, 0, stream);
     if (w.shape.number_bytes == 1) launch(cache_write_kernel<e4m3>, where, w);
     else launch(cache_write_kernel<floatX>, where, w);
 }
 
-// (HS / 2) on the host: radians a token.
+// RoPE's frequencies (HS / 2) on the host, in radians per token.
 LLMC_FN void rope_frequencies(double *out, int64_t HS, double base) {
     for (int64_t i = 0; i < HS / 2; i++) out[i] = pow(base, -2.0 * (double)i / (double)HS);
 }

@@ -1,7 +1,11 @@
-// Linear layers for a few rows, as one step of decoding has them: reading the weights is all the work, and what stands around a product is
-// done in the same kernel: RMSNorm or SwiGLU of its input, the residual addition to its output. A warp makes one output at a time. Weights
-// do not depend on the kernel before, so a block asks for its first ones before it waits for that (Hopper's programmatic launches).
-//   out (N, OC) = f(inp) w^T (+ out),   w (OC, IC),   N at most MATVEC_MAX_ROWS
+// Linear layers for the few rows of a decoding step, N <= MATVEC_MAX_ROWS:
+//     out (N, OC) = f(inp) w^T (+ out),   w (OC, IC)
+//
+// Reading the weights is all the work, so the same kernel also does what surrounds the product: RMSNorm or SwiGLU of
+// the input (f) and the residual addition. A warp computes one output feature of all rows at a time. Weights do not
+// depend on the previous kernel, so a block loads its first ones before it waits for that kernel (programmatic launch,
+// sm_90).
+// Source: ours.
 #ifndef LLMC_MATVEC_CUH
 #define LLMC_MATVEC_CUH
 
@@ -10,20 +14,23 @@
 #include "swiglu.cuh"
 
 typedef enum {
-    MATVEC_AS_IS,       // inp (N, IC)
-    MATVEC_NORMED,      // rmsnorm(inp), inp (N, IC)
-    MATVEC_SWIGLU       // swiglu(inp), inp (N, 2 IC)
+    MATVEC_AS_IS,       // f(inp) = inp (N, IC)
+    MATVEC_NORMED,      // f = rmsnorm, inp (N, IC)
+    MATVEC_SWIGLU       // f = swiglu, inp (N, 2 IC)
 } MatvecInput;
 
-enum { MATVEC_WARPS = 8, MATVEC_MAX_ROWS = 4, MATVEC_AHEAD = 4 };   // AHEAD: 16-byte loads that a lane has under way
+enum { MATVEC_WARPS = 8, MATVEC_MAX_ROWS = 4, MATVEC_AHEAD = 4 };   // AHEAD: 16-byte loads that a lane has in flight
+
+// Blocks of MATVEC_WARPS warps; warp i of the grid computes outputs i, i + warps of the grid, ... ROWS: N rounded up.
+// MATVEC_NORMED uses eps.
 
 template <class Out, int ROWS, MatvecInput INPUT>
 __global__ void __launch_bounds__(32 * MATVEC_WARPS)
 matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int OC, MatmulMode mode, float eps) {
-    constexpr int X = PackedX::size, STEP = MATVEC_AHEAD * 32 * X;      // elements that a warp has under way
+    constexpr int X = PackedX::size, STEP = MATVEC_AHEAD * 32 * X;      // weights a warp has in flight
     extern __shared__ float4 matvec_smem[];
     __shared__ float shared[32];
-    floatX *x = (floatX *)matvec_smem;                                  // (ROWS, IC)
+    floatX *x = (floatX *)matvec_smem;                                  // f(inp) (N, IC)
     const int lane = threadIdx.x % 32, stride = gridDim.x * MATVEC_WARPS;
     int o = blockIdx.x * MATVEC_WARPS + threadIdx.x / 32;
     PackedX ahead[MATVEC_AHEAD];
@@ -42,7 +49,7 @@ matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int O
         if (n >= N) break;
         const floatX *row = inp + (int64_t)n * IC * (INPUT == MATVEC_SWIGLU ? 2 : 1);
         float r = 1;
-        PackedX first;              // most rows are one vector a thread: read once
+        PackedX first;              // most rows are at most one vector per thread, which is then read once
         if (threadIdx.x * X < IC) first = load16(row + threadIdx.x * X);
         if (INPUT == MATVEC_NORMED) {
             float sum = 0;
@@ -62,7 +69,7 @@ matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int O
             store16(x + n * IC + c, y);
         }
     }
-    __syncthreads();            // the input is there
+    __syncthreads();            // x is written
     for (; o < OC; o += stride) {
         float sum[ROWS] = {};
         for (int from = 0; from < IC; from += STEP) {
@@ -94,22 +101,24 @@ matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int O
     }
 }
 
-// IC a multiple of 8. eps: of MATVEC_NORMED
 template <class Out>
-inline void matvec(Out *out, const floatX *inp, const floatX *w, int64_t N, int64_t IC, int64_t OC, MatvecInput input, MatmulMode mode, double eps,
-                   cudaStream_t stream) {
+inline void matvec(Out *out, const floatX *inp, const floatX *w, int64_t N, int64_t IC, int64_t OC,
+                   MatvecInput input, MatmulMode mode, double eps, cudaStream_t stream) {
     if (N < 1 || N > MATVEC_MAX_ROWS || IC % PackedX::size)
-        die(EXIT_SYSTEM, "matvec: %lld rows of %lld; there can be 1 to %d, of a multiple of %d", (long long)N, (long long)IC, (int)MATVEC_MAX_ROWS,
-            (int)PackedX::size);
+        die(EXIT_SYSTEM, "matvec: N %lld, IC %lld: N must be from 1 to %d and IC a multiple of %d", (long long)N,
+            (long long)IC, (int)MATVEC_MAX_ROWS, (int)PackedX::size);
     auto kernel = [&](auto rows) {
         constexpr int ROWS = decltype(rows)::value;
-        return input == MATVEC_NORMED ? matvec_kernel<Out, ROWS, MATVEC_NORMED> : input == MATVEC_SWIGLU ? matvec_kernel<Out, ROWS, MATVEC_SWIGLU>
-                                                                                                        : matvec_kernel<Out, ROWS, MATVEC_AS_IS>;
+        return input == MATVEC_NORMED ? matvec_kernel<Out, ROWS, MATVEC_NORMED>
+             : input == MATVEC_SWIGLU ? matvec_kernel<Out, ROWS, MATVEC_SWIGLU>
+                                      : matvec_kernel<Out, ROWS, MATVEC_AS_IS>;
     };
-    auto *chosen = N == 1 ? kernel(std::integral_constant<int, 1>()) : N == 2 ? kernel(std::integral_constant<int, 2>())
-                                                                            : kernel(std::integral_constant<int, 4>());
-    int blocks = (int)ceil_div(OC, (int64_t)MATVEC_WARPS), processors = device_attribute(cudaDevAttrMultiProcessorCount);
-    if (blocks > 4 * processors) blocks = 4 * processors;       // of many outputs, each block makes several: the input is made ready once
+    auto *chosen = N == 1 ? kernel(std::integral_constant<int, 1>())
+                 : N == 2 ? kernel(std::integral_constant<int, 2>())
+                          : kernel(std::integral_constant<int, MATVEC_MAX_ROWS>());
+    const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+    int blocks = (int)ceil_div(OC, (int64_t)MATVEC_WARPS);
+    if (blocks > 4 * processors) blocks = 4 * processors;       // each warp computes several outputs from one f(inp)
     Launch where(dim3((unsigned)blocks), 32 * MATVEC_WARPS, (size_t)(N * IC) * sizeof(floatX), stream);
     where.early = true;
     launch(chosen, where, out, inp, w, (int)N, (int)IC, (int)OC, mode, (float)eps);

@@ -1,12 +1,49 @@
-// test_decode: the decoding kernels (llmc/flashtpa_decode.cuh) on an emulated GPU, on random shapes, lengths and ways to cut the work, in random
-// schedules, against the sums of dev/cuda/flashtpa_decode.cu.
+// test_decode: the decoding kernels (llmc/flashtpa_decode.cuh) on an emulated GPU, with random shapes, lengths and cuts
+// of the work in random schedules, checked against the CPU loops of dev/cuda/flashtpa_decode.cu.
 //
 //   test_decode [--cases N] [--seed N]         ends with "N passed, N failed"
 #define BENCH_NO_MAIN
 #include "dev/cuda/flashtpa_decode.cu"
 #include "llmc/flags.h"
 
-static int random_below(int n) { return (int)(gpu_random() % (uint64_t)n); }
+static int below(Random *random, int n) { return (int)random_below(random, n); }
+static int one_to(Random *random, int n) { return 1 + below(random, n); }
+static bool one_in(Random *random, int n) { return below(random, n) == 0; }
+
+static LayerShape random_shape(Random *random) {
+    static const AttnKind kinds[] = {ATTN_TPA, ATTN_TPA, ATTN_TPA, ATTN_TPA,
+                                     ATTN_TPA_KVONLY, ATTN_MHA, ATTN_GQA, ATTN_MQA};
+    LayerShape s;
+    s.attn = kinds[below(random, 8)];
+    s.NH = one_in(random, 3) ? one_to(random, 128) : one_to(random, 50);
+    s.HS = one_in(random, 3) ? 128 : 64;
+    s.RQ = one_to(random, 16), s.RK = one_to(random, 4);
+    s.RV = one_in(random, 2) ? one_to(random, 4) : s.RK;
+    if (s.attn == ATTN_MHA) s.NH = s.RK = one_to(random, 20), s.RV = 1;
+    if (s.attn == ATTN_GQA) s.RK = one_to(random, 6), s.NH = s.RK * one_to(random, 10), s.RV = 1;
+    if (s.attn == ATTN_MQA) s.RK = s.RV = 1;
+    return s;
+}
+
+// Tokens before the queries: often none or few; at most three sequences are long, so that a case takes seconds.
+static std::vector<int32_t> random_lengths(Random *random) {
+    const int B = one_to(random, one_in(random, 2) ? 12 : 3);
+    std::vector<int32_t> lengths;
+    for (int b = 0; b < B; b++) {
+        if (one_in(random, 4)) lengths.push_back(below(random, 3));
+        else lengths.push_back(below(random, b < 3 && one_in(random, 6) ? 1000 : 120));
+    }
+    return lengths;
+}
+
+// Automatic, automatic with a random min_pages, and two random ones.
+static std::vector<Cut> random_cuts(Random *random) {
+    std::vector<Cut> cuts = {{0, 0, 0}, {0, 0, one_to(random, 5)}};
+    cuts.push_back({1 << below(random, 5), below(random, 9), 0});
+    cuts.push_back({1 << below(random, 4), one_to(random, 3), 0});
+    for (Cut &cut : cuts) if (cut.cluster > gpu.multiprocessors || EMULATED_CC < 9) cut.cluster = 1;
+    return cuts;
+}
 
 int main(int argc, char **argv) {
     set_program_name(argv[0]);
@@ -14,27 +51,22 @@ int main(int argc, char **argv) {
     Flag flags[] = {{0, "cases", FLAG_INT, &cases, "40", 1, 1e6, "random shapes, two seconds each", 0},
                     {0, "seed", FLAG_INT, &seed, "1", 0, 1e9, "of shapes and schedules", 0}};
     Error err;
-    if (flags_parse(argc, argv, "test_decode: the decoding kernels on an emulated GPU", flags, 2, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    if (flags_parse(argc, argv, "test_decode: the decoding kernels on an emulated GPU", flags, 2, &err) != 0)
+        die(EXIT_INPUT, "%s", err.text);
     gpu.seed = rng_stream((uint64_t)seed, 0);
-    int64_t failed = 0;
+    Random random = {rng_stream((uint64_t)seed, 1), 0};
+    Score score = {0, 0};
     for (int64_t i = 0; i < cases; i++) {
-        static const AttnKind kinds[] = {ATTN_TPA, ATTN_TPA, ATTN_TPA, ATTN_TPA, ATTN_TPA_KVONLY, ATTN_MHA, ATTN_GQA, ATTN_MQA};
-        static const int sizes[] = {1, 2, 7, 16, 20, 33, 48, 66};
-        const AttnKind kind = kinds[random_below(8)];
-        int NH = 1 + random_below(random_below(3) ? 50 : 128), HS = random_below(3) ? 64 : 128, RQ = 1 + random_below(16), RK = 1 + random_below(4);
-        int RV = random_below(2) ? RK : 1 + random_below(4), n = random_below(3) ? 1 : 1 + random_below(16), B = 1 + random_below(random_below(2) ? 3 : 12);
-        if (kind == ATTN_MHA) NH = RK = 1 + random_below(20), RV = 1;
-        if (kind == ATTN_GQA) RK = 1 + random_below(6), NH = RK * (1 + random_below(10)), RV = 1;
-        if (kind == ATTN_MQA) RK = RV = 1;
-        std::vector<int32_t> lengths;
-        for (int b = 0; b < B; b++) lengths.push_back(random_below(4) == 0 ? random_below(3) : random_below(b < 3 && random_below(6) == 0 ? 1000 : 120));
-        gpu.multiprocessors = sizes[random_below(8)];
-        std::vector<Cut> cuts = {{0, 0, 0}, {0, 0, 1 + random_below(5)}};
-        cuts.push_back({1 << random_below(5), random_below(9), 0}), cuts.push_back({1 << random_below(4), 1 + random_below(3), 0});
-        for (Cut &cut : cuts) if (cut.cluster > gpu.multiprocessors || EMULATED_CC < 9) cut.cluster = 1;
-        Layer l(kind, NH, HS, RQ, RK, RV, lengths, n, random_below(60));
-        failed += !check_layer(l, 1 + random_below(2), cuts, (uint64_t)(seed * 1000 + i), NH * l.rows < 3000);
+        static const int multiprocessors[] = {1, 2, 7, 16, 20, 33, 48, 66};
+        const LayerShape shape = random_shape(&random);
+        const std::vector<int32_t> lengths = random_lengths(&random);
+        const int n = one_in(&random, 3) ? one_to(&random, DECODE_MAX_QUERIES) : 1;
+        gpu.multiprocessors = multiprocessors[below(&random, 8)];
+        const std::vector<Cut> cuts = random_cuts(&random);
+        Layer l(shape, lengths, n, below(&random, 60));
+        const int number_bytes = one_in(&random, 2) ? E4M3_BYTES : BF16_BYTES;
+        check_layer(&score, l, number_bytes, cuts, (uint64_t)(seed * 1000 + i),
+                    l.NH() * l.rows < 3000 ? FAST_AND_PLAIN : FAST_ONLY);       // the plain kernel is slow here
     }
-    printf("%" PRId64 " passed, %" PRId64 " failed\n", cases - failed, failed);
-    return failed > 0;
+    return finish(&score);
 }

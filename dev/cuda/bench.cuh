@@ -1,5 +1,6 @@
-// What the microbenchmarks share: arrays of random numbers, a check against sums in double on the CPU, and honest timing: the caches
-// are flushed before each run, and the median of the runs is printed with bytes, GB/s, TFLOP/s and the share of what the GPU can do.
+// What the microbenchmarks share: GPU arrays of random numbers, a check against sums in double on the CPU, and timing.
+// time_version flushes the caches before each run and prints the median with bytes, GB/s, TFLOP/s and the share of what
+// the GPU can do.
 #ifndef BENCH_CUH
 #define BENCH_CUH
 
@@ -17,7 +18,7 @@ template <class X>
 struct Array {
     X *p;
     size_t n;
-    explicit Array(size_t n) : n(n) {                                   // poisoned
+    explicit Array(size_t n) : n(n) {                                   // filled with 0xff: NaN
         CUDA_CHECK(cudaMalloc((void **)&p, n * sizeof(X)));
         CUDA_CHECK(cudaMemset(p, 0xff, n * sizeof(X)));
     }
@@ -39,21 +40,29 @@ struct Array {
     }
 };
 
-// ||got - want|| / ||want||; a version that is wrong is not timed.
+// ||got - want|| / ||want|| over the numbers of want; got may be longer.
 template <class X>
-static void check(const char *what, const std::vector<X> &got, const std::vector<double> &want, double tolerance) {
+static double relative_error(const std::vector<X> &got, const std::vector<double> &want) {
     double sum = 0, norm = 0;
     for (size_t i = 0; i < want.size(); i++) {
         double e = (double)(float)got[i] - want[i];
         sum += e * e, norm += want[i] * want[i];
     }
-    double error = sqrt(sum / norm);
-    if (!(error <= tolerance)) die(1, "%s: error %.3e, at most %.1e is right", what, error, tolerance);
+    return sqrt(sum / norm);
+}
+
+// Stops the program if the error is too large, so that a wrong version is not timed.
+template <class X>
+static void check(const char *what, const std::vector<X> &got, const std::vector<double> &want, double tolerance) {
+    double error = relative_error(got, want);
+    if (!(error <= tolerance)) die(EXIT_SYSTEM, "%s: error %.3e is above the tolerance %.1e", what, error, tolerance);
     printf("%-44s error %.1e\n", what, error);
 }
 
+// The tolerance of a result that is rounded to floatX once.
 static const double ROUNDED_ONCE = sizeof(floatX) == 2 ? 0.0039 : 2e-6;
 
+// Times f() on the default stream and prints the median of 15 runs, after two to warm up.
 template <class F>
 static void time_version(const char *name, double bytes, double flop, F f) {
     const size_t flush_bytes = (size_t)256 << 20;
@@ -76,13 +85,14 @@ static void time_version(const char *name, double bytes, double flop, F f) {
     CUDA_CHECK(cudaEventDestroy(start));
     CUDA_CHECK(cudaEventDestroy(stop));
     std::sort(times.begin(), times.end());
-    double ms = times[times.size() / 2], share = std::max(bytes / ms / 1e6 / CEILING_GB_PER_S, flop / ms / 1e9 / CEILING_TFLOP_PER_S);
-    printf("%-44s %8.1f us  %8.1f MB  %6.0f GB/s  %5.0f TFLOP/s  %3.0f%% of the ceiling\n", name, ms * 1e3, bytes / 1e6, bytes / ms / 1e6,
-           flop / ms / 1e9, 100 * share);
+    const double ms = times[times.size() / 2], gb_per_s = bytes / ms / 1e6, tflop_per_s = flop / ms / 1e9;
+    const double share = std::max(gb_per_s / CEILING_GB_PER_S, tflop_per_s / CEILING_TFLOP_PER_S);
+    printf("%-44s %8.1f us  %8.1f MB  %6.0f GB/s  %5.0f TFLOP/s  %3.0f%% of the ceiling\n", name, ms * 1e3, bytes / 1e6,
+           gb_per_s, tflop_per_s, 100 * share);
     fflush(stdout);
 }
 
-// Median microseconds of one of `burst` runs in a graph.
+// Microseconds per f(stream), from the median of graphs of `burst` calls. No flush in between.
 template <class F>
 static inline double graph_us(int burst, F f) {
     cudaStream_t stream;
@@ -118,6 +128,7 @@ static inline double graph_us(int burst, F f) {
     return times[times.size() / 2] * 1e3 / burst;
 }
 
+// XOR of x (n), stored to out (1) only if it is one particular number, so that the reads are not optimized away.
 static __global__ void read_kernel(int *out, const int4 *x, size_t n) {
     int sum = 0;
     size_t stride = (size_t)gridDim.x * blockDim.x, i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -129,6 +140,7 @@ static __global__ void read_kernel(int *out, const int4 *x, size_t n) {
     if (sum == 0x12345678) *out = sum;
 }
 
+// The GPU's read bandwidth: the best of several grids, over 4 GiB.
 static inline double read_gb_per_s() {
     size_t bytes = (size_t)4 << 30;
     Array<int> out(1);
@@ -136,23 +148,30 @@ static inline double read_gb_per_s() {
     CUDA_CHECK(cudaMalloc((void **)&x, bytes));
     CUDA_CHECK(cudaMemset(x, 1, bytes));
     double best = 0;
-    for (int blocks : {4, 8, 16})
-        best = fmax(best, (double)bytes / graph_us(1, [&](cudaStream_t s) { launch(read_kernel, {(unsigned)(132 * blocks), 512, 0, s}, out.p, x, bytes / 16); }) / 1e3);
+    const unsigned multiprocessors = 132, one_run = 1;          // of an H100 or H200
+    for (unsigned blocks : {4, 8, 16}) {
+        double us = graph_us(one_run, [&](cudaStream_t stream) {
+            launch(read_kernel, {multiprocessors * blocks, 512, 0, stream}, out.p, x, bytes / sizeof(int4));
+        });
+        best = fmax(best, (double)bytes / us / 1e3);
+    }
     CUDA_CHECK(cudaFree(x));
     return best;
 }
 
-// Random numbers in every place of a cache (factor_cache.cuh), none of them NaN: for timing only, where the factors themselves would not fit.
+// Fills a cache (factor_cache.cuh) with random numbers that are not NaN: for timing, where the factors would not fit.
 static __global__ void fill_kernel(unsigned char *cache, size_t bytes, int number_bytes, uint64_t seed) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i * 2 < bytes; i += (size_t)gridDim.x * blockDim.x) {
         uint64_t z = (i + seed) * 0x9e3779b97f4a7c15u;
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u, z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
         if (number_bytes == 2) ((bf16 *)cache)[i] = (bf16)((float)(z >> 40) * 0x1p-23f - 1);
-        else cache[2 * i] = (z >> 8) & 0xbf, cache[2 * i + 1] = (z >> 16) & 0xbf;      // up to 1.875 in size; as a scale, of some size
+        else cache[2 * i] = (z >> 8) & 0xbf, cache[2 * i + 1] = (z >> 16) & 0xbf;      // up to 1.875; scales: anything
     }
 }
 
-// Argument i, or what it is when not given.
-static inline int64_t argument(int argc, char **argv, int i, int64_t otherwise) { return argc > i ? atoll(argv[i]) : otherwise; }
+// Argument i of the command line, or `otherwise` if it is not given.
+static inline int64_t argument(int argc, char **argv, int i, int64_t otherwise) {
+    return argc > i ? atoll(argv[i]) : otherwise;
+}
 
 #endif

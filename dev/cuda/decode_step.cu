@@ -1,37 +1,40 @@
-// Decoding with a whole model: one token more for each of B sequences that have CONTEXT tokens in the cache.
+// A decoding step of a whole model: one more token for each of B sequences with CONTEXT tokens in the cache. Weights
+// and cache are random numbers.
 //
-//   build/decode_step PRESET ATTN B CONTEXT [native | fp8]    time a step; limit: the bytes of weights and cache over the read bandwidth
-//   build/decode_step PRESET ATTN fit [native | fp8]          the longest context of one sequence, and the most sequences of some contexts,
-//                                                             that this GPU has memory for; the longest is then run
-// Weights and cache are random numbers.
+//   build/decode_step PRESET ATTN B CONTEXT [native | fp8]    times a step. Its limit is the time to read weights and
+//                                                             cache once, at the measured read bandwidth.
+//   build/decode_step PRESET ATTN fit [native | fp8]          prints what fits in this GPU's memory: the longest
+//                                                             context of one sequence, and the most sequences of some
+//                                                             contexts. Then times the longest.
 #define GENERATE_NO_MAIN
 #include "../../generate_t6.cu"
 #include "bench.cuh"
 
+enum { SPARE_TOKENS = 512 };            // capacity after the context
+
+// A generator with random weights whose B sequences have `context` random tokens in the cache.
 static Generator *open_random(const Config *c, int64_t B, int64_t context, int fp8) {
     GenerateOptions o;
     memset(&o, 0, sizeof o);
     o.cache_kind = fp8 ? CACHE_FP8 : CACHE_NATIVE, o.longest_prefill = 1;
-    Generator *g = generator_open(&o, c, B, context + 512);
+    Generator *g = generator_open(&o, c, B, context + SPARE_TOKENS);
     float *w = generator_host_weights(g);
     #pragma omp parallel for
     for (size_t i = 0; i < g->model.num_stored; i++) w[i] = (float)(0.06 * rng_uniform(1, i) - 0.03);
     generator_take_weights(g);
-    size_t cache = (size_t)c->n_layer * cache_layer_bytes(g->shape, B, g->capacity);
-    launch(fill_kernel, {4096, 256, 0, g->stream}, g->cache, cache, g->shape.number_bytes, (uint64_t)7);
+    const size_t cache_bytes = (size_t)c->n_layer * cache_layer_bytes(g->shape, B, g->capacity);
+    const uint64_t seed = 7;
+    launch(fill_kernel, {4096, 256, 0, g->stream}, g->cache, cache_bytes, g->shape.number_bytes, seed);
     std::vector<int32_t> lengths(B, (int32_t)context);
-    CUDA_CHECK(cudaMemcpyAsync(g->lengths, lengths.data(), (size_t)B * 4, cudaMemcpyHostToDevice, g->stream));
+    const size_t bytes = (size_t)B * sizeof(int32_t);
+    CUDA_CHECK(cudaMemcpyAsync(g->lengths, lengths.data(), bytes, cudaMemcpyHostToDevice, g->stream));
     for (int64_t b = 0; b < B; b++) g->host_lengths[b] = context;
     CUDA_CHECK(cudaStreamSynchronize(g->stream));
     return g;
 }
 
-// Milliseconds of a step's graph, and tokens/s of whole steps, sampling and the way to the host included.
-static void time_step(const char *what, const Config *c, int64_t B, int64_t context, int fp8, double read) {
-    Generator *g = open_random(c, B, context, fp8);
-    std::vector<int32_t> next(B, 1);
-    SamplerOptions s = {0.8, 0, 1, 0};
-    for (int i = 0; i < 3; i++) generator_step(g, next.data(), 1);
+// Median milliseconds of 20 launches of a step's graph.
+static double graph_ms(Generator *g) {
     std::vector<float> times;
     cudaEvent_t start, stop;
     CUDA_CHECK(cudaEventCreate(&start));
@@ -45,33 +48,56 @@ static void time_step(const char *what, const Config *c, int64_t B, int64_t cont
         CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
         times.push_back(ms);
     }
-    std::sort(times.begin(), times.end());
-    double ms = times[times.size() / 2], begin = now_seconds();
-    const int steps = 50;
-    for (int i = 0; i < steps; i++) {
-        generator_sample(g, &s, 1, next.data());
-        generator_step(g, next.data(), 1);
-    }
-    CUDA_CHECK(cudaStreamSynchronize(g->stream));
-    double whole = (now_seconds() - begin) / steps * 1e3;
-    double weights = (double)g->model.num_stored * sizeof(floatX), cache = (double)B * (double)context * c->n_layer *
-        g->shape.streams * (double)cache_page_bytes(g->shape) / PAGE, limit = (weights + cache) / read / 1e6;
-    printf("%s B%-3d context %-6d: step %8.3f ms, limit %8.3f (%3.0f%%), %8.0f tokens/s; with sampling %8.3f ms, %8.0f tokens/s; cache %.2f GB\n", what, (int)B,
-           (int)context, ms, limit, 100 * limit / ms, B / ms * 1e3, whole, B / whole * 1e3, cache / 1e9);
-    fflush(stdout);
     CUDA_CHECK(cudaEventDestroy(start));
     CUDA_CHECK(cudaEventDestroy(stop));
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+// Milliseconds per step of 50 whole ones, with sampling and the copies to the host.
+static double whole_step_ms(Generator *g, int32_t *next) {
+    const int steps = 50, one_token = 1;
+    const uint64_t seed = 1;
+    SamplerOptions s = {};
+    s.temperature = 0.8, s.top_p = 1;
+    double begin = now_seconds();
+    for (int i = 0; i < steps; i++) {
+        generator_sample(g, &s, seed, next);
+        generator_step(g, next, one_token);
+    }
+    CUDA_CHECK(cudaStreamSynchronize(g->stream));
+    return (now_seconds() - begin) / steps * 1e3;
+}
+
+// Times a step and prints a line. read: GB/s.
+static void time_step(const char *what, const Config *c, int64_t B, int64_t context, int fp8, double read) {
+    Generator *g = open_random(c, B, context, fp8);
+    std::vector<int32_t> next(B, 1);
+    const int warm_up = 3, one_token = 1;
+    for (int i = 0; i < warm_up; i++) generator_step(g, next.data(), one_token);
+    const double ms = graph_ms(g), whole_ms = whole_step_ms(g, next.data());
+    const double weight_bytes = (double)g->model.num_stored * sizeof(floatX);
+    const double token_bytes = (double)cache_page_bytes(g->shape) / PAGE * g->shape.streams * c->n_layer;
+    const double cache_bytes = (double)B * (double)context * token_bytes;
+    const double limit = (weight_bytes + cache_bytes) / read / 1e6;
+    printf("%s B%-3d context %-6d: step %8.3f ms, limit %8.3f (%3.0f%%), %8.0f tokens/s; "
+           "with sampling %8.3f ms, %8.0f tokens/s; cache %.2f GB\n", what, (int)B, (int)context, ms, limit,
+           100 * limit / ms, B / ms * 1e3, whole_ms, B / whole_ms * 1e3, cache_bytes / 1e9);
+    fflush(stdout);
     generator_close(g);
 }
 
+// GPU memory for B sequences of `capacity` tokens.
 static double need_bytes(const Model *m, int64_t B, int64_t capacity, int fp8) {
     static Generator unused;
     Buffer table[NUM_GENERATOR_BUFFERS];
-    generator_table(&unused, m, B, capacity, 1, fp8, table);
-    return memory_bytes(table, 0, NUM_GENERATOR_BUFFERS - 1) + MATMUL_WORKSPACE_BYTES + (64 << 20);
+    const int longest_prefill = 1;
+    generator_table(&unused, m, B, capacity, longest_prefill, fp8, table);
+    const int other_bytes = 64 << 20;       // of CUDA
+    return memory_bytes(table, 0, NUM_GENERATOR_BUFFERS - 1) + MATMUL_WORKSPACE_BYTES + other_bytes;
 }
 
-// The largest x for which fits(x), fits being true up to some point.
+// The largest x up to `most` for which fits(x); if it fits at x, it fits at every smaller one.
 template <class F>
 static int64_t largest(int64_t most, F fits) {
     int64_t low = 0;
@@ -106,10 +132,15 @@ int main(int argc, char **argv) {
     model_init(&m, &c, generator_pad());
     size_t free_bytes, total_bytes;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    int64_t longest = largest(INT32_MAX / 2, [&](int64_t n) { return need_bytes(&m, 1, n + 512, fp8) <= (double)free_bytes; });
+    auto fits = [&](int64_t B, int64_t context) {
+        return need_bytes(&m, B, context + SPARE_TOKENS, fp8) <= (double)free_bytes;
+    };
+    int64_t longest = largest(INT32_MAX / 2, [&](int64_t context) { return fits(1, context); });
     printf("%s, %.1f GiB free: one sequence of %" PRId64 " tokens;", what, (double)free_bytes / 0x1p30, longest);
-    for (int64_t context : {1024, 65536})
-        printf(" %" PRId64 " sequences of %" PRId64 ";", largest(1 << 20, [&](int64_t B) { return need_bytes(&m, B, context + 512, fp8) <= (double)free_bytes; }), context);
+    for (int64_t context : {1024, 65536}) {
+        int64_t most = largest(1 << 20, [&](int64_t B) { return fits(B, context); });
+        printf(" %" PRId64 " sequences of %" PRId64 ";", most, context);
+    }
     printf("\n");
     time_step(what, &c, 1, longest, fp8, read);
     model_free(&m);
