@@ -135,7 +135,7 @@ check "--stats: cache, speed, latency" "$(grep -q '^cache: .*MHA' "$tmp/b" && gr
 texts=" model vocab prompt prompt-file cache "
 switches=" ids echo stop no-cache stats check plan "
 nonzero=" num-samples max-tokens top-p "
-test_flags 15 '^## Generate' '^## On a GPU' "${generate[@]}" -p "$prompt" -g 2
+test_flags 15 "${generate[@]}" -p "$prompt" -g 2
 refuses "no such model" 2 "--model" "$program" -e "$tmp/nothing" -p x
 refuses "a model's folder without a model" 2 "config.json" "$program" -e "$tmp/english" -p x
 refuses "an empty prompt" 2 "empty" "${generate[@]}" --ids -p ' '

@@ -58,7 +58,7 @@ done
 usual=(CC=clang CXX=clang++ CFLAGS=-O2 LDFLAGS=-L/some/where NVCC=/some/where/nvcc)
 env "${usual[@]}" make -nB $targets >"$tmp/environment" 2>&1
 commands "${usual[@]}" >"$tmp/line"
-for command in 'clang -O2 .*-o train_t6 -L/some/where' 'clang++ .*-o test_decode -L/some/where' \
+for command in 'clang -O2 .*-o train_t6 -L/some/where' '-o test_decode -L/some/where' \
                '/some/where/nvcc .*-o train_t6cu -L/some/where' 'clang++ .*-fsyntax-only'; do
     for from in environment line; do
         check "usual variables from the $from: $command" "$(grep -q -- "$command" "$tmp/$from" && echo 1)"

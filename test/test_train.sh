@@ -26,7 +26,7 @@ program=$train
 texts=" train-data val-data vocab model attn out comm comm-file "
 switches=" shuffle reset-data resume plan "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
-test_flags 40 '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
+test_flags 40 "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
 refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
