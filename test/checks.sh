@@ -4,7 +4,8 @@ passed=0 failed=0
 
 ok() { passed=$((passed + 1)); echo "ok   $1"; }
 bad() { failed=$((failed + 1)); echo "FAIL $1: $2"; }
-check() { if [ "$2" = 1 ]; then ok "$1"; else bad "$1" "${3:-}"; fi; }
+check() { if [ "$2" = 1 ]; then ok "$1"; else bad "$1" "${3:-}"; fi; }      # check NAME RESULT [DETAILS]: 1 is a pass
+equal() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "$2 instead of $3"; fi; }      # equal NAME VALUE EXPECTED
 finish() { echo "$passed passed, $failed failed"; [ $failed = 0 ]; }
 
 # refuses NAME CODE WORD COMMAND...: the command must exit with CODE and print one line on stderr that contains WORD.
@@ -36,7 +37,7 @@ shards() {
 # and $nonzero list the flags (with blanks around each) that take a string, that take 0 or 1, and that refuse 0.
 # doc/flags.md must describe every flag.
 test_flags() {
-    local least=$1 count=0 f value flags section undocumented
+    local least=$1 count=0 f value flags wide section undocumented
     shift
     flags=$("$program" --help | sed -n 's/^  .. --\([a-z0-9-]*\) .*/\1/p; s/^     --\([a-z0-9-]*\) .*/\1/p')
     for f in $flags; do
@@ -61,13 +62,13 @@ test_flags() {
     refuses "an unknown letter" 2 "no such flag" "$program" -q
     refuses "a stray word" 2 "not a flag" "$program" hello
     refuses "--help with a value" 2 "--help" "$program" --help=word
-    check "--help fits a screen" "$("$program" --help | awk 'length > 140 { wide = 1 } END { print !wide && NR <= 60 }')" \
-        "more than 60 lines or 140 columns"
+    wide=$("$program" --help | awk 'length > 140 || NR > 60' | wc -l)
+    equal "--help fits a screen" "$wide" 0
     section=$(basename "${program%cu}")
     undocumented=$(for f in $flags; do
         sed -n "/^## $section\$/,/^## /p" doc/flags.md | grep -- "--$f[\` ]" >/dev/null || printf ' --%s' "$f"
     done)
-    check "doc/flags.md describes every flag" "$([ -z "$undocumented" ] && echo 1)" "it lacks$undocumented"
+    equal "flags that doc/flags.md lacks" "${undocumented:-none}" none
 }
 
 # flip FILE: flips one random bit of it.
