@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The GPU programs where they cannot run: no GPU, and a driver that is older than the toolkit (a library that says so stands in for it).
+# Tests of the GPU programs on machines that cannot run them: without a GPU, and with a driver older than the CUDA Toolkit
+# they were built with (a small library plays the driver).
 #   test/test_no_gpu.sh PROGRAM...      ends with "N passed, N failed"
 set -uo pipefail
 tmp=$(mktemp -d)
