@@ -97,11 +97,17 @@ LLMC_FN void flags_markdown_(const char *program, const char *head, const Flag *
 
 // Reads argv into the values of a table of n flags. --help prints the table under help_head and exits 0. Returns -1
 // with an error that says which flag is wrong and what it accepts.
-LLMC_FN int flags_parse(int argc, char **argv, const char *help_head, Flag *flags, int n, Error *err) {
+//
+// first_argument is for programs that also take arguments, such as file names. Arguments and flags may be mixed; the
+// arguments are then argv[*first_argument] to argv[argc - 1]. The value of a switch must be attached (--bytes=1), because
+// the next word may be an argument. NULL: an argument is an error.
+LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, Flag *flags, int n, int *first_argument,
+                                  Error *err) {
     struct option *options = (struct option *)xcalloc((size_t)n + 2, sizeof *options);
     char *letters = (char *)xcalloc(2 * (size_t)n + 4, 1), *l = letters;
     int count = 0, rc = 0, c, which = 0;
-    *l++ = '+', *l++ = ':', *l++ = 'h';
+    if (!first_argument) *l++ = '+';        // stop at the first argument
+    *l++ = ':', *l++ = 'h';
     options[count++] = (struct option){"help", optional_argument, NULL, 'h'};
     for (int i = 0; i < n && rc == 0; i++) {
         Flag *f = &flags[i];
@@ -143,17 +149,23 @@ LLMC_FN int flags_parse(int argc, char **argv, const char *help_head, Flag *flag
         }
         const char *text = c == ':' ? NULL : optarg;
         if (f->type == FLAG_SWITCH && !text) {
-            const char *next = optind < argc ? argv[optind] : NULL;
+            const char *next = !first_argument && optind < argc ? argv[optind] : NULL;
             text = next && (!strcmp(next, "0") || !strcmp(next, "1")) ? argv[optind++] : "1";
         }
         rc = flag_set(f, text, err);
         f->given = 1;
     }
-    if (rc == 0 && optind < argc)
+    if (first_argument) *first_argument = optind;
+    else if (rc == 0 && optind < argc)
         rc = fail(err, "%s: not a flag (flags start with - or --; see --help)", argv[optind]);
     free(options);
     free(letters);
     return rc;
+}
+
+// The same for a program that takes only flags.
+LLMC_FN int flags_parse(int argc, char **argv, const char *help_head, Flag *flags, int n, Error *err) {
+    return flags_parse_arguments(argc, argv, help_head, flags, n, NULL, err);
 }
 
 #endif

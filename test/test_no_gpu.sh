@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests of the GPU programs on machines that cannot run them: without a GPU, and with a driver older than the CUDA Toolkit
-# they were built with (a small library plays the driver).
+# Tests of the GPU programs on machines that cannot run them: without a GPU, and with a driver that is older than the
+# CUDA Toolkit of the build (a small library plays the driver).
 #   test/test_no_gpu.sh PROGRAM...      ends with "N passed, N failed"
 set -uo pipefail
 tmp=$(mktemp -d)
@@ -12,7 +12,8 @@ int cuInit(unsigned flags) { return flags != 0; }
 int cuDriverGetVersion(int *version) { *version = 11080; return 0; }
 END
 mkdir "$tmp/old"
-cc -shared -fPIC -Wl,-soname,libcuda.so.1 "$tmp/driver.c" -o "$tmp/old/libcuda.so.1" || { echo "0 passed, 1 failed"; exit 1; }
+cc -shared -fPIC -Wl,-soname,libcuda.so.1 "$tmp/driver.c" -o "$tmp/old/libcuda.so.1" ||
+    { echo "0 passed, 1 failed"; exit 1; }
 
 for program; do
     name=$(basename "$program")
