@@ -99,8 +99,8 @@ LLMC_FN void flags_markdown_(const char *program, const char *head, const Flag *
 // with an error that says which flag is wrong and what it accepts.
 //
 // first_argument is for programs that also take arguments, such as file names. Arguments and flags may be mixed; the
-// arguments are then argv[*first_argument] to argv[argc - 1]. The value of a switch must be attached (--bytes=1), because
-// the next word may be an argument. NULL: an argument is an error.
+// arguments are then argv[*first_argument] to argv[argc - 1]. The value of a switch must be attached (--bytes=1),
+// because the next word may be an argument. NULL: an argument is an error.
 LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, Flag *flags, int n, int *first_argument,
                                   Error *err) {
     struct option *options = (struct option *)xcalloc((size_t)n + 2, sizeof *options);

@@ -27,7 +27,7 @@ if [ -z "$picture" ]; then
 fi
 
 # points METRICS: two blocks of lines "TOKENS LOSS", training and validation. The tokens of a step are its time x its
-# speed. Where a step comes twice (a resumed run), the later line counts and the steps after the earlier one are dropped.
+# speed. If a step occurs twice (a resumed run), the later line counts, and what came between the two is dropped.
 points() {
     awk '
         function number(key) {

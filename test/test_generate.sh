@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests of the generating program from the command line: the cache against full recomputation, prompts of all sorts, bad
-# input, damaged checkpoints.
-#   test/test_generate.sh [--quick]    programs from $BIN (default: the project's folder); ends with "N passed, N failed"
+# input, damaged checkpoints. Ends with "N passed, N failed".
+#   test/test_generate.sh [--quick]      programs from $BIN (default: the project's folder)
 # --quick: shorter texts, for a program with sanitizers
 # GENERATE: the program to test (default $BIN/generate_t6; generate_t6cu works too)
 # TRAIN: the program that trains its small models (default $BIN/train_t6)
