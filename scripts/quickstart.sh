@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh Debian or Ubuntu to a trained model and a story written by it, in about four minutes on two cores:
-# installs what is missing, builds, makes the toy corpus, trains a small T6. With an NVIDIA GPU and nvcc it trains on the
-# GPU, in seconds. A second run reuses what is there.
+# installs what is missing, builds, makes the toy corpus, trains a small T6. With an NVIDIA GPU and nvcc it trains on
+# the GPU, in seconds. A second run reuses what is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=out/quickstart

@@ -3,8 +3,8 @@
 # below. Flags given here are passed to the trainer. All machines must see the program, the shards and the output folder
 # under the same path (NFS, for example).
 #
-#   kill -USR1 $(pgrep -x mpirun)      saves a checkpoint and ends the run. Do not use SIGTERM or Ctrl-C for this: mpirun
-#                                      then kills the ranks within a second.
+#   kill -USR1 $(pgrep -x mpirun)      saves a checkpoint and ends the run. SIGTERM and Ctrl-C do not: mpirun then kills
+#                                      the ranks within a second.
 #
 # Run again, it resumes from the last checkpoint; the number of machines may have changed.
 set -euo pipefail
