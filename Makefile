@@ -62,7 +62,8 @@ NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/c
 CAPABILITY := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
 GPU_ARCH := $(patsubst 90,90a,$(CAPABILITY))
 ARCH ?= $(or $(GPU_ARCH),80 90a)
-CUDA_PATHS := $(if $(NVCC),-I$(dir $(NVCC))../include -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../lib)
+CUDA_BIN := $(dir $(or $(shell command -v $(lastword $(NVCC)) 2>/dev/null),$(lastword $(NVCC))))
+CUDA_PATHS := $(if $(NVCC),-I$(CUDA_BIN)../include -L$(CUDA_BIN)../lib64 -L$(CUDA_BIN)../lib)
 HAVE_NCCL := $(if $(NVCC),$(call links,$(HASH)include <nccl.h>,$(CUDA_PATHS) -lnccl))
 NCCL_FLAGS :=
 NCCL_LIBS :=

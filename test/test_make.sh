@@ -57,6 +57,9 @@ for option in "BLAS -lopenblas" "MPI -DUSE_MPI" "NCCL -DUSE_NCCL"; do
     fi
 done
 
+if nvcc=$(command -v nvcc); then
+    changes "NVCC without a folder: the headers are found" "-I$(dirname "$nvcc")/../include" commands NVCC=nvcc
+fi
 # ---- compilers and their flags count from the environment and from the command line
 usual=(CC=clang CXX=clang++ CFLAGS=-O2 LDFLAGS=-L/some/where NVCC=/some/where/nvcc)
 env "${usual[@]}" make -nB $targets >"$tmp/environment" 2>&1
