@@ -80,7 +80,9 @@ LLMC_FN void flags_help(const char *head, const Flag *flags, int n) {
 // Prints a program's flags as one section of doc/flags.md: a table under each heading of --help.
 LLMC_FN void flags_markdown_(const char *program, const char *head, const Flag *flags, int n) {
     const char *fence = strchr(head, '\n') ? "```\n" : "";
-    printf("## %s\n\n%s%s\n%s", program, fence, head, fence);
+    int length = (int)strlen(head);
+    while (length > 0 && head[length - 1] == '\n') length--;
+    printf("## %s\n\n%s%.*s\n%s", program, fence, length, head, fence);
     for (int i = 0; i < n; i++) {
         const Flag *f = &flags[i];
         if (f->type == FLAG_SECTION) printf("\n### %s\n", f->help);
