@@ -108,7 +108,7 @@ help:
 	@echo 'make test_t6cu       checks of the GPU trainer against train_t6.c; run ./test_t6cu'
 	@echo 'make test_decode     tests of the decoding kernels on an emulated GPU (CUDA Toolkit, no GPU); run ./test_decode'
 	@echo 'make cuda_benches    microbenchmarks of the GPU operators: dev/cuda/X.cu becomes build/X'
-	@echo 'make flags           write doc/flags.md anew from the flag tables of the programs'
+	@echo 'make flags           regenerate doc/flags.md from the flag tables of the programs'
 	@echo 'make test            all tests (scripts/test.sh)'
 	@echo 'make headers         check that each header of llmc/ compiles alone'
 	@echo 'make clean           remove what was built'

@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 long=""
 [ "${1:-}" = --long ] && long=--long
 passed=0 failed=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$(mktemp) tmp=$(mktemp)
+trap 'rm -f "$log" "$tmp"' EXIT
 
 # step NAME COMMAND...: a single test; its output is shown only if it fails
 step() {
@@ -48,10 +48,16 @@ tests() {
 # The lines of tracked text files that are over 120 columns wide. Exempt are table rows and lines with an address in
 # Markdown, and data, golden files and pictures.
 wide_lines() {
+    local LC_ALL=C.UTF-8
+    export LC_ALL
     git grep -InE '.{121}' -- ':!*.md' ':!test/data' ':!test/golden' ':!*.svg'
     git grep -InE '.{121}' -- '*.md' | grep -vE '^[^:]+:[0-9]+: *\||https?://'
 }
-no_wide_lines() { ! wide_lines | cut -c 1-100 | grep .; }
+no_wide_lines() {
+    wide_lines >"$tmp"
+    cut -c 1-100 "$tmp"
+    [ ! -s "$tmp" ]
+}
 scripts_parse() {
     local f
     for f in scripts/*.sh scripts/multi_node/*.s* data/*.sh test/*.sh .ci/run; do bash -n "$f" || return 1; done
