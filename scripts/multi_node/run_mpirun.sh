@@ -30,12 +30,15 @@ mpi=(mpirun -np "$ranks" --hostfile "$hosts" --bind-to none -x PATH ${LD_LIBRARY
      --mca oob_tcp_keepalive_time 15 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3)
 
 # A failure of a machine (exit code 1: a lost rank, a full disk) is retried, up to ten times; bad input (2) is not.
+pause=${PAUSE:-20}
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
     code=0
     "${mpi[@]}" "$trainer" "${flags[@]}" --out "$out" --resume "$@" || code=$?
     [ $code = 0 ] || [ $code = 2 ] && exit $code
-    pause=${PAUSE:-20}
-    echo "run_mpirun: attempt $attempt ended with exit code $code; resuming from the last checkpoint in $pause s" >&2
+    ended="run_mpirun: attempt $attempt ended with exit code $code"
+    [ $attempt = 10 ] && break
+    echo "$ended; resuming from the last checkpoint in $pause s" >&2
     sleep "$pause"
 done
+echo "$ended; giving up" >&2
 exit 1
