@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From a fresh Debian or Ubuntu to a trained model and a story it made up, in about four minutes on two cores:
-# installs what is missing, builds, makes the toy corpus, trains a small T6. Run again, it reuses what is there. Where there is an
-# NVIDIA GPU and nvcc it trains there, in seconds.
+# From a fresh Debian or Ubuntu to a trained model and a story written by it, in about four minutes on two cores:
+# installs what is missing, builds, makes the toy corpus, trains a small T6. With an NVIDIA GPU and nvcc it trains on
+# the GPU, in seconds. A second run reuses what is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=out/quickstart
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}      # threads that wait do not spin for long: on a shared machine that costs much
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}      # long spinning of idle threads is slow on a shared machine
 
 scripts/setup.sh
 trainer=train_t6
@@ -13,7 +13,8 @@ if nvidia-smi -L >/dev/null 2>&1 && make -s check-nvcc 2>/dev/null; then trainer
 make -s $trainer generate_t6 data/toy_corpus
 [ -s data/toy/toy_manifest.json ] || ./data/toy_corpus -o data/toy
 
-./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-batches 0 --sample-every 1400 --temperature 0.5
+./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-batches 0 \
+    --sample-every 1400 --temperature 0.5
 
 entropy=$(sed -n 's/.*"val_bits_per_byte": *\([0-9.]*\).*/\1/p' data/toy/toy_entropy.json)
 loss=$(sed -n 's/.*"val_bits_per_byte":\([0-9.]*\).*/\1/p' "$out/metrics.jsonl" | tail -1)
@@ -23,11 +24,12 @@ xz=$(xz -9e -c data/toy/toy_val.txt | wc -c)
 echo
 scripts/plot_log.sh "$out"
 echo
-echo "Validation text, bits per byte:"
+echo "Bits per byte of the validation text:"
 awk -v loss="$loss" -v entropy="$entropy" -v xz="$xz" -v bytes="$bytes" 'BEGIN {
     printf "  this model             %.3f\n", loss
-    printf "  entropy of its source  %.3f   (no model can be better for long; this one needs %.2f times that)\n", entropy, loss / entropy
+    printf "  entropy of the corpus  %.3f   (the best that any model can do; this one needs %.2f times that)\n",
+        entropy, loss / entropy
     printf "  xz -9                  %.3f\n", 8 * xz / bytes }'
 echo
-echo "A story by this model:"
+echo "A story written by this model:"
 ./generate_t6 -e "$out" -p '<|endoftext|>' --echo 0 --temperature 0.5 --stats

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The paper's 124M model with its recipe: 49B tokens of FineWeb-Edu in 100,000 steps of 480 sequences of 1024 tokens. Flags given here
-# go to the trainer: scripts/run_t6_124M.sh --attn mha -o out/mha. Run again, it goes on from the last checkpoint.
+# The paper's 124M model with its recipe: 49B tokens of FineWeb-Edu in 100,000 steps of 480 sequences of 1024 tokens.
+# Flags given here are passed to the trainer: scripts/run_t6_124M.sh --attn mha -o out/mha
+# Run again, it resumes from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make -s train_t6cu

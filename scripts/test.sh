@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Every test there is, from a fresh Debian or Ubuntu: installs what is missing, builds with gcc and clang without a warning, with and
-# without OpenBLAS, and runs the tests plain and under the sanitizers. Ends with one line, "N passed, N failed".
-#   scripts/test.sh            at most 15 minutes on two cores; where there is a GPU, its programs run too
+# Runs all tests, starting from a fresh Debian or Ubuntu: installs what is missing, builds with gcc and clang without
+# warnings, with and without OpenBLAS, and runs the tests plain and under the sanitizers. If there is a GPU, the GPU
+# programs run too. Ends with the line "N passed, N failed".
+#   scripts/test.sh            about 15 minutes on two cores
 #   scripts/test.sh --long     more kills, more damage, a minute of fuzzing
 set -uo pipefail
 cd "$(dirname "$0")/.."
 long=""
 [ "${1:-}" = --long ] && long=--long
 passed=0 failed=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$(mktemp) tmp=$(mktemp)
+trap 'rm -f "$log" "$tmp"' EXIT
 
-# step NAME COMMAND...: one test of its own, its output shown only when it fails
+# step NAME COMMAND...: a single test; its output is shown only if it fails
 step() {
     local name=$1 start=$SECONDS
     shift
@@ -22,7 +23,7 @@ step() {
     fi
 }
 
-# tests NAME COMMAND...: a program of many tests, whose last line is "N passed, N failed"; one that ends otherwise counts as failed
+# tests NAME COMMAND...: a program of many tests, which ends with "N passed, N failed"; otherwise it counts as failed
 tests() {
     local name=$1 start=$SECONDS last p f rc
     shift
@@ -44,44 +45,78 @@ tests() {
     fi
 }
 
+# The lines of tracked text files that are over 120 columns wide. Exempt are table rows and lines with an address in
+# Markdown, and data, golden files and pictures.
+wide_lines() {
+    local LC_ALL=C.UTF-8
+    export LC_ALL
+    git grep -InE '.{121}' -- ':!*.md' ':!test/data' ':!test/golden' ':!*.svg'
+    git grep -InE '.{121}' -- '*.md' | grep -vE '^[^:]+:[0-9]+: *\||https?://'
+}
+no_wide_lines() {
+    wide_lines >"$tmp"
+    cut -c 1-100 "$tmp"
+    [ ! -s "$tmp" ]
+}
+scripts_parse() {
+    local f
+    for f in scripts/*.sh scripts/multi_node/*.s* data/*.sh test/*.sh .ci/run; do bash -n "$f" || return 1; done
+}
+flags_page() {
+    scripts/flags.sh build/gcc | diff doc/flags.md - && return
+    echo "doc/flags.md is out of date: make flags"
+    return 1
+}
+
 scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
 export MAKEFLAGS="-j$(nproc)"
 
 programs() { echo "$1/train_t6 $1/generate_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
+if git rev-parse HEAD >/dev/null 2>&1; then step "no line over 120 columns" no_wide_lines
+else echo "skip the width of lines: not a git repository"; fi
+step "shell scripts parse" scripts_parse
+tests "Makefile" test/test_make.sh
 step "headers compile alone" make -s headers
 step "gcc, no warnings" make -s OUT=build/gcc CC=gcc $(programs build/gcc)
 step "clang, no warnings" make -s OUT=build/clang CC=clang $(programs build/clang)
-step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc build/plain/train_t6 build/plain/generate_t6 build/plain/test_t6
+step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc \
+    build/plain/{train_t6,generate_t6,test_t6}
 step "gcc without MPI" make -s OUT=build/alone MPI=0 CC=gcc build/alone/train_t6
 step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
-if make -s check-nvcc 2>/dev/null; then     # no GPU is needed to compile, nor to run the decoding kernels on an emulated one
+if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the decoding kernels run on an emulated one
     for p in BF16 FP32; do
-        step "nvcc for sm_80 and sm_90a, no warnings, $p" make -s OUT="build/$p" ARCH='80 90a $(GPU_ARCH)' PRECISION=$p "build/$p/train_t6cu" "build/$p/generate_t6cu" "build/$p/test_t6cu"
+        step "nvcc for sm_80 and sm_90a, no warnings, $p" \
+            make -s OUT=build/$p ARCH='80 90a $(GPU_ARCH)' PRECISION=$p build/$p/{train_t6cu,generate_t6cu,test_t6cu}
         if nvidia-smi -L >/dev/null 2>&1; then tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"; fi
     done
-    step "emulated GPU" make -s OUT=build/gcc build/gcc/test_decode build/gcc/test_decode_sm80
+    step "build for the emulated GPU" make -s OUT=build/gcc build/gcc/test_decode build/gcc/test_decode_sm80
     cases=10; [ -n "$long" ] && cases=300
     tests "decoding kernels on an emulated GPU" build/gcc/test_decode --cases $cases
     tests "decoding kernels on an emulated GPU, sm_80" build/gcc/test_decode_sm80 --cases $((cases * 2 / 3))
-    tests "GPU programs where they cannot run" test/test_no_gpu.sh build/BF16/train_t6cu build/BF16/generate_t6cu build/BF16/test_t6cu
+    tests "GPU programs without a usable GPU" \
+        test/test_no_gpu.sh build/BF16/{train_t6cu,generate_t6cu,test_t6cu}
 else
-    echo "skip CUDA: there is no nvcc"
+    echo "skip CUDA: no nvcc found"
 fi
-step "shell scripts parse" bash -n scripts/*.sh data/*.sh test/*.sh
+step "doc/flags.md is what the programs print" flags_page
 
 for b in gcc clang plain sanitize; do
     tests "gradients and golden vectors, $b" build/$b/test_t6
-    tests "golden tokens by the cache, $b" build/$b/generate_t6 --golden test/golden/*.safetensors
+    tests "golden tokens through the cache, $b" build/$b/generate_t6 --golden test/golden/*.safetensors
 done
 fuzz=5; [ -n "$long" ] && fuzz=60
 for b in gcc sanitize; do tests "units, $b" build/$b/test_units --fuzz $fuzz; done
-for b in gcc sanitize; do tests "toy corpus, $b" env TOY=build/$b/data/toy_corpus TOKENIZE=build/$b/data/tokenize test/test_toy.sh; done
+for b in gcc sanitize; do
+    tests "toy corpus, $b" env TOY=build/$b/data/toy_corpus TOKENIZE=build/$b/data/tokenize test/test_toy.sh
+done
 tests "training program" env BIN=build/gcc test/test_train.sh $long
 tests "training program, sanitizers" env BIN=build/sanitize test/test_train.sh
 tests "several ranks" env BIN=build/gcc test/test_comm.sh $long
 tests "generating program" env BIN=build/gcc test/test_generate.sh
 tests "generating program, sanitizers" env BIN=build/sanitize TRAIN=build/gcc/train_t6 test/test_generate.sh --quick
-for b in gcc sanitize; do tests "tokenizer and data scripts, $b" env TOKENIZE="$PWD/build/$b/data/tokenize" test/test_data.sh $long; done
+for b in gcc sanitize; do
+    tests "tokenizer and data scripts, $b" env TOKENIZE="$PWD/build/$b/data/tokenize" test/test_data.sh $long
+done
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

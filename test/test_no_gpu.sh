@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The GPU programs where they cannot run: no GPU, and a driver that is older than the toolkit (a library that says so stands in for it).
+# Tests of the GPU programs on machines that cannot run them: without a GPU, and with a driver that is older than the
+# CUDA Toolkit of the build (a small library plays the driver).
 #   test/test_no_gpu.sh PROGRAM...      ends with "N passed, N failed"
 set -uo pipefail
 tmp=$(mktemp -d)
@@ -11,7 +12,8 @@ int cuInit(unsigned flags) { return flags != 0; }
 int cuDriverGetVersion(int *version) { *version = 11080; return 0; }
 END
 mkdir "$tmp/old"
-cc -shared -fPIC -Wl,-soname,libcuda.so.1 "$tmp/driver.c" -o "$tmp/old/libcuda.so.1" || { echo "0 passed, 1 failed"; exit 1; }
+cc -shared -fPIC -Wl,-soname,libcuda.so.1 "$tmp/driver.c" -o "$tmp/old/libcuda.so.1" ||
+    { echo "0 passed, 1 failed"; exit 1; }
 
 for program; do
     name=$(basename "$program")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tests of the training program as its users meet it: damaged input, resuming, being killed, a full disk.
+# Tests of the training program from the command line: bad and damaged input, resuming, kills, a full disk, plots.
 #   test/test_train.sh [--long]      programs from $BIN (default: the project's folder); ends with "N passed, N failed"
-# The training runs are tiny; what is tested is what surrounds them.
+# The training runs are tiny: the tests are about what surrounds training.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.}
@@ -13,7 +13,7 @@ tmp=$(mktemp -d)
 trap 'cd /; umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
 . test/checks.sh
 
-# ---- data: real English, byte-level; a small model that takes a few milliseconds a step
+# ---- data: English text as bytes, and a model so small that a step takes a few milliseconds
 mkdir -p "$tmp/d" "$tmp/flat"
 english 110000 >"$tmp/text.txt"
 shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
@@ -21,83 +21,125 @@ data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin")
 small=("${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -t 32 -b 4 -d 256 -m 2 -u 2)
 run=("$train" "${small[@]}" -v 0 -s 0)
 
-# ---- flags: every numeric one with nothing, a word, -1, a huge value; and 0 where 0 has no meaning
+# ---- flags
 program=$train
 texts=" train-data val-data vocab model attn out comm comm-file "
 switches=" shuffle reset-data resume plan "
-nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps batch-size tokens-per-step lr adam-eps sample-tokens "
-test_flags 40 '^## Flags of the trainers' '^## Files' "$train" "${small[@]}" --plan
+nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps"
+nonzero+=" batch-size tokens-per-step lr adam-eps sample-tokens "
+test_flags 40 "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
 refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
 refuses "an odd head_dim" 2 "head_dim" "${run[@]}" --head-dim 7
-refuses "groups that do not divide the heads" 2 "n_kv_head" "${run[@]}" --attn gqa --n-kv-head 2
-refuses "tokens per step that micro-batches do not divide" 2 "tokens-per-step" "${run[@]}" -d 1000
+refuses "key/value heads that do not divide the heads" 2 "n_kv_head" "${run[@]}" --attn gqa --n-kv-head 2
+refuses "tokens per step that are not whole micro-batches" 2 "tokens-per-step" "${run[@]}" -d 1000
 refuses "--min-lr above --lr" 2 "min-lr" "${run[@]}" --lr 1e-4 --min-lr 1e-3
-refuses "a vocabulary below the data's" 2 "vocab-size" "${run[@]}" --vocab-size 100 -o "$tmp/x"
-refuses "more memory than there is" 2 "GiB" "${run[@]}" -e 1.5B --n-embd 65536 --n-layer 1024 -o "$tmp/x"
+refuses "a vocabulary smaller than the data's" 2 "vocab-size" "${run[@]}" --vocab-size 100 -o "$tmp/x"
+refuses "a model larger than memory" 2 "GiB" "${run[@]}" -e 1.5B --n-embd 65536 --n-layer 1024 -o "$tmp/x"
 rm -rf "$tmp/x"
 
 # ---- shards
 good=$(ls "$tmp"/d/t_train_*.bin | head -1)
-t="$tmp/flat/s.bin"     # no manifest beside it
+t="$tmp/flat/s.bin"     # has no manifest
 shard() { refuses "shard: $1" 2 "$2" "${run[@]}" -o "$tmp/x" -i "$3"; }
 shard "missing" "no such file" "$tmp/nothing.bin"
 shard "a folder" "not a regular file" "$tmp/flat"
 : >"$t"; shard "empty" "$t" "$t"
-head -c 1023 "$good" >"$t"; shard "cut within the header" "$t" "$t"
+head -c 1023 "$good" >"$t"; shard "cut in the header" "$t" "$t"
 head -c 3001 "$good" >"$t"; shard "cut" "was cut" "$t"
 head -c 1024 "$good" >"$t"; shard "header only" "was cut" "$t"
 { printf 'PK\003\004'; tail -c +5 "$good"; } >"$t"; shard "wrong magic" "not a token shard" "$t"
 { head -c 4 "$good"; printf '\002'; tail -c +6 "$good"; } >"$t"; shard "wrong version" "version 2" "$t"
-{ head -c 8 "$good"; printf '\144\000\000\000'; head -c 1024 /dev/zero | head -c 1012; head -c 200 "$good"; } >"$t"
-refuses "shard: token beyond the vocabulary" 2 "beyond the vocabulary" "${run[@]}" -o "$tmp/x" -i "$t" -t 8 -b 1 -d 8 -x 20
+{ head -c 8 "$good"; printf '\144\000\000\000'; head -c 1012 /dev/zero; head -c 200 "$good"; } >"$t"
+refuses "shard: token beyond the vocabulary" 2 "beyond the vocabulary" \
+    "${run[@]}" -o "$tmp/x" -i "$t" -t 8 -b 1 -d 8 -x 20
 { head -c 8 "$good"; printf '\024\000\000\000'; head -c 1012 /dev/zero; tail -c 40 "$good"; } >"$t"
 shard "fewer tokens than one batch" "fewer than one batch" "$t"
 mkdir "$tmp/damaged"; cp "$tmp"/d/* "$tmp/damaged/"
 first=$(ls "$tmp"/damaged/t_train_*.bin | head -1)
 printf 'x' | dd of="$first" bs=1 seek=5001 conv=notrunc 2>/dev/null
-refuses "shard: damaged, its checksum known" 2 "checksum" "${run[@]}" -o "$tmp/x" -x 200 -i "$first"
+refuses "shard: damaged, with a checksum in the manifest" 2 "checksum" "${run[@]}" -o "$tmp/x" -x 200 -i "$first"
 head -c 100 "$tmp/d/t_manifest.json" >"$tmp/damaged/t_manifest.json"
 refuses "manifest: cut" 2 "manifest" "${run[@]}" -o "$tmp/x" -i "$tmp/damaged/t_train_*.bin"
 rm -rf "$tmp/x"
 
 # ---- output folder
-refuses "--out below a file" 2 "--out" "${run[@]}" -o "$good/out"
-refuses "--out where none can be made" 2 "--out" "${run[@]}" -o /proc/no_such/out
+refuses "--out inside a file" 2 "--out" "${run[@]}" -o "$good/out"
+refuses "--out where no folder can be made" 2 "--out" "${run[@]}" -o /proc/no_such/out
 
 # ---- resuming
 weights() { (cd "$1" && cat model.safetensors optimizer-*.safetensors | sha256sum); }
-reference() { "${run[@]}" -o "$1" -x 12 -n 4 "${@:2}" >/dev/null 2>"$tmp/stderr" || bad "training run" "$(cat "$tmp/stderr")"; }
-reference "$tmp/whole"
+"${run[@]}" -o "$tmp/whole" -x 12 -n 4 >/dev/null 2>"$tmp/stderr" || bad "training run" "$(cat "$tmp/stderr")"
 want=$(weights "$tmp/whole/step_00000012")
 "${run[@]}" -o "$tmp/again" -x 12 -n 4 >/dev/null 2>&1
-check "two runs with one seed are the same, bit for bit" "$([ "$(weights "$tmp/again/step_00000012")" = "$want" ] && echo 1)"
+equal "two runs with the same seed give the same bits" "$(weights "$tmp/again/step_00000012")" "$want"
 "${run[@]}" -o "$tmp/one" -x 12 -n 12 --threads 1 >/dev/null 2>&1
-check "one thread gives the same bits as all" "$([ "$(weights "$tmp/one/step_00000012")" = "$want" ] && echo 1)"
+equal "one thread gives the same bits as all" "$(weights "$tmp/one/step_00000012")" "$want"
 rm -r "$tmp/again/step_00000012" "$tmp/again/step_00000008"
 "${run[@]}" -o "$tmp/again" -x 12 -n 4 -y >"$tmp/stdout" 2>&1
-check "resumed from step 4, it ends with the same bits" "$([ "$(weights "$tmp/again/step_00000012")" = "$want" ] && echo 1)" "$(tail -1 "$tmp/stdout")"
-check "metrics of a resumed run have each step once" "$([ "$(grep -c '"loss"' "$tmp/again/metrics.jsonl")" = 12 ] && echo 1)" "$(grep -c '"loss"' "$tmp/again/metrics.jsonl") lines"
-refuses "an --out that holds a run, without --resume" 2 "resume" "${run[@]}" -o "$tmp/whole" -x 12
-refuses "resume with another model" 2 "n_layer" "${run[@]}" -o "$tmp/whole" -y -x 12 --n-layer 3
-refuses "resume with another sequence length" 2 "seq-len" "${run[@]}" -o "$tmp/whole" -y -x 14 -t 16
-refuses "resume with another seed" 2 "seed" "${run[@]}" -o "$tmp/whole" -y -x 14 --seed 5
-refuses "resume with other shards" 2 "train-data" "${run[@]}" -o "$tmp/whole" -y -x 14 -i "$good"
+equal "resumed from step 4, it ends with the same bits" "$(weights "$tmp/again/step_00000012")" "$want"
+equal "metrics of a resumed run have each step once" "$(grep -c '"loss"' "$tmp/again/metrics.jsonl")" 12
+refuses "--out with a run in it, without --resume" 2 "resume" "${run[@]}" -o "$tmp/whole" -x 12
+refuses "resuming with a different model" 2 "n_layer" "${run[@]}" -o "$tmp/whole" -y -x 12 --n-layer 3
+refuses "resuming with a different sequence length" 2 "seq-len" "${run[@]}" -o "$tmp/whole" -y -x 14 -t 16
+refuses "resuming with a different seed" 2 "seed" "${run[@]}" -o "$tmp/whole" -y -x 14 --seed 5
+refuses "resuming with different shards" 2 "train-data" "${run[@]}" -o "$tmp/whole" -y -x 14 -i "$good"
 cp -r "$tmp/whole" "$tmp/reset"
-"${run[@]}" -o "$tmp/reset" -y -x 14 -i "$good" --reset-data >/dev/null 2>&1 && ok "--reset-data goes on with other shards" || bad "--reset-data" "failed"
+"${run[@]}" -o "$tmp/reset" -y -x 14 -i "$good" --reset-data >/dev/null 2>&1
+check "--reset-data resumes with different shards" "$([ $? = 0 ] && echo 1)" "failed"
 "${run[@]}" -o "$tmp/keep" -x 12 -n 2 --keep 2 --keep-every 6 >/dev/null 2>&1
-check "--keep 2 --keep-every 6" "$([ "$(echo $(ls "$tmp/keep" | grep step_))" = "step_00000006 step_00000010 step_00000012" ] && echo 1)" "$(echo $(ls "$tmp/keep"))"
+equal "--keep 2 --keep-every 6" "$(ls "$tmp/keep" | grep step_ | xargs)" "step_00000006 step_00000010 step_00000012"
 mkdir -p "$tmp/whole/step_00000016.tmp"; echo half >"$tmp/whole/step_00000016.tmp/model.safetensors"
-"${run[@]}" -o "$tmp/whole" -x 12 -n 4 -y >"$tmp/stdout" 2>&1 && grep -q "resumed from .*step_00000012" "$tmp/stdout" && ok "a half-written checkpoint is passed over" || bad "a half-written checkpoint" "$(tail -1 "$tmp/stdout")"
-"$train" "${data[@]}" -e "$tmp/whole/step_00000012" -t 32 -b 4 -d 256 -v 0 -s 0 -x 1 -o "$tmp/init" >/dev/null 2>"$tmp/stderr" && ok "--model takes a checkpoint's folder" || bad "--model DIR" "$(cat "$tmp/stderr")"
+"${run[@]}" -o "$tmp/whole" -x 12 -n 4 -y >"$tmp/stdout" 2>&1 && grep -q "resumed from .*step_00000012" "$tmp/stdout"
+check "a half-written checkpoint is ignored" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/stdout")"
+from=("$train" "${data[@]}" -t 32 -b 4 -d 256 -v 0 -s 0 -x 1)
+"${from[@]}" -e "$tmp/whole/step_00000012" -o "$tmp/init" >/dev/null 2>"$tmp/stderr"
+check "--model takes the folder of a checkpoint" "$([ $? = 0 ] && echo 1)" "$(cat "$tmp/stderr")"
 for kind in tpa tpa_kvonly mha gqa mqa; do
     "${run[@]}" --attn $kind --n-kv-head 3 -o "$tmp/kind_$kind" -x 40 -n 40 -l 3e-3 >"$tmp/stdout" 2>&1
-    losses=$(sed -n 's/^step .* | loss \([0-9.]*\) .*/\1/p' "$tmp/stdout")
-    check "$kind learns" "$(echo "$losses" | awk 'NR == 1 { a = $1 } { b = $1 } END { print (NR == 40 && b < a - 1) ? 1 : 0 }')" "$(tail -1 "$tmp/stdout")"
+    learnt=$(sed -n 's/^step .* | loss \([0-9.]*\) .*/\1/p' "$tmp/stdout" |
+        awk 'NR == 1 { first = $1 } { last = $1 } END { print NR == 40 && last < first - 1 }')
+    check "$kind learns" "$learnt" "$(tail -1 "$tmp/stdout")"
 done
 
-# ---- damaged checkpoints. Bits flipped anywhere in ours are found by the checksum.
+# ---- the plot of losses. A stand-in for gnuplot keeps what it is told to draw.
+mkdir "$tmp/stub" "$tmp/nothing"
+printf '#!/bin/sh\ncat >"%s"\n' "$tmp/script" >"$tmp/stub/gnuplot"
+chmod +x "$tmp/stub/gnuplot"
+plot=(env PATH="$tmp/stub:$PATH" scripts/plot_log.sh)
+# drawn I: the tokens of the points of run I: training, then validation
+drawn() { sed -n "/^\$run$1 /,/^END/p" "$tmp/script" | sed -nE 's/^([0-9]+) [0-9.]+$/\1/p' | xargs; }
+"$train" "${small[@]}" -s 0 -v 2 -x 6 -n 6 -o "$tmp/it's" >/dev/null 2>&1
+"${plot[@]}" "$tmp/again" >"$tmp/stdout"
+equal "plot: a resumed run of 12 steps of 256 tokens" "$(drawn 0)" "$(seq -s ' ' 256 256 3072)"
+equal "plot: the file of one run" "$(cat "$tmp/stdout")" "$tmp/again/loss.png"
+"${plot[@]}" --output "$tmp/both.png" "$tmp/again" "$tmp/it's" >"$tmp/stdout"
+equal "plot: 6 steps and 3 validations of a second run" "$(drawn 1)" "$(seq -s ' ' 256 256 1536) 512 1024 1536"
+legend="title 'again', .* title 'it''s', .* title 'it''s, validation'"
+equal "plot: the legend names the runs' folders" "$(grep -c "$legend" "$tmp/script")" 1
+equal "plot: the file of --output" "$(cat "$tmp/stdout")" "$tmp/both.png"
+mkdir "$tmp/twice"
+{ cat "$tmp/again/metrics.jsonl"; sed -n 5,7p "$tmp/again/metrics.jsonl"; } >"$tmp/twice/metrics.jsonl"
+"${plot[@]}" "$tmp/twice" >/dev/null
+equal "plot: steps logged twice are drawn once" "$(drawn 0)" "$(seq -s ' ' 256 256 1792)"
+refuses "plot: no run" 2 "usage" "${plot[@]}"
+refuses "plot: no such folder" 2 "no such folder" "${plot[@]}" "$tmp/again" "$tmp/no_such"
+refuses "plot: a folder without metrics" 2 "missing or empty" "${plot[@]}" "$tmp/again" "$tmp/flat"
+mkdir "$tmp/unfinished"; echo '{"step":0,"val_loss":5.5}' >"$tmp/unfinished/metrics.jsonl"
+refuses "plot: a run without a finished step" 2 "no finished step" "${plot[@]}" "$tmp/unfinished"
+refuses "plot: a file that cannot be written" 1 "cannot write" "${plot[@]}" --output "$tmp/no_such/x.png" "$tmp/again"
+refuses "plot: no gnuplot" 1 "setup.sh" env PATH="$tmp/nothing" "$BASH" scripts/plot_log.sh "$tmp/again"
+if command -v gnuplot >/dev/null; then
+    scripts/plot_log.sh --output "$tmp/both.png" "$tmp/again" "$tmp/it's" >"$tmp/stdout" 2>"$tmp/stderr"
+    equal "plot: a PNG file" "$(head -c 4 "$tmp/both.png" | tail -c 3)" PNG
+    equal "plot: the terminal" "$(grep -c "it's, validation" "$tmp/stdout")" 1
+    equal "plot: no warnings" "$(cat "$tmp/stderr")" ""
+else
+    echo "skip plots: there is no gnuplot"
+fi
+
+# ---- damaged checkpoints. The checksums find any flipped bit.
 flips=10; [ $long = 1 ] && flips=100
 RANDOM=7
 missed=0
@@ -109,27 +151,30 @@ for i in $(seq $flips); do
     "${run[@]}" -o "$tmp/flip" -y -x 13 >/dev/null 2>"$tmp/stderr"
     [ $? = 2 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] || { missed=$((missed + 1)); echo "     $f: $(cat "$tmp/stderr")"; }
 done
-check "checkpoint: $flips bits flipped anywhere are refused" "$([ $missed = 0 ] && echo 1)" "$missed were not"
-foreign() {     # a checkpoint from elsewhere has no CHECKSUMS: what is wrong is found by looking
-    refuses "model.safetensors: $1" 2 "$2" "$train" "${data[@]}" -e "$tmp/foreign" -t 32 -b 4 -d 256 -v 0 -s 0 -x 1 -o "$tmp/x"
-    rm -rf "$tmp/foreign"; mkdir "$tmp/foreign"; cp "$tmp/whole/step_00000012/"{config.json,model.safetensors} "$tmp/foreign/"
+check "checkpoint: $flips flipped bits are refused" "$([ $missed = 0 ] && echo 1)" "$missed were accepted"
+foreign() {     # a checkpoint without CHECKSUMS, as from another program: the reader itself must find the damage
+    refuses "model.safetensors: $1" 2 "$2" "${from[@]}" -e "$tmp/foreign" -o "$tmp/x"
+    rm -rf "$tmp/foreign"; mkdir "$tmp/foreign"
+    cp "$tmp/whole/step_00000012/"{config.json,model.safetensors} "$tmp/foreign/"
 }
 mkdir "$tmp/foreign"; m="$tmp/foreign/model.safetensors"
 foreign "missing" "cannot open"
 head -c 20000 "$tmp/whole/step_00000012/model.safetensors" >"$m"; foreign "cut" "cut"
 head -c 5 "$tmp/whole/step_00000012/model.safetensors" >"$m"; foreign "five bytes" "too short"
-printf '\377\377\377\377\377\377\377\177' | dd of="$m" bs=1 conv=notrunc 2>/dev/null; foreign "header beyond the file" "header claims"
-printf '{}}}' | dd of="$m" bs=1 seek=8 conv=notrunc 2>/dev/null; foreign "header not JSON" "$m"
+printf '\377\377\377\377\377\377\377\177' | dd of="$m" bs=1 conv=notrunc 2>/dev/null
+foreign "header longer than the file" "header claims"
+printf '{}}}' | dd of="$m" bs=1 seek=8 conv=notrunc 2>/dev/null; foreign "header that is not JSON" "$m"
 sed -i 's/"F32"/"I64"/' "$m"; foreign "wrong dtype" "$m"
 sed -i 's/\[257,32\]/[32,257]/' "$m"; foreign "wrong shape" "lm_head"
 sed -i 's/lm_head.weight/lm_heap.weight/' "$m"; foreign "a missing tensor" "lm_head"
 head -c 100 /dev/zero >>"$m"; foreign "bytes after the end" "after the last tensor"
-sed -i 's/"n_layer":[^,]*/"n_layer": 1/' "$tmp/foreign/config.json"; foreign "more tensors than the model has" "tensors"
+sed -i 's/"n_layer":[^,]*/"n_layer": 1/' "$tmp/foreign/config.json"; foreign "more layers than the model has" "tensors"
 echo '{' >"$tmp/foreign/config.json"; foreign "config.json cut" "config.json"
 
-# ---- killed at random moments, most of them within a save: it resumes, and ends as the run left alone
+# ---- kills at random moments, most of them during a save: the run resumes and ends like one that was never killed
 kills=10; [ $long = 1 ] && kills=30
-big=("$train" "${data[@]}" --n-layer 2 --n-embd 64 --n-head 3 --head-dim 16 -t 32 -b 4 -d 128 -u 2 -v 0 -s 0 -x 60 -n 1 --keep 2 -o)
+big=("$train" "${data[@]}" --n-layer 2 --n-embd 64 --n-head 3 --head-dim 16 -t 32 -b 4 -d 128 -u 2 -v 0 -s 0
+     -x 60 -n 1 --keep 2 -o)
 "${big[@]}" "$tmp/alone" >"$tmp/stdout" 2>&1
 want=$(weights "$tmp/alone/step_00000060")
 done_kills=0 tries=0
@@ -143,21 +188,27 @@ while [ $done_kills -lt $kills ] && [ $tries -lt 400 ]; do
     [ -d "$tmp/killed/step_00000060" ] && [ $done_kills -lt $kills ] && rm -rf "$tmp/killed"
 done
 "${big[@]}" "$tmp/killed" --resume >"$tmp/stdout" 2>&1
-check "killed $kills times, it ends with the same bits" "$([ $done_kills = $kills ] && [ "$(weights "$tmp/killed/step_00000060")" = "$want" ] && echo 1)" "$(tail -1 "$tmp/stdout")"
+equal "killed $kills times, it ends with the same bits" \
+    "$done_kills kills, $(weights "$tmp/killed/step_00000060")" "$kills kills, $want"
 
-# ---- a full disk: says so, keeps the last good checkpoint, exits non-zero
+# ---- a full disk: one error line, exit code 1, and the last good checkpoint stays
 mkdir "$tmp/small"
 size=$(du -sk "$tmp/whole/step_00000012" | cut -f1)
 if mount -t tmpfs -o size=$((size * 5 / 2))k tmpfs "$tmp/small" 2>/dev/null; then
     "${run[@]}" -o "$tmp/small/out" -x 12 -n 2 >/dev/null 2>"$tmp/stderr"
     rc=$?
-    check "full disk: exit code 1 and one line" "$([ $rc = 1 ] && grep -q 'No space left' "$tmp/stderr" && [ "$(wc -l <"$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(cat "$tmp/stderr")"
-    check "full disk: the last good checkpoint is whole" "$([ "$(weights "$tmp/small/out/step_00000004")" = "$(weights "$tmp/keep/step_00000006" >/dev/null; "${run[@]}" -o "$tmp/four" -x 12 -n 4 >/dev/null 2>&1; weights "$tmp/four/step_00000004")" ] && echo 1)" "$(ls "$tmp/small/out")"
+    check "full disk: exit code 1 and one line" \
+        "$([ $rc = 1 ] && grep -q 'No space left' "$tmp/stderr" && [ "$(wc -l <"$tmp/stderr")" = 1 ] && echo 1)" \
+        "code $rc: $(cat "$tmp/stderr")"
+    "${run[@]}" -o "$tmp/four" -x 12 -n 4 >/dev/null 2>&1
+    equal "full disk: the last good checkpoint is whole" \
+        "$(weights "$tmp/small/out/step_00000004")" "$(weights "$tmp/four/step_00000004")"
     umount "$tmp/small"
-else    # not root: a limit on file size fails writes in the same way
+else    # without root there is no small disk: a limit on the file size makes writes fail in the same way
     (trap '' XFSZ; ulimit -f $((size / 4)); "${run[@]}" -o "$tmp/small/out" -x 4 -n 2) >/dev/null 2>"$tmp/stderr"
     rc=$?
-    check "file size limit: exit code 1 and one line" "$([ $rc = 1 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(cat "$tmp/stderr")"
+    check "file size limit: exit code 1 and one line" \
+        "$([ $rc = 1 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(cat "$tmp/stderr")"
 fi
 
 finish
