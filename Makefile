@@ -54,7 +54,7 @@ COMM_FLAGS := -DUSE_MPI $(MPI_FLAGS)
 COMM_LIBS := $(MPI_LIBS)
 endif
 # A checksum of the sources: the ranks of a run compare it, to be sure that they run the same program.
-CODE := $(shell cat train_t6.c train_t6.cu llmc/*.h llmc/*.cuh | cksum | cut -d ' ' -f 1)
+CODE := $(shell cat train_t6.* llmc/*.h llmc/*.cuh | cksum | cut -d ' ' -f 1)
 COMM_FLAGS += -DT6_CODE='"$(CODE)"'
 
 # CUDA: nvcc from the path or its usual place. The code is for this machine's GPU; without one, for sm_80 and sm_90a.
@@ -73,7 +73,7 @@ NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
 endif
 NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(sort $(ARCH)),-gencode=arch=compute_$(a),code=sm_$(a)) \
              $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
-             -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-fopenmp -MMD -MP
+             -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-missing-field-initializers,-fopenmp -MMD -MP
 # nvcc takes -L and -l itself; the rest of LDFLAGS goes to the compiler it links with, which wants commas escaped.
 COMMA := ,
 NVCC_LDFLAGS := $(filter -L% -l%,$(LDFLAGS)) \
@@ -170,7 +170,7 @@ $(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
 	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS) -lutf8proc
 
 # The decoding kernels on an emulated GPU. sed turns their declarations of shared memory into the emulator's.
-EMULATED := $(addprefix build/emulated/,$(wildcard llmc/*.h llmc/*.cuh) \
+EMULATED := $(addprefix build/emulated/,$(wildcard llmc/*.h llmc/*.cuh) test/testing.h \
               dev/cuda/bench.cuh dev/cuda/flashtpa_decode.cu)
 build/emulated/%: %
 	@mkdir -p $(@D)
@@ -201,7 +201,7 @@ flags: $(PROGRAMS)
 ALONE = $(NVCC) $(filter-out -MMD -MP -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) -diag-suppress 177 \
         -x cu -ptx
 headers:
-	@for h in llmc/*.h; do \
+	@for h in llmc/*.h data/*.h test/testing.h test/golden.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && \
 	  $(CXX) -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done
 	@$(if $(NVCC),printf '%s\n' llmc/*.cuh | xargs -P $$(nproc) -I{} $(ALONE) {} -o /dev/null)

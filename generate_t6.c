@@ -1,40 +1,38 @@
-// generate_t6.c: text from a T6 checkpoint on the CPU, through a cache of factors. The program around it is llmc/generator.h.
+// generate_t6.c: text from a T6 checkpoint on the CPU, through a cache of factors. llmc/generator.h is the program
+// around it.
 //
-// This program is the reference for generating: the GPU's is checked against it. It includes the trainer and uses its operations. It
-// reads from top to bottom:
-//   the cache | FlashTPA decoding | memory | the model, prefill and steps | what the generating program needs
+// This is the reference for generating: the GPU's program is checked against it. It includes the trainer's model and
+// uses its operators. Reading order:
+//     the cache | FlashTPA decoding | memory | the model: prefill and steps | the generating program's model
 //
-// Shapes are train_t6.c's: B sequences, C width, L layers, NH heads of HS numbers, D = NH*HS, F MLP width, V vocabulary, P width of a
-// token's row of factors; RQ, RK, RV the numbers of vectors that q, k and v are made of (Heads in llmc/model.h). A step appends n tokens
-// to each sequence, which makes N = B*n rows.
-#define T6_NO_MAIN
+// Shapes are train_t6.c's. A step appends n tokens to each of B sequences, which makes N = B*n rows.
+#define T6_MODEL_ONLY
 #include "train_t6.c"
 
 #include "llmc/fp8.h"
 #include "llmc/generator.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The cache: of every token and layer the row of factors that k and v are made of, aK (NH, RK), bK (RK, HS), aV (NH, RV), bV (RV, HS), the
-// bK rotated: (RK+RV)(NH+HS) numbers instead of MHA's 2 NH HS. Grouped heads have no a, so mha, gqa and mqa cache just their k and v.
+// The cache: the part of each token's factor row that k and v are made of, in every layer:
+//     |   aK    |    bK    |   aV    |    bV    |      W = (RK + RV) (NH + HS) numbers instead of MHA's 2 NH HS
+//     | NH x RK | RK x HSK | NH x RV | RV x HSV |      bK is rotated
+// Grouped heads have no a, so mha, gqa and mqa cache exactly their k and v.
 
 enum { NUM_PARTS = 4 };     // aK, bK, aV, bV
 
 typedef struct {
     CacheKind kind;
-    int64_t L, B, capacity, W;          // W: numbers of a token and layer
+    int64_t L, B, capacity, W;
     int64_t part[NUM_PARTS + 1];        // where each part starts in a row; the end
     float *numbers;                     // CACHE_NATIVE: (L, B, capacity, W)
     uint8_t *codes;                     // CACHE_FP8: (L, B, capacity, W) in e4m3
-    float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_PARTS), what the codes of a part count
+    float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_PARTS), value of a part's code 1.0
     float value[256];                   // of each code
 } Cache;
 
-// Numbers of a token and layer: k and v come last in a row of factors.
-static int64_t cache_width(const Model *m) { return m->P - m->k.a; }
-
-// Slots that are not in use hold NaN: whoever reads one finds out.
+// Slots that are not in use hold NaN, so that reading one shows.
 static void cache_init(Cache *c, const Model *m, CacheKind kind, int64_t B, int64_t capacity) {
-    *c = (Cache){.kind = kind, .L = m->config.n_layer, .B = B, .capacity = capacity, .W = cache_width(m)};
+    *c = (Cache){.kind = kind, .L = m->config.n_layer, .B = B, .capacity = capacity, .W = model_cache_width(m)};
     int64_t start = m->k.a, part[] = {0, m->k.b - start, m->v.a - start, m->v.b - start, c->W};
     memcpy(c->part, part, sizeof part);
     size_t tokens = (size_t)(c->L * B * capacity);
@@ -62,7 +60,7 @@ static void cache_write(Cache *c, int64_t l, int64_t b, int64_t t, const float *
     }
 }
 
-// That row; buffer (W) is where it may be put.
+// The row (W) of that token. It may be in buffer (W).
 static const float *cache_read(const Cache *c, int64_t l, int64_t b, int64_t t, float *buffer) {
     int64_t slot = cache_slot(c, l, b, t);
     if (c->kind == CACHE_NATIVE) return c->numbers + slot * c->W;
@@ -75,102 +73,107 @@ static const float *cache_read(const Cache *c, int64_t l, int64_t b, int64_t t, 
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// FlashTPA decoding: attention of a token straight from the cached factors, k and v never rebuilt. For every cached token,
-// with s over the vectors of k, r over those of q, u over those of v:
-//     P[s][r] = <bK[s], bQ[r]>                                                   the same for all heads
-//     L[h]    = scale_q scale_k / sqrt(HS) sum_{s,r} aK[h][s] aQ[h][r] P[s][r]
-//     p = exp(L[h] - largest so far);   o[h] += p sum_u aV[h][u] bV[u]           in the end y[h] = scale_v o[h] / sum of p
-// Grouped heads are the same with one term: head h takes vector h / (NH / R) and counts it once.
+// FlashTPA decoding (paper, Algorithm 2): attention of one token straight from the cached factors; k and v are never
+// rebuilt. For every cached token, with s over the vectors of k, r over those of q and u over those of v:
+//     dot[s][r] = <bK[s], bQ[r]>                                                     shared by all heads
+//     logit[h]  = scale_q scale_k / sqrt(HSK) sum_{s,r} aK[h][s] aQ[h][r] dot[s][r]
+//     p = exp(logit[h] - largest so far);   o[h] += p sum_u aV[h][u] bV[u]
+// and at the end y[h] = scale_v o[h] / sum p.
+// Grouped heads are the same with one term: head h uses vector h / (NH / R) with weight 1.
 
-enum { SPLITS = 16, MIN_SPLIT = 64 };       // a sequence is shared out in at most SPLITS parts of at least MIN_SPLIT tokens
+// a sequence is split into at most SPLITS parts of at least MIN_SPLIT tokens
+enum { SPLITS = 16, MIN_SPLIT = 64 };
 
-// The vectors that head h is made of, first to first + count - 1, and their weights; a NULL: 1.
+// The vectors that head h is made of, first to first + count - 1, and their weights a (count); NULL: all are 1.
 typedef struct { int64_t first, count; const float *a; } Terms;
 static inline Terms head_terms(const Heads *heads, const float *row, int64_t h, int64_t NH) {
     if (heads->kind == HEADS_GROUPED) return (Terms){h / (NH / heads->R), 1, NULL};
     return (Terms){0, heads->R, row + heads->a + h * heads->R};
 }
 
-// Tokens begin to end - 1 of sequence b, for the query whose factors are fac (Pp). out: o (NH, HS), then the largest L (NH), then the sum of
-// p (NH). scratch: P (RK, RQ), L (NH) and a row (W).
-static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *c, int64_t l, int64_t b, int64_t begin,
-                           int64_t end) {
+// Tokens begin to end - 1 of sequence b, for the query with factor row fac (Pp). out: o (NH, HSV), the largest logits
+// (NH), the sums of p (NH). scratch: dot (RK, RQ), logit (NH) and a cache row (W).
+static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *c, int64_t l,
+                           int64_t b, int64_t begin, int64_t end) {
     const Heads *q = &m->q, *k = &m->k, *v = &m->v;
-    int64_t NH = m->config.n_head, HS = m->config.head_dim, RQ = q->R, RK = k->R;
-    float *largest = out + NH * HS, *sum = largest + NH, *P = scratch, *L = P + RK * RQ, *buffer = L + NH;
-    float scale = (float)(q->scale * k->scale / sqrt((double)HS));
+    int64_t NH = m->config.n_head, HSK = m->HSK, HSV = m->HSV, RQ = q->R, RK = k->R;
+    float *largest = out + NH * HSV, *sum = largest + NH, *dot = scratch, *logit = dot + RK * RQ, *buffer = logit + NH;
+    float scale = (float)(q->scale * k->scale * m->scale);
     int grouped = q->kind == HEADS_GROUPED && k->kind == HEADS_GROUPED;
-    for (int64_t i = 0; i < NH * HS; i++) out[i] = 0;
+    for (int64_t i = 0; i < NH * HSV; i++) out[i] = 0;
     for (int64_t h = 0; h < NH; h++) largest[h] = -INFINITY, sum[h] = 0;
     for (int64_t t = begin; t < end; t++) {
-        const float *row = cache_read(c, l, b, t, buffer) - k->a;       // so that offsets in a row of factors hold
+        const float *row = cache_read(c, l, b, t, buffer) - k->a;       // so that columns of the factor row hold
         for (int64_t r = 0; r < RQ; r++)
             for (int64_t s = 0; s < RK; s++) {
-                if (grouped && s != r / (RQ / RK)) continue;            // no head asks for it
-                const float *bq = fac + q->b + r * HS, *bk = row + k->b + s * HS;
-                float dot = 0;
-                #pragma omp simd reduction(+:dot)
-                for (int64_t j = 0; j < HS; j++) dot += bk[j] * bq[j];
-                P[s * RQ + r] = dot;
+                if (grouped && s != r / (RQ / RK)) continue;            // no head needs it
+                const float *bq = fac + q->b + r * HSK, *bk = row + k->b + s * HSK;
+                float total = 0;
+                #pragma omp simd reduction(+:total)
+                for (int64_t j = 0; j < HSK; j++) total += bk[j] * bq[j];
+                dot[s * RQ + r] = total;
             }
         for (int64_t h = 0; h < NH; h++) {
             Terms tq = head_terms(q, fac, h, NH), tk = head_terms(k, row, h, NH);
             float total = 0;
             for (int64_t s = 0; s < tk.count; s++) {
                 float inner = 0;
-                for (int64_t r = 0; r < tq.count; r++) inner += (tq.a ? tq.a[r] : 1) * P[(tk.first + s) * RQ + tq.first + r];
+                for (int64_t r = 0; r < tq.count; r++)
+                    inner += (tq.a ? tq.a[r] : 1) * dot[(tk.first + s) * RQ + tq.first + r];
                 total += (tk.a ? tk.a[s] : 1) * inner;
             }
-            L[h] = scale * total;
+            logit[h] = scale * total;
         }
         for (int64_t h = 0; h < NH; h++) {
-            float *o = out + h * HS;
-            if (L[h] > largest[h]) {
-                float shrink = exp(largest[h] - L[h]);
-                for (int64_t j = 0; j < HS; j++) o[j] *= shrink;
-                sum[h] *= shrink, largest[h] = L[h];
+            float *o = out + h * HSV;
+            if (logit[h] > largest[h]) {
+                float shrink = exp(largest[h] - logit[h]);
+                for (int64_t j = 0; j < HSV; j++) o[j] *= shrink;
+                sum[h] *= shrink, largest[h] = logit[h];
             }
-            float p = exp(L[h] - largest[h]);
+            float p = exp(logit[h] - largest[h]);
             Terms tv = head_terms(v, row, h, NH);
             for (int64_t u = 0; u < tv.count; u++) {
-                const float *bv = row + v->b + (tv.first + u) * HS;
+                const float *bv = row + v->b + (tv.first + u) * HSV;
                 float weight = p * (tv.a ? tv.a[u] : 1);
-                for (int64_t j = 0; j < HS; j++) o[j] += weight * bv[j];
+                for (int64_t j = 0; j < HSV; j++) o[j] += weight * bv[j];
             }
             sum[h] += p;
         }
     }
 }
 
-// y (B, n, Dp) for queries with factors fac (B, n, Pp), query i of sequence b seeing its tokens 0 to length[b] + i, itself the last. Where a
-// sequence is split depends on its length alone, so y has the same bits with any number of threads, of sequences and of queries.
-// partial (B, SPLITS, NH, HS + 2), scratch (threads, scratch_size)
-static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t scratch_size, const float *fac, const Model *m, const Cache *c,
-                            int64_t l, const int64_t *length, int64_t B, int64_t n) {
-    int64_t NH = m->config.n_head, HS = m->config.head_dim, size = NH * (HS + 2);
+// y (B, n, Dp) of queries with factor rows fac (B, n, Pp). Query i of sequence b sees its tokens 0 to length[b] + i,
+// the last of which is its own. Splits depend on a sequence's length alone, so y has the same bits with any number of
+// threads, sequences and queries. partial (B, SPLITS, NH, HSV + 2), scratch (threads, scratch_size)
+static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t scratch_size, const float *fac,
+                            const Model *m, const Cache *c, int64_t l, const int64_t *length, int64_t B, int64_t n) {
+    int64_t NH = m->config.n_head, HSV = m->HSV, size = NH * (HSV + 2);
     for (int64_t i = 0; i < n; i++) {
         #pragma omp parallel for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < B; b++)
             for (int64_t split = 0; split < SPLITS; split++) {
-                int64_t tokens = length[b] + i + 1, part = (tokens - 1) / SPLITS + 1 > MIN_SPLIT ? (tokens - 1) / SPLITS + 1 : MIN_SPLIT;
+                int64_t tokens = length[b] + i + 1, part = (tokens - 1) / SPLITS + 1;
+                if (part < MIN_SPLIT) part = MIN_SPLIT;
                 int64_t begin = split * part, end = begin + part < tokens ? begin + part : tokens;
-                flashtpa_split(partial + (b * SPLITS + split) * size, scratch + omp_get_thread_num() * scratch_size, fac + (b * n + i) * m->Pp, m, c,
-                               l, b, begin, end);
+                flashtpa_split(partial + (b * SPLITS + split) * size, scratch + omp_get_thread_num() * scratch_size,
+                               fac + (b * n + i) * m->Pp, m, c, l, b, begin, end);
             }
         #pragma omp parallel for collapse(2)
         for (int64_t b = 0; b < B; b++)
             for (int64_t h = 0; h < NH; h++) {
-                float *out = y + (b * n + i) * m->Dp + h * HS, largest = -INFINITY, sum = 0;
+                float *out = y + (b * n + i) * m->Dp + h * HSV, largest = -INFINITY, sum = 0;
                 const float *parts = partial + b * SPLITS * size;
-                for (int64_t j = 0; j < HS; j++) out[j] = 0;
-                for (int64_t split = 0; split < SPLITS; split++) largest = fmax(largest, parts[split * size + NH * HS + h]);
+                for (int64_t j = 0; j < HSV; j++) out[j] = 0;
+                for (int64_t split = 0; split < SPLITS; split++)
+                    largest = fmax(largest, parts[split * size + NH * HSV + h]);
                 for (int64_t split = 0; split < SPLITS; split++) {
                     const float *part = parts + split * size;
-                    float weight = exp(part[NH * HS + h] - largest);        // 0 where the split has no tokens
-                    for (int64_t j = 0; j < HS; j++) out[j] += weight * part[h * HS + j];
-                    sum += weight * part[NH * HS + NH + h];
+                    float weight = exp(part[NH * HSV + h] - largest);       // 0 where the split has no tokens
+                    for (int64_t j = 0; j < HSV; j++) out[j] += weight * part[h * HSV + j];
+                    sum += weight * part[NH * HSV + NH + h];
                 }
-                for (int64_t j = 0; j < HS; j++) out[j] *= (float)m->v.scale / sum;
+                for (int64_t j = 0; j < HSV; j++) out[j] *= (float)m->v.scale / sum;
             }
     }
 }
@@ -181,140 +184,165 @@ static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t sc
 struct Generator {
     Model model;
     Cache cache;
-    int64_t B, rows, prefill_rows;      // rows: a step's or a prefill's, the larger
+    int64_t B, rows, prefill_rows;      // rows: of a step or a prefill, whichever is larger
     int64_t *length;                    // (B) tokens of each sequence
     float *params;                      // (num_stored)
-    // one row a token
+    // one row per token
     float *x, *n, *rstd;                // (rows, C), (rows, C), (rows)
     float *fac, *y, *u, *s;             // (rows, Pp), (rows, Dp), (rows, 2 Fp), (rows, Fp)
-    // of prefill
-    float *q, *k, *v;                   // (prefill_rows, D)
-    float *lse, *attention_scratch;     // (NH, prefill_rows), (threads, 2, QUERIES, prefill_rows)
-    // of steps
-    float *partial, *decode_scratch;    // (B, SPLITS, NH, HS + 2), (threads, decode_scratch_size)
+    // prefill
+    float *q, *k, *v;                   // (prefill_rows, NH, HSK) twice, (prefill_rows, NH, HSV)
+    float *lse, *attention_scratch;     // (NH, prefill_rows), (attention_scratch_size)
+    // steps
+    float *partial, *decode_scratch;    // (B, SPLITS, NH, HSV + 2), (threads, decode_scratch_size)
     int64_t decode_scratch_size;
-    // of the last tokens
+    // last tokens
     float *last, *logits;               // (B, C), (B, V)
-    float *rope;                        // (capacity, HS)
+    float *rope;                        // (capacity, HSR)
 };
 
 enum { NUM_GENERATOR_BUFFERS = 18 };
 
-// The table behind Generator's buffers: where each pointer is and how much it needs.
-static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill, Buffer out[NUM_GENERATOR_BUFFERS]) {
+// The table behind Generator's buffers: each pointer with its size.
+static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill,
+                            Buffer out[NUM_GENERATOR_BUFFERS]) {
     const Config *c = &m->config;
-    int64_t T = longest_prefill, rows = T > B * MAX_STEP_TOKENS ? T : B * MAX_STEP_TOKENS, threads = omp_get_max_threads();
-    int64_t NH = c->n_head, HS = c->head_dim;
-    g->rows = rows, g->prefill_rows = T, g->decode_scratch_size = m->k.R * m->q.R + NH + cache_width(m);
-    const struct { float **pointer; int64_t elements; } table[NUM_GENERATOR_BUFFERS] = {
-        {&g->params, (int64_t)m->num_stored}, {&g->x, rows * c->n_embd}, {&g->n, rows * c->n_embd}, {&g->rstd, rows}, {&g->fac, rows * m->Pp},
-        {&g->y, rows * m->Dp}, {&g->u, rows * 2 * m->Fp}, {&g->s, rows * m->Fp}, {&g->q, T * m->D}, {&g->k, T * m->D}, {&g->v, T * m->D},
-        {&g->lse, NH * T}, {&g->attention_scratch, threads * 2 * QUERIES * T}, {&g->partial, B * SPLITS * NH * (HS + 2)},
-        {&g->decode_scratch, threads * g->decode_scratch_size}, {&g->last, B * c->n_embd}, {&g->logits, B * c->vocab_size}, {&g->rope, capacity * HS}};
-    for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) out[i] = (Buffer){(void **)table[i].pointer, (size_t)table[i].elements, sizeof(float)};
+    int64_t T = longest_prefill, steps = B * MAX_STEP_TOKENS, rows = T > steps ? T : steps,
+        threads = omp_get_max_threads();
+    int64_t C = c->n_embd, NH = c->n_head, QK = NH * m->HSK;
+    g->rows = rows, g->prefill_rows = T, g->decode_scratch_size = m->k.R * m->q.R + NH + model_cache_width(m);
+    const Buffer table[NUM_GENERATOR_BUFFERS] = {
+        {&g->params, (int64_t)m->num_stored}, {&g->x, rows * C}, {&g->n, rows * C}, {&g->rstd, rows},
+        {&g->fac, rows * m->Pp}, {&g->y, rows * m->Dp}, {&g->u, rows * 2 * m->Fp}, {&g->s, rows * m->Fp},
+        {&g->q, T * QK}, {&g->k, T * QK}, {&g->v, T * m->D}, {&g->lse, NH * T},
+        {&g->attention_scratch, attention_scratch_size(T)}, {&g->partial, B * SPLITS * NH * (m->HSV + 2)},
+        {&g->decode_scratch, threads * g->decode_scratch_size}, {&g->last, B * C}, {&g->logits, B * c->vocab_size},
+        {&g->rope, capacity * m->HSR},
+    };
+    memcpy(out, table, sizeof table);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The model
 
-// out (N, OC) = inp (N, IC) w^T, or += where add: linear_forward for the few rows of a step. Reading the weights is the work then; and unlike
-// a library's product, these sums are the same whatever N is: a sequence gets the same text alone and among others.
-static void linear_step(float *out, const float *inp, const float *w, int64_t N, int64_t IC, int64_t OC, int add) {
+// linear_forward for the few rows of a step, where reading the weights is the work. Unlike those of a library, its
+// sums do not depend on N: a sequence gets the same text alone and among others.
+static void linear_step(float *out, const float *inp, const float *w, int64_t N, int64_t IC, int64_t OC,
+                        OutputMode mode) {
     #pragma omp parallel for
     for (int64_t o = 0; o < OC; o++)
         for (int64_t n = 0; n < N; n++) {
-            const float *a = inp + n * IC, *b = w + o * IC;
+            const float *x = inp + n * IC, *row = w + o * IC;
             float dot = 0;
             #pragma omp simd reduction(+:dot)
-            for (int64_t i = 0; i < IC; i++) dot += a[i] * b[i];
-            out[n * OC + o] = add ? out[n * OC + o] + dot : dot;
+            for (int64_t i = 0; i < IC; i++) dot += x[i] * row[i];
+            out[n * OC + o] = mode == ACCUMULATE ? out[n * OC + o] + dot : dot;
         }
 }
 
-// PREFILL: a whole sequence by the trainer's operations. STEP: n tokens more, attention from the cache.
+// PREFILL: a whole sequence by the trainer's operators. STEP: n more tokens, with attention from the cache.
 typedef enum { PREFILL, STEP } Pass;
 
-// Appends n tokens to each of the sequences first to first + B - 1, ids (B, n): their factors go to the cache, and the logits of what
-// follows the last to their rows of g->logits. PREFILL: B = 1, and the sequence is empty.
+static void linear(Pass pass, float *out, const float *inp, const float *w, int64_t N, int64_t IC, int64_t OC,
+                   OutputMode mode) {
+    (pass == PREFILL ? linear_forward : linear_step)(out, inp, w, N, IC, OC, mode);
+}
+
+// What qkv_forward is to training: g->fac of layer l from its normed input g->n, k's and v's part of it to the cache;
+// in a prefill g->q, k and v too. Sequences first to first + B - 1, n tokens each.
+static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, Pass pass) {
+    const Model *m = &g->model;
+    int64_t N = B * n, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
+    const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
+    linear(pass, g->fac, g->n, w + m->wqkv, N, C, Pp, OVERWRITE);               // [aQ bQ aK bK aV bV] = n Wqkv^T
+    for (int64_t b = 0; b < B; b++) {
+        int64_t position = g->length[first + b];
+        float *fac = g->fac + b * n * Pp, *table = g->rope + position * m->HSR;
+        rope(fac, &m->q, table, 1, n, Pp, ROTATE);
+        rope(fac, &m->k, table, 1, n, Pp, ROTATE);
+        for (int64_t i = 0; i < n; i++) cache_write(&g->cache, l, first + b, position + i, fac + i * Pp + m->k.a);
+    }
+    if (pass == STEP) return;
+    contract_forward(g->q, g->fac, &m->q, n, NH, Pp);
+    contract_forward(g->k, g->fac, &m->k, n, NH, Pp);
+    contract_forward(g->v, g->fac, &m->v, n, NH, Pp);
+}
+
+// Appends n tokens to each of the sequences first to first + B - 1, ids (B, n): fills their cache, and their rows of
+// g->logits with the logits of what follows. PREFILL: B = 1, and the sequence is empty.
 static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, int64_t n, Pass pass) {
     const Model *m = &g->model;
     const Config *c = &m->config;
-    int64_t N = B * n, C = c->n_embd, NH = c->n_head, HS = c->head_dim, Pp = m->Pp, Dp = m->Dp, Fp = m->Fp;
-    void (*linear)(float *, const float *, const float *, int64_t, int64_t, int64_t, int) = pass == PREFILL ? linear_forward : linear_step;
-    encoder_forward(g->x, ids, g->params + m->wte, N, C);
+    int64_t N = B * n, C = c->n_embd, NH = c->n_head, Dp = m->Dp, Fp = m->Fp, V = c->vocab_size;
+    const float *wte = g->params + m->wte;
+    encoder_forward(g->x, ids, wte, N, C);                                      // x = wte[idx]
     for (int64_t l = 0; l < c->n_layer; l++) {
         const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
 
-        rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);
-        linear(g->fac, g->n, w + m->wqkv, N, C, Pp, 0);
-        for (int64_t b = 0; b < B; b++) {
-            float *fac = g->fac + b * n * Pp, *table = g->rope + g->length[first + b] * HS;
-            rope(fac, &m->q, table, 1, n, HS, Pp, ROTATE);
-            rope(fac, &m->k, table, 1, n, HS, Pp, ROTATE);
-            for (int64_t i = 0; i < n; i++) cache_write(&g->cache, l, first + b, g->length[first + b] + i, fac + i * Pp + m->k.a);
-        }
-        if (pass == PREFILL) {
-            heads_forward(g->q, g->fac, &m->q, n, NH, HS, Pp);
-            heads_forward(g->k, g->fac, &m->k, n, NH, HS, Pp);
-            heads_forward(g->v, g->fac, &m->v, n, NH, HS, Pp);
-            attention_forward(g->y, g->lse, g->attention_scratch, g->q, g->k, g->v, 1, n, NH, HS, Dp);
-        } else flashtpa_decode(g->y, g->partial, g->decode_scratch, g->decode_scratch_size, g->fac, m, &g->cache, l, g->length, B, n);
-        linear(g->x, g->y, w + m->wo, N, Dp, C, 1);
+        rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);                 // n = x / rms(x)
+        qkv_decode(g, l, first, B, n, pass);                                    // factors, cache
+        if (pass == PREFILL)                                                    // y = attention(q, k, v)
+            attention_forward(g->y, g->lse, g->attention_scratch, g->q, g->k, g->v, 1, n, NH, m->HSK, m->HSV, Dp,
+                              m->scale);
+        else
+            flashtpa_decode(g->y, g->partial, g->decode_scratch, g->decode_scratch_size, g->fac, m, &g->cache, l,
+                            g->length, B, n);
+        linear(pass, g->x, g->y, w + m->wo, N, Dp, C, ACCUMULATE);              // x += y Wo^T
 
-        rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);
-        linear(g->u, g->n, w + m->w12, N, C, 2 * Fp, 0);
-        swiglu_forward(g->s, g->u, N, Fp);
-        linear(g->x, g->s, w + m->w3, N, Fp, C, 1);
+        rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);                 // n = x / rms(x)
+        linear(pass, g->u, g->n, w + m->w12, N, C, 2 * Fp, OVERWRITE);          // u = n W1^T, n W2^T
+        swiglu_forward(g->s, g->u, N, Fp);                                      // s = silu(n W1^T) * (n W2^T)
+        linear(pass, g->x, g->s, w + m->w3, N, Fp, C, ACCUMULATE);              // x += s W3^T
     }
     for (int64_t b = 0; b < B; b++) {
         rmsnorm_forward(g->last + b * C, g->rstd, g->x + (b * n + n - 1) * C, 1, C, c->rms_eps);
         g->length[first + b] += n;
     }
-    linear_step(g->logits + first * c->vocab_size, g->last, g->params + m->wte, B, C, c->vocab_size, 0);
+    linear_step(g->logits + first * V, g->last, wte, B, C, V, OVERWRITE);       // logits = n wte^T
 }
 
 // =====================================================================================================================
-// What the generating program (llmc/generator.h) needs
+// The generating program (llmc/generator.h) around this model
 
-int generator_pad(void) { return trainer_pad(); }
-double generator_tolerance(void) { return 1e-5; }       // test_t6.c's for golden files, which are checked in the same fp32
+static void generator_start(const GenerateOptions *o) { cpu_start(o->threads, 1); }
 
-void generator_start(GenerateOptions *o) { trainer_start(&(TrainOptions){.threads = o->threads}); }
-
-double generator_cache_bytes(const GenerateOptions *o, const Model *m, int64_t tokens) {
-    double numbers = (double)cache_width(m), bytes = o->cache_kind == CACHE_FP8 ? numbers + NUM_PARTS * sizeof(float) : numbers * sizeof(float);
+static double generator_cache_bytes(const GenerateOptions *o, const Model *m, int64_t tokens) {
+    double numbers = (double)model_cache_width(m), bytes = numbers * sizeof(float);
+    if (o->cache_kind == CACHE_FP8) bytes = numbers + NUM_PARTS * sizeof(float);
     return (double)tokens * (double)m->config.n_layer * bytes;
 }
 
-void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t capacity) {
+static void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t capacity) {
     Generator unused;
     Buffer table[NUM_GENERATOR_BUFFERS];
     generator_table(&unused, m, B, capacity, o->longest_prefill, table);
-    double weights = (double)m->num_stored * sizeof(float), cache = (double)B * generator_cache_bytes(o, m, capacity), work = -weights;
-    for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) work += (double)table[i].elements * (double)table[i].bytes;
-    double need = weights + cache + work, have = available_memory_bytes(), MiB = 0x1p20, GiB = 0x1p30;
+    double weights = (double)m->num_stored * sizeof(float), cache = (double)B * generator_cache_bytes(o, m, capacity);
+    double activations = -weights, MiB = 0x1p20, GiB = 0x1p30;
+    for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) activations += (double)table[i].elements * sizeof(float);
+    double need = weights + cache + activations, have = cpu_available_bytes();
     if (o->stats || o->plan)
-        fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f available\n", weights / MiB, cache / MiB, work / MiB,
-                need / MiB, have / MiB);
+        fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f available\n",
+                weights / MiB, cache / MiB, activations / MiB, need / MiB, have / MiB);
     if (need > have)
-        die(EXIT_INPUT, "this run needs %.1f GiB of memory (cache %.1f) and %.1f are available: lower --max-tokens (-g), or give fewer or shorter "
-            "prompts", need / GiB, cache / GiB, have / GiB);
+        die(EXIT_INPUT, "this run needs %.1f GiB of memory (cache %.1f) and %.1f are available: lower --max-tokens "
+            "(-g), or use fewer or shorter prompts", need / GiB, cache / GiB, have / GiB);
 }
 
-Generator *generator_open(const GenerateOptions *o, const Config *config, int64_t B, int64_t capacity) {
+static Generator *generator_open(const GenerateOptions *o, const Config *config, int64_t B, int64_t capacity) {
     Generator *g = xcalloc(1, sizeof *g);
     Buffer table[NUM_GENERATOR_BUFFERS];
-    model_init(&g->model, config, generator_pad());
+    model_init(&g->model, config, 1);
     generator_table(g, &g->model, B, capacity, o->longest_prefill, table);
-    for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) *table[i].pointer = xcalloc(table[i].elements, table[i].bytes);
+    for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) *table[i].pointer = xcalloc((size_t)table[i].elements,
+                                                                                sizeof(float));
     cache_init(&g->cache, &g->model, o->cache_kind, B, capacity);
-    rope_table(g->rope, capacity, config->head_dim, config->rope_base);
+    rope_table(g->rope, capacity, g->model.HSR, config->rope_base);
     g->length = xcalloc((size_t)B, sizeof *g->length);
     g->B = B;
     return g;
 }
 
-void generator_close(Generator *g) {
+static void generator_close(Generator *g) {
     Buffer table[NUM_GENERATOR_BUFFERS];
     generator_table(g, &g->model, g->B, g->cache.capacity, g->prefill_rows, table);
     for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) free(*table[i].pointer);
@@ -323,37 +351,47 @@ void generator_close(Generator *g) {
     free(g);
 }
 
-const Model *generator_model(Generator *g) { return &g->model; }
+static const Model *generator_model(const Generator *g) { return &g->model; }
 
-// The model's own memory is host memory: there is nothing to copy.
-float *generator_host_weights(Generator *g) { return g->params; }
-void generator_take_weights(Generator *g) { (void)g; }
+// The model's own memory is host memory: nothing is copied.
+static float *generator_host_weights(Generator *g) { return g->params; }
+static void generator_load_weights(Generator *g) { (void)g; }
 
-void generator_prefill(Generator *g, int64_t b, const int32_t *ids, int64_t n) {
-    if (n < 1 || n > g->prefill_rows || n > g->cache.capacity) die(EXIT_SYSTEM, "internal error: a prefill of %" PRId64 " tokens", n);
+static void generator_prefill(Generator *g, int64_t b, const int32_t *ids, int64_t n) {
+    if (n < 1 || n > g->prefill_rows || n > g->cache.capacity)
+        die(EXIT_SYSTEM, "internal error: a prefill of %" PRId64 " tokens", n);
     g->length[b] = 0;
     forward(g, ids, b, 1, n, PREFILL);
 }
 
-void generator_step(Generator *g, const int32_t *ids, int64_t n) {
+static void generator_step(Generator *g, const int32_t *ids, int64_t n) {
     for (int64_t b = 0; b < g->B; b++)
         if (n < 1 || n > MAX_STEP_TOKENS || g->length[b] + n > g->cache.capacity)
             die(EXIT_SYSTEM, "internal error: a step of %" PRId64 " tokens after %" PRId64, n, g->length[b]);
     forward(g, ids, 0, g->B, n, STEP);
 }
 
-void generator_sample(Generator *g, const SamplerOptions *s, uint64_t seed, int32_t *next) {
+static void generator_sample(Generator *g, const SamplerOptions *s, uint64_t seed, int32_t *next) {
     int64_t V = g->model.config.vocab_size;
     #pragma omp parallel for
-    for (int64_t b = 0; b < g->B; b++) next[b] = sample_token(g->logits + b * V, (int)V, s, generator_uniform(seed, b, g->length[b]));
+    for (int64_t b = 0; b < g->B; b++)
+        next[b] = sample_token(g->logits + b * V, (int)V, s, generator_uniform(seed, b, g->length[b]));
 }
 
-void generator_logits(Generator *g, float *logits) {
+static void generator_logits(Generator *g, float *logits) {
     memcpy(logits, g->logits, (size_t)(g->B * g->model.config.vocab_size) * sizeof *logits);
 }
 
-#ifndef GENERATE_NO_MAIN
 int main(int argc, char **argv) {
-    return generator_main(argc, argv, "generate_t6: text from a T6 checkpoint, on the CPU. Without flags: from out, after a prompt on standard input");
+    static const GeneratorModel model = {
+        .title = "generate_t6: text from a T6 checkpoint, on the CPU. Without flags: from out, after the prompt on "
+                 "standard input.",
+        .pad = 1,
+        .tolerance = 1e-5,      // test_t6.c's for golden files, which are checked in the same fp32
+        .start = generator_start, .plan = generator_plan, .cache_bytes = generator_cache_bytes, .open = generator_open,
+        .close = generator_close, .model = generator_model, .host_weights = generator_host_weights,
+        .load_weights = generator_load_weights, .prefill = generator_prefill, .step = generator_step,
+        .sample = generator_sample, .logits = generator_logits,
+    };
+    return generator_main(argc, argv, &model);
 }
-#endif

@@ -1,92 +1,93 @@
 // train_t6.c: T6, the transformer of "Tensor Product Attention Is All You Need" (arXiv 2501.06425), trained on the CPU.
 //
-// This program is the reference: fp32, one plain function per operation, forward beside backward. The GPU trainer is checked
-// against it, and it is checked against finite differences and golden vectors (test_t6.c). It reads from top to bottom:
-//   matrix product | operations, forward and backward | memory | the model | AdamW | what the training program needs
+// Tensor product attention (TPA) makes the queries, keys and values of a token from factors that are linear in the
+// token's normed vector n: head factors a_r (NH) and token factors b_r (HS), R of each (RQ, RK and RV).
 //
-// Shapes, everywhere: B sequences of T tokens, N = B*T. C width, L layers, NH heads of HS numbers, D = NH*HS, F MLP width,
-// V vocabulary. P: width of a token's row of factors, which make q, k and v (Heads in llmc/model.h). Dp, Fp, Pp, Vp are these
-// as stored, padded with zeros. Gradients of x are called dx. Backward functions add to gradients of weights and of the
-// residual stream (+=), and overwrite the others (=).
+//     q = 1/RQ sum_r aQ_r (x) rope(bQ_r)      k = 1/RK sum_r aK_r (x) rope(bK_r)      v = 1/RV sum_r aV_r (x) bV_r
+//     y = softmax(q k^T / sqrt(HSK), causal) v, head by head
+//     x += y Wo
+//
+// All factors of a token are one row of one matrix product, n Wqkv^T:
+//
+//     |   aQ    |    bQ    |   aK    |    bK    |   aV    |    bV    | pad |
+//     | NH x RQ | RQ x HSK | NH x RK | RK x HSK | NH x RV | RV x HSV |     |      P numbers, stored as Pp
+//
+// Decoding caches aK bK aV bV and nothing else. MHA, GQA and MQA are the same model with fixed a (Heads, llmc/model.h).
+//
+// This program is the reference: fp32, one plain function per operator, each forward next to its backward. The GPU
+// trainer is checked against it; test_t6.c checks it against finite differences and golden vectors. Reading order:
+//     matrix product | operators | memory | the model | update | the training program's model
+//
+// Shapes:  B sequences of T tokens, N = B*T      C width       L layers          F MLP width        V vocabulary
+//          NH heads                              HSK numbers of a query/key head, HSV of a value head, D = NH*HSV
+//          RQ, RK, RV ranks of q, k, v           P width of a factor row         Dp, Fp, Pp, Vp: as stored, zero-padded
+// The gradient of x is dx. Backward functions add to the gradients of weights and of the residual stream (+=) and
+// overwrite all others (=).
 #include <omp.h>
-#include <tgmath.h>
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-#ifdef USE_OPENBLAS
-#include <cblas.h>
-#endif
 
-#include "llmc/trainer.h"
-
-#ifndef REAL
-#define REAL float      // test_t6.c compiles this file with double too, so that finite differences are sharp
-#endif
-typedef REAL real;
-
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-// gcc may then take exponentials by the vector in plain loops, with glibc's libmvec (at most 4 ulp off).
-__attribute__((simd("notinbranch"))) float (expf)(float);
-__attribute__((simd("notinbranch"))) double (exp)(double);
-#endif
+#include "llmc/comm.h"
+#include "llmc/cpu.h"
+#include "train_t6.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Matrix product
 
-typedef enum { AS_IS, TRANSPOSED } Layout;
-
-// c (M, N) = beta * c + alpha * a b on one thread, row-major, beta 0 or 1. ldx: from one stored row of x to the next.
-//   a is (M, K), or stored (K, M) when TRANSPOSED;  b is (K, N), or stored (N, K) when TRANSPOSED
-void gemm(real *c, int64_t ldc, const real *a, int64_t lda, Layout a_is, const real *b, int64_t ldb, Layout b_is, int64_t M, int64_t N, int64_t K,
-          real alpha, real beta) {
+// out (M, N) = beta * out + alpha * left right on one thread, row-major, beta 0 or 1. ldx: elements from one stored
+// row of x to the next.
+//   left is (M, K), or stored (K, M) when TRANSPOSED;  right is (K, N), or stored (N, K) when TRANSPOSED
+void gemm(real *out, int64_t ldo, const real *left, int64_t ldl, Layout left_is, const real *right, int64_t ldr,
+          Layout right_is, int64_t M, int64_t N, int64_t K, real alpha, real beta) {
 #ifdef USE_OPENBLAS
-    CBLAS_TRANSPOSE ta = a_is == TRANSPOSED ? CblasTrans : CblasNoTrans, tb = b_is == TRANSPOSED ? CblasTrans : CblasNoTrans;
-    _Generic(alpha, float: cblas_sgemm, double: cblas_dgemm)(CblasRowMajor, ta, tb, (int)M, (int)N, (int)K, alpha, (const void *)a, (int)lda,
-                                                             (const void *)b, (int)ldb, beta, (void *)c, (int)ldc);
+    blas_gemm(out, ldo, left, ldl, left_is, right, ldr, right_is, M, N, K, alpha, beta);
 #else
     for (int64_t i = 0; i < M; i++) {
-        real *row = c + i * ldc;
+        real *row = out + i * ldo;
         for (int64_t j = 0; beta == 0 && j < N; j++) row[j] = 0;
-        if (b_is == TRANSPOSED) {
+        if (right_is == TRANSPOSED) {
             for (int64_t j = 0; j < N; j++) {
                 real sum = 0;
                 #pragma omp simd reduction(+:sum)
-                for (int64_t k = 0; k < K; k++) sum += (a_is == TRANSPOSED ? a[k * lda + i] : a[i * lda + k]) * b[j * ldb + k];
+                for (int64_t k = 0; k < K; k++)
+                    sum += (left_is == TRANSPOSED ? left[k * ldl + i] : left[i * ldl + k]) * right[j * ldr + k];
                 row[j] += alpha * sum;
             }
         } else {
             for (int64_t k = 0; k < K; k++) {
-                real scale = alpha * (a_is == TRANSPOSED ? a[k * lda + i] : a[i * lda + k]);
+                real scale = alpha * (left_is == TRANSPOSED ? left[k * ldl + i] : left[i * ldl + k]);
                 #pragma omp simd
-                for (int64_t j = 0; j < N; j++) row[j] += scale * b[k * ldb + j];
+                for (int64_t j = 0; j < N; j++) row[j] += scale * right[k * ldr + j];
             }
         }
     }
 #endif
 }
 
-// The same product shared out among all threads in tiles of the output, 256 x 512 where that makes enough of them. Tiles depend on the
-// shape alone and every element is one sum in one order, so the bits do not depend on the number of threads.
-void matmul(real *c, int64_t ldc, const real *a, int64_t lda, Layout a_is, const real *b, int64_t ldb, Layout b_is, int64_t M, int64_t N, int64_t K,
-            real beta) {
+// The same product on all threads, out = left right or out += left right, in tiles of the output (256 x 512, or
+// smaller where that makes fewer than 16). Tiles depend on the shape alone and each element is one sum in one order,
+// so the bits do not depend on the number of threads.
+void matmul(real *out, int64_t ldo, const real *left, int64_t ldl, Layout left_is, const real *right, int64_t ldr,
+            Layout right_is, int64_t M, int64_t N, int64_t K, OutputMode mode) {
     int64_t tile_m = 256, tile_n = 512;
-    while (((M - 1) / tile_m + 1) * ((N - 1) / tile_n + 1) < 16 && tile_n > 64) tile_n >= tile_m ? (tile_n /= 2) : (tile_m /= 2);
+    while (((M - 1) / tile_m + 1) * ((N - 1) / tile_n + 1) < 16 && tile_n > 64)
+        tile_n >= tile_m ? (tile_n /= 2) : (tile_m /= 2);
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t i = 0; i < M; i += tile_m)
         for (int64_t j = 0; j < N; j += tile_n)
-            gemm(c + i * ldc + j, ldc, a_is == TRANSPOSED ? a + i : a + i * lda, lda, a_is, b_is == TRANSPOSED ? b + j * ldb : b + j, ldb, b_is,
-                 M - i < tile_m ? M - i : tile_m, N - j < tile_n ? N - j : tile_n, K, 1, beta);
+            gemm(out + i * ldo + j, ldo, left_is == TRANSPOSED ? left + i : left + i * ldl, ldl, left_is,
+                 right_is == TRANSPOSED ? right + j * ldr : right + j, ldr, right_is, M - i < tile_m ? M - i : tile_m,
+                 N - j < tile_n ? N - j : tile_n, K, 1, mode == ACCUMULATE);
 }
 
-// A linear layer without bias: out (N, OC) = inp (N, IC) w^T, w being (OC, IC). add = 1: out +=, for the residual stream.
-void linear_forward(real *out, const real *inp, const real *w, int64_t N, int64_t IC, int64_t OC, int add) {
-    matmul(out, OC, inp, IC, AS_IS, w, IC, TRANSPOSED, N, OC, IC, (real)add);
+// A linear layer without bias: out (N, OC) = inp (N, IC) w^T, w (OC, IC). ACCUMULATE: out +=, for the residual stream.
+void linear_forward(real *out, const real *inp, const real *w, int64_t N, int64_t IC, int64_t OC, OutputMode mode) {
+    matmul(out, OC, inp, IC, AS_IS, w, IC, TRANSPOSED, N, OC, IC, mode);
 }
 
 // dinp (N, IC) = dout (N, OC) w;  dw (OC, IC) += dout^T inp
-void linear_backward(real *dinp, real *dw, const real *dout, const real *inp, const real *w, int64_t N, int64_t IC, int64_t OC) {
-    matmul(dinp, IC, dout, OC, AS_IS, w, IC, AS_IS, N, IC, OC, 0);
-    matmul(dw, IC, dout, OC, TRANSPOSED, inp, IC, AS_IS, OC, IC, N, 1);
+void linear_backward(real *dinp, real *dw, const real *dout, const real *inp, const real *w, int64_t N, int64_t IC,
+                     int64_t OC) {
+    matmul(dinp, IC, dout, OC, AS_IS, w, IC, AS_IS, N, IC, OC, OVERWRITE);
+    matmul(dw, IC, dout, OC, TRANSPOSED, inp, IC, AS_IS, OC, IC, N, ACCUMULATE);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ void encoder_forward(real *x, const int32_t *idx, const real *wte, int64_t N, in
     for (int64_t n = 0; n < N; n++) memcpy(x + n * C, wte + idx[n] * C, (size_t)C * sizeof *x);
 }
 
-// Threads own columns, so that rows that meet (the same token twice) add up in one order.
+// A thread adds up whole columns, so that a token that occurs twice is summed in one order.
 void encoder_backward(real *dwte, const real *dx, const int32_t *idx, int64_t N, int64_t C) {
     #pragma omp parallel for
     for (int64_t c0 = 0; c0 < C; c0 += 64)
@@ -121,7 +122,7 @@ void rmsnorm_forward(real *out, real *rstd, const real *x, int64_t N, int64_t C,
     }
 }
 
-// dx += rstd (dout - out mean(dout out)): written with the output, so that x need not be kept.
+// dx += rstd (dout - out mean(dout out)), in terms of the output, so that x need not be kept.
 void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *rstd, int64_t N, int64_t C) {
     #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
@@ -134,29 +135,29 @@ void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *r
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// RoPE on the vectors of a row of factors, in place: pair (i, i + HS/2) at position t turns by t base^(-2i/HS). For TPA this
-// is R vectors a token instead of NH heads (paper, section 3.2).
+// RoPE on the token factors of a factor row, in place: the last HSR numbers of each vector are rotated in pairs (i, i
+// + HSR/2), at position t by the angle t base^(-2i/HSR). For TPA that is R vectors a token instead of NH heads
+// (paper, section 3.2).
 
-typedef enum { ROTATE, ROTATE_BACK } Direction;
-
-// table (T, HS): cosines in the first half of a row, sines in the second.
-void rope_table(real *table, int64_t T, int64_t HS, double base) {
+// table (T, HSR): cosines in the first half of a row, sines in the second.
+void rope_table(real *table, int64_t T, int64_t HSR, double base) {
     for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0; i < HS / 2; i++) {
-            double angle = (double)t * pow(base, -2.0 * (double)i / (double)HS);
-            table[t * HS + i] = (real)cos(angle), table[t * HS + HS / 2 + i] = (real)sin(angle);
+        for (int64_t i = 0; i < HSR / 2; i++) {
+            double angle = (double)t * rope_frequency(i, HSR, base);
+            table[t * HSR + i] = (real)cos(angle), table[t * HSR + HSR / 2 + i] = (real)sin(angle);
         }
 }
 
-// fac (B, T, Pp): turns the vectors of `heads`. The gradient turns back, a rotation's inverse being its transpose.
-void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T, int64_t HS, int64_t Pp, Direction direction) {
-    if (!heads->rope) return;
+// fac (B, T, Pp): rotates the vectors of `heads`. ROTATE_BACK is for gradients: a rotation's transpose is its inverse.
+void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T, int64_t Pp, Direction direction) {
+    int64_t HS = heads->HS, HSR = heads->HSR;
+    if (HSR == 0) return;
     #pragma omp parallel for
     for (int64_t n = 0; n < B * T; n++) {
-        const real *cosine = table + n % T * HS, *sine = cosine + HS / 2;
+        const real *cosine = table + n % T * HSR, *sine = cosine + HSR / 2;
         for (int64_t r = 0; r < heads->R; r++) {
-            real *x1 = fac + n * Pp + heads->b + r * HS, *x2 = x1 + HS / 2;
-            for (int64_t i = 0; i < HS / 2; i++) {
+            real *x1 = fac + n * Pp + heads->b + r * HS + HS - HSR, *x2 = x1 + HSR / 2;
+            for (int64_t i = 0; i < HSR / 2; i++) {
                 real c = cosine[i], s = direction == ROTATE ? sine[i] : -sine[i], x = x1[i], y = x2[i];
                 x1[i] = x * c + y * s;
                 x2[i] = y * c - x * s;
@@ -166,42 +167,45 @@ void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Heads from factors: out (N, NH, HS), head i of a token = scale * sum_r a[i][r] b_r (Heads in llmc/model.h). fac (N, Pp)
+// Contraction of factors: out (N, NH, HS), head i of a token = scale * sum_r a[i][r] b_r. fac (N, Pp), rotated
 
-void heads_forward(real *out, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t HS, int64_t Pp) {
+void contract_forward(real *out, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t Pp) {
+    int64_t HS = heads->HS;
     #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *a = fac + n * Pp + heads->a, *b = fac + n * Pp + heads->b;
         for (int64_t i = 0; i < NH; i++) {
-            real *o = out + (n * NH + i) * HS;
+            real *head = out + (n * NH + i) * HS;
             if (heads->kind == HEADS_GROUPED) {
-                memcpy(o, b + i / (NH / heads->R) * HS, (size_t)HS * sizeof *o);
+                memcpy(head, b + i / (NH / heads->R) * HS, (size_t)HS * sizeof *head);
                 continue;
             }
-            memset(o, 0, (size_t)HS * sizeof *o);
+            memset(head, 0, (size_t)HS * sizeof *head);
             for (int64_t r = 0; r < heads->R; r++) {
                 real weight = (real)heads->scale * a[i * heads->R + r];
-                for (int64_t j = 0; j < HS; j++) o[j] += weight * b[r * HS + j];
+                for (int64_t j = 0; j < HS; j++) head[j] += weight * b[r * HS + j];
             }
         }
     }
 }
 
 // da[i][r] = scale <dout_i, b_r>;  db_r = scale sum_i a[i][r] dout_i
-void heads_backward(real *dfac, const real *dout, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t HS, int64_t Pp) {
+void contract_backward(real *dfac, const real *dout, const real *fac, const Heads *heads, int64_t N, int64_t NH,
+                       int64_t Pp) {
+    int64_t HS = heads->HS;
     #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *a = fac + n * Pp + heads->a, *b = fac + n * Pp + heads->b;
         real *da = dfac + n * Pp + heads->a, *db = dfac + n * Pp + heads->b, scale = (real)heads->scale;
         memset(db, 0, (size_t)(heads->R * HS) * sizeof *db);
         for (int64_t i = 0; i < NH; i++) {
-            const real *d = dout + (n * NH + i) * HS;
+            const real *dhead = dout + (n * NH + i) * HS;
             for (int64_t r = 0; r < heads->R; r++) {
                 if (heads->kind == HEADS_GROUPED && i / (NH / heads->R) != r) continue;
                 real weight = heads->kind == HEADS_GROUPED ? 1 : scale * a[i * heads->R + r], sum = 0;
                 for (int64_t j = 0; j < HS; j++) {
-                    db[r * HS + j] += weight * d[j];
-                    sum += d[j] * b[r * HS + j];
+                    db[r * HS + j] += weight * dhead[j];
+                    sum += dhead[j] * b[r * HS + j];
                 }
                 if (heads->kind == HEADS_FACTORED) da[i * heads->R + r] = scale * sum;
             }
@@ -210,17 +214,21 @@ void heads_backward(real *dfac, const real *dout, const real *fac, const Heads *
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Causal attention: y = softmax(q k^T / sqrt(HS)) v. q, k, v (B, T, NH, HS), y (B, T, Dp), lse (B, NH, T) the logarithm of
-// each softmax's denominator. Blocks of QUERIES rows: the T x T matrix is never whole.
+// Causal attention: y = softmax(scale q k^T) v. q, k (B, T, NH, HSK), v (B, T, NH, HSV), y (B, T, Dp), lse (B, NH,
+// T): the logarithm of each softmax's denominator. Works on blocks of QUERIES rows; the T x T matrix is never whole.
 
 enum { QUERIES = 64 };
 
-// p (rows, end) = exp(s - lse) for `rows` queries from t0, s = q k^T / sqrt(HS), masked to 0 beyond each query's own position.
-// FIND_LSE writes the lse, USE_LSE reads it.
+// Numbers of scratch memory, (threads, 2, QUERIES, T), for both passes.
+int64_t attention_scratch_size(int64_t T) { return omp_get_max_threads() * 2 * QUERIES * T; }
+
+// p (rows, end) = exp(scale q k^T - lse) for `rows` queries from position t0 on; 0 after each query's own position.
+// FIND_LSE writes lse (rows), USE_LSE reads it. Rows of q and k are ld apart.
 typedef enum { FIND_LSE, USE_LSE } LseMode;
-static void attention_probabilities(real *p, real *lse, const real *q, const real *k, int64_t t0, int64_t rows, int64_t D, int64_t HS, LseMode mode) {
+static void attention_probabilities(real *p, real *lse, const real *q, const real *k, int64_t t0, int64_t rows,
+                                    int64_t ld, int64_t HSK, double scale, LseMode mode) {
     int64_t end = t0 + rows;
-    gemm(p, end, q, D, AS_IS, k, D, TRANSPOSED, rows, end, HS, (real)(1 / sqrt((double)HS)), 0);
+    gemm(p, end, q, ld, AS_IS, k, ld, TRANSPOSED, rows, end, HSK, (real)scale, 0);
     for (int64_t i = 0; i < rows; i++) {
         real *row = p + i * end;
         int64_t n = t0 + i + 1;
@@ -242,52 +250,55 @@ static void attention_probabilities(real *p, real *lse, const real *q, const rea
     }
 }
 
-// scratch (threads, 2, QUERIES, T), here and in the backward pass
-void attention_forward(real *y, real *lse, real *scratch, const real *q, const real *k, const real *v, int64_t B, int64_t T, int64_t NH, int64_t HS,
-                       int64_t Dp) {
-    int64_t D = NH * HS;
+void attention_forward(real *y, real *lse, real *scratch, const real *q, const real *k, const real *v, int64_t B,
+                       int64_t T, int64_t NH, int64_t HSK, int64_t HSV, int64_t Dp, double scale) {
+    int64_t K = NH * HSK, V = NH * HSV;     // numbers of a token's q or k, and of its v
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < NH; h++) {
             real *p = scratch + omp_get_thread_num() * 2 * QUERIES * T;
-            int64_t at = b * T * D + h * HS;
+            const real *q_head = q + b * T * K + h * HSK, *k_head = k + b * T * K + h * HSK;
+            const real *v_head = v + b * T * V + h * HSV;
             for (int64_t t = 0; t < T; t += QUERIES) {
                 int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
-                attention_probabilities(p, lse + (b * NH + h) * T + t, q + at + t * D, k + at, t, rows, D, HS, FIND_LSE);
-                gemm(y + (b * T + t) * Dp + h * HS, Dp, p, end, AS_IS, v + at, D, AS_IS, rows, HS, end, 1, 0);
+                attention_probabilities(p, lse + (b * NH + h) * T + t, q_head + t * K, k_head, t, rows, K, HSK, scale,
+                                        FIND_LSE);
+                gemm(y + (b * T + t) * Dp + h * HSV, Dp, p, end, AS_IS, v_head, V, AS_IS, rows, HSV, end, 1, 0);
             }
         }
 }
 
-// With p rebuilt from lse and row sums delta = sum_j p dp = <dy, y>:
-//   dv = p^T dy;  dp = dy v^T;  ds = p (dp - delta) / sqrt(HS);  dq = ds k;  dk = ds^T q
-void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real *dy, const real *y, const real *lse, const real *q, const real *k,
-                        const real *v, int64_t B, int64_t T, int64_t NH, int64_t HS, int64_t Dp) {
-    int64_t D = NH * HS;
-    real scale = (real)(1 / sqrt((double)HS));
+// With p rebuilt from lse, and row sums delta = sum_j p dp = <dy, y>:
+//   dv = p^T dy;  dp = dy v^T;  ds = scale p (dp - delta);  dq = ds k;  dk = ds^T q
+void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real *dy, const real *y, const real *lse,
+                        const real *q, const real *k, const real *v, int64_t B, int64_t T, int64_t NH, int64_t HSK,
+                        int64_t HSV, int64_t Dp, double scale) {
+    int64_t K = NH * HSK, V = NH * HSV;
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < NH; h++) {
             real *p = scratch + omp_get_thread_num() * 2 * QUERIES * T, *ds = p + QUERIES * T;
-            int64_t at = b * T * D + h * HS;
+            int64_t qk = b * T * K + h * HSK, vv = b * T * V + h * HSV;     // where the head starts in q and k, in v
             for (int64_t t = 0; t < T; t++) {
-                memset(dk + at + t * D, 0, (size_t)HS * sizeof *dk);
-                memset(dv + at + t * D, 0, (size_t)HS * sizeof *dv);
+                memset(dk + qk + t * K, 0, (size_t)HSK * sizeof *dk);
+                memset(dv + vv + t * V, 0, (size_t)HSV * sizeof *dv);
             }
             for (int64_t t = 0; t < T; t += QUERIES) {
-                int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
-                const real *dy_t = dy + (b * T + t) * Dp + h * HS, *y_t = y + (b * T + t) * Dp + h * HS, *q_t = q + at + t * D;
-                attention_probabilities(p, (real *)lse + (b * NH + h) * T + t, q_t, k + at, t, rows, D, HS, USE_LSE);
-                gemm(dv + at, D, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HS, rows, 1, 1);
-                gemm(ds, end, dy_t, Dp, AS_IS, v + at, D, TRANSPOSED, rows, end, HS, 1, 0);
+                int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows, at = (b * T + t) * Dp + h * HSV;
+                const real *dy_t = dy + at, *y_t = y + at, *q_t = q + qk + t * K;
+                attention_probabilities(p, (real *)lse + (b * NH + h) * T + t, q_t, k + qk, t, rows, K, HSK, scale,
+                                        USE_LSE);
+                gemm(dv + vv, V, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HSV, rows, 1, 1);
+                gemm(ds, end, dy_t, Dp, AS_IS, v + vv, V, TRANSPOSED, rows, end, HSV, 1, 0);
                 for (int64_t i = 0; i < rows; i++) {
                     real delta = 0;
                     #pragma omp simd reduction(+:delta)
-                    for (int64_t j = 0; j < HS; j++) delta += dy_t[i * Dp + j] * y_t[i * Dp + j];
-                    for (int64_t j = 0; j < end; j++) ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * scale;
+                    for (int64_t j = 0; j < HSV; j++) delta += dy_t[i * Dp + j] * y_t[i * Dp + j];
+                    for (int64_t j = 0; j < end; j++)
+                        ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * (real)scale;
                 }
-                gemm(dq + at + t * D, D, ds, end, AS_IS, k + at, D, AS_IS, rows, HS, end, 1, 0);
-                gemm(dk + at, D, ds, end, TRANSPOSED, q_t, D, AS_IS, end, HS, rows, 1, 1);
+                gemm(dq + qk + t * K, K, ds, end, AS_IS, k + qk, K, AS_IS, rows, HSK, end, 1, 0);
+                gemm(dk + qk, K, ds, end, TRANSPOSED, q_t, K, AS_IS, end, HSK, rows, 1, 1);
             }
         }
 }
@@ -318,13 +329,16 @@ void swiglu_backward(real *du, const real *ds, const real *u, int64_t N, int64_t
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Classifier: logits = x wte^T, loss = -log softmax(logits)[target]. In chunks of rows, so that the logits are never whole;
-// when training, a chunk's dlogits, dx and dwte follow at once.
+// Classifier: logits = n wte^T, loss = -log softmax(logits)[target]. It runs on chunks of rows, so that the logits
+// are never whole; in training each chunk's dlogits, dn and dwte follow at once.
 
 enum { CLASSIFIER_ROWS = 256 };
 
-// logits (rows, Vp) become dlogits = (softmax - onehot) * dloss in place, the padding beyond V exactly 0. Returns the sum of losses.
-double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss) {
+// Returns the sum of the losses of `rows` tokens, at most CLASSIFIER_ROWS. LOSS_AND_DLOGITS: logits (rows, Vp) become
+// dlogits = (softmax - onehot) * dloss in place, the padding from V on exactly 0. LOSS_ONLY: they become nothing of
+// use.
+double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss,
+                             LossMode mode) {
     double losses[CLASSIFIER_ROWS], total = 0;
     #pragma omp parallel for
     for (int64_t n = 0; n < rows; n++) {
@@ -337,6 +351,7 @@ double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows,
         #pragma omp simd reduction(+:sum)
         for (int64_t i = 0; i < V; i++) sum += row[i];
         losses[n] = log(sum) - at_target;
+        if (mode == LOSS_ONLY) continue;
         real scale = (real)(dloss / sum);
         for (int64_t i = 0; i < V; i++) row[i] *= scale;
         for (int64_t i = V; i < Vp; i++) row[i] = 0;
@@ -347,46 +362,47 @@ double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows,
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Memory: everything is planned, printed and checked against what the machine has before any of it is allocated.
+// Memory: planned, printed and checked against what the machine has before any of it is allocated.
 
 typedef struct {
     // kept from the forward to the backward pass, one slice a layer
-    real *n1, *rstd1;       // (L, N, C), (L, N)    normed input of attention
-    real *fac;              // (L, N, Pp)           factors of q, k, v; the rotated ones rotated
+    real *n1, *rstd1;       // (L, N, C), (L, N)            normed input of attention
+    real *fac;              // (L, N, Pp)                   factor rows, bQ and bK rotated
     real *y, *lse;          // (L, N, Dp), (L, B, NH, T)
-    real *n2, *rstd2;       // (L, N, C), (L, N)    normed input of the MLP
-    real *u;                // (L, N, 2 Fp)
+    real *n2, *rstd2;       // (L, N, C), (L, N)            normed input of the MLP
+    real *u;                // (L, N, 2 Fp)                 its two halves: n2 W1 and n2 W2
     // one for all layers
-    real *x, *nf, *rstdf;   // (N, C), (N, C), (N)  residual stream, normed input of the classifier
-    real *q, *k, *v;        // (N, D)               rebuilt from the factors in the backward pass
+    real *x, *nf, *rstdf;   // (N, C), (N, C), (N)          residual stream, normed input of the classifier
+    real *q, *k, *v;        // (N, NH, HSK) twice, (N, NH, HSV)     rebuilt from the factors in the backward pass
     real *s;                // (N, Fp)
-    real *scratch;          // (threads, 2, QUERIES, T)  of attention
+    real *scratch;          // (attention_scratch_size)
     real *logits;           // (CLASSIFIER_ROWS, Vp)
-    real *rope;             // (T, HS)
+    real *rope;             // (T, HSR)
     // gradients
     real *dx, *dn;          // (N, C)
-    real *dq, *dk, *dv;     // (N, D)
+    real *dq, *dk, *dv;     // as q, k, v
     real *dfac, *dy;        // (N, Pp), (N, Dp)
     real *du, *ds;          // (N, 2 Fp), (N, Fp)
 } Activations;
 
-typedef struct { void **pointer; size_t elements, bytes; } Buffer;
+typedef struct { real **pointer; int64_t elements; } Buffer;
 enum { NUM_BUFFERS = 27 };
 
-// The table behind Activations: where each pointer is and how much it needs.
-static void activation_table(Activations *a, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
+// The table behind Activations: each pointer with its size, for batches up to B x T.
+static void activation_table(Activations *acts, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
     const Config *c = &m->config;
-    size_t L = (size_t)c->n_layer, N = (size_t)(B * T), C = (size_t)c->n_embd, D = (size_t)m->D, Dp = (size_t)m->Dp, Fp = (size_t)m->Fp, Pp = (size_t)m->Pp;
-    size_t lse = (size_t)(B * c->n_head * T), logits = (size_t)(CLASSIFIER_ROWS * m->Vp), R = sizeof(real);
-    size_t scratch = (size_t)(omp_get_max_threads() * 2 * QUERIES * T);
+    int64_t L = c->n_layer, N = B * T, C = c->n_embd, NH = c->n_head, QK = NH * m->HSK;
+    int64_t D = m->D, Dp = m->Dp, Fp = m->Fp;
     const Buffer table[NUM_BUFFERS] = {
-        {(void **)&a->n1, L * N * C, R}, {(void **)&a->rstd1, L * N, R}, {(void **)&a->fac, L * N * Pp, R}, {(void **)&a->y, L * N * Dp, R},
-        {(void **)&a->lse, L * lse, R}, {(void **)&a->n2, L * N * C, R}, {(void **)&a->rstd2, L * N, R}, {(void **)&a->u, L * N * 2 * Fp, R},
-        {(void **)&a->x, N * C, R}, {(void **)&a->nf, N * C, R}, {(void **)&a->rstdf, N, R},
-        {(void **)&a->q, N * D, R}, {(void **)&a->k, N * D, R}, {(void **)&a->v, N * D, R}, {(void **)&a->s, N * Fp, R},
-        {(void **)&a->scratch, scratch, R}, {(void **)&a->logits, logits, R}, {(void **)&a->rope, (size_t)(T * c->head_dim), R},
-        {(void **)&a->dx, N * C, R}, {(void **)&a->dn, N * C, R}, {(void **)&a->dq, N * D, R}, {(void **)&a->dk, N * D, R}, {(void **)&a->dv, N * D, R},
-        {(void **)&a->dfac, N * Pp, R}, {(void **)&a->dy, N * Dp, R}, {(void **)&a->du, N * 2 * Fp, R}, {(void **)&a->ds, N * Fp, R}};
+        {&acts->n1, L * N * C}, {&acts->rstd1, L * N}, {&acts->fac, L * N * m->Pp}, {&acts->y, L * N * Dp},
+        {&acts->lse, L * N * NH}, {&acts->n2, L * N * C}, {&acts->rstd2, L * N}, {&acts->u, L * N * 2 * Fp},
+        {&acts->x, N * C}, {&acts->nf, N * C}, {&acts->rstdf, N},
+        {&acts->q, N * QK}, {&acts->k, N * QK}, {&acts->v, N * D},
+        {&acts->s, N * Fp}, {&acts->scratch, attention_scratch_size(T)}, {&acts->logits, CLASSIFIER_ROWS * m->Vp},
+        {&acts->rope, T * m->HSR},
+        {&acts->dx, N * C}, {&acts->dn, N * C}, {&acts->dq, N * QK}, {&acts->dk, N * QK}, {&acts->dv, N * D},
+        {&acts->dfac, N * m->Pp}, {&acts->dy, N * Dp}, {&acts->du, N * 2 * Fp}, {&acts->ds, N * Fp},
+    };
     memcpy(out, table, sizeof table);
 }
 
@@ -395,152 +411,177 @@ struct T6 {
     int64_t B, T;               // the largest batch there is room for
     real *params, *grads;       // (num_stored), laid out by model.tensors
     real *adam_m, *adam_v;      // (num_stored / moments.world)
-    Slice moments;              // which slices those are
+    Slice moments;              // this rank's slices of them
     Activations acts;
-    struct Sums *sums;          // of several micro-batches and ranks; for the training program, below
+    struct Sums *sums;          // gradients over micro-batches and ranks, see the end of this file
 };
 
-// Bytes that t6_alloc will take for activations.
+// Bytes that t6_alloc takes for activations.
 double activation_bytes(const Model *m, int64_t B, int64_t T) {
     Activations unused;
     Buffer table[NUM_BUFFERS];
     double bytes = 0;
     activation_table(&unused, m, B, T, table);
-    for (int i = 0; i < NUM_BUFFERS; i++) bytes += (double)table[i].elements * (double)table[i].bytes;
+    for (int i = 0; i < NUM_BUFFERS; i++) bytes += (double)table[i].elements * sizeof(real);
     return bytes;
 }
 
-// Allocates what the model needs for batches up to B x T. Padding of every buffer starts at zero and stays so. world: ranks that share
-// it out; moments: this rank's slices of them.
-void t6_alloc(T6 *t, const Config *config, int64_t B, int64_t T, int pad, int world, Slice moments) {
-    memset(t, 0, sizeof *t);
-    model_init_shared(&t->model, config, pad, world);
-    t->B = B, t->T = T, t->moments = moments;
-    real **four[] = {&t->params, &t->grads, &t->adam_m, &t->adam_v};
-    for (int i = 0; i < 4; i++) *four[i] = xcalloc(t->model.num_stored / (size_t)(i < 2 ? 1 : moments.world), sizeof(real));
+// Allocates what the model needs for batches up to B x T. Padding of every buffer starts at zero and stays zero.
+// world: ranks that share the model out; moments: this rank's slices of AdamW's state.
+void t6_alloc(T6 *t6, const Config *config, int64_t B, int64_t T, int pad, int world, Slice moments) {
+    memset(t6, 0, sizeof *t6);
+    model_init_shared(&t6->model, config, pad, world);
+    t6->B = B, t6->T = T, t6->moments = moments;
+    size_t all = t6->model.num_stored, own = all / (size_t)moments.world;
+    t6->params = xcalloc(all, sizeof(real)), t6->grads = xcalloc(all, sizeof(real));
+    t6->adam_m = xcalloc(own, sizeof(real)), t6->adam_v = xcalloc(own, sizeof(real));
     Buffer table[NUM_BUFFERS];
-    activation_table(&t->acts, &t->model, B, T, table);
-    for (int i = 0; i < NUM_BUFFERS; i++) *table[i].pointer = xcalloc(table[i].elements, table[i].bytes);
-    rope_table(t->acts.rope, T, config->head_dim, config->rope_base);
+    activation_table(&t6->acts, &t6->model, B, T, table);
+    for (int i = 0; i < NUM_BUFFERS; i++) *table[i].pointer = xcalloc((size_t)table[i].elements, sizeof(real));
+    rope_table(t6->acts.rope, T, t6->model.HSR, config->rope_base);
 }
 
-void t6_free(T6 *t) {
+void t6_free(T6 *t6) {
     Buffer table[NUM_BUFFERS];
-    activation_table(&t->acts, &t->model, t->B, t->T, table);
+    activation_table(&t6->acts, &t6->model, t6->B, t6->T, table);
     for (int i = 0; i < NUM_BUFFERS; i++) free(*table[i].pointer);
-    free(t->params), free(t->grads), free(t->adam_m), free(t->adam_v);
-    model_free(&t->model);
+    free(t6->params), free(t6->grads), free(t6->adam_m), free(t6->adam_v);
+    model_free(&t6->model);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The model
+// The model. What depends on the attention kind is between qkv_forward and qkv_backward.
 
-// q, k and v of layer l from its factors.
-static void layer_qkv(T6 *t, int64_t l, int64_t N) {
-    Activations *a = &t->acts;
-    const Model *m = &t->model;
-    const real *fac = a->fac + l * N * m->Pp;
-    const Heads *heads[] = {&m->q, &m->k, &m->v};
-    real *out[] = {a->q, a->k, a->v};
-    for (int i = 0; i < 3; i++) heads_forward(out[i], fac, heads[i], N, m->config.n_head, m->config.head_dim, m->Pp);
+// NEW_FACTORS: from the layer's normed input. KEPT_FACTORS: from the factor rows that the forward pass kept.
+typedef enum { NEW_FACTORS, KEPT_FACTORS } FactorSource;
+
+// acts.q, k and v (N, NH, heads) of layer l from acts.n1 (N, C); fills acts.fac.
+static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, FactorSource source) {
+    const Model *m = &t6->model;
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
+    const real *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = acts->n1 + l * N * C;
+    real *fac = acts->fac + l * N * Pp;
+    if (source == NEW_FACTORS) {
+        linear_forward(fac, n1, w + m->wqkv, N, C, Pp, OVERWRITE);      // [aQ bQ aK bK aV bV] = n Wqkv^T
+        rope(fac, &m->q, acts->rope, B, T, Pp, ROTATE);                 // bQ, bK = rope(bQ), rope(bK)
+        rope(fac, &m->k, acts->rope, B, T, Pp, ROTATE);
+    }
+    contract_forward(acts->q, fac, &m->q, N, NH, Pp);                   // q = 1/RQ sum_r aQ_r (x) bQ_r
+    contract_forward(acts->k, fac, &m->k, N, NH, Pp);                   // k = 1/RK sum_r aK_r (x) bK_r
+    contract_forward(acts->v, fac, &m->v, N, NH, Pp);                   // v = 1/RV sum_r aV_r (x) bV_r
+}
+
+// acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv +=.
+static void qkv_backward(T6 *t6, int64_t l, int64_t B, int64_t T) {
+    const Model *m = &t6->model;
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
+    size_t wqkv = m->layers + (size_t)l * m->layer_stride + m->wqkv;
+    const real *n1 = acts->n1 + l * N * C, *fac = acts->fac + l * N * Pp;
+    contract_backward(acts->dfac, acts->dq, fac, &m->q, N, NH, Pp);     // daQ = 1/RQ dq bQ,  dbQ = 1/RQ dq^T aQ
+    contract_backward(acts->dfac, acts->dk, fac, &m->k, N, NH, Pp);     // and so for k and v
+    contract_backward(acts->dfac, acts->dv, fac, &m->v, N, NH, Pp);
+    rope(acts->dfac, &m->q, acts->rope, B, T, Pp, ROTATE_BACK);         // gradients of the unrotated bQ and bK
+    rope(acts->dfac, &m->k, acts->rope, B, T, Pp, ROTATE_BACK);
+    linear_backward(acts->dn, t6->grads + wqkv, acts->dfac, n1, t6->params + wqkv, N, C, Pp);
 }
 
 // idx (B, T) -> acts.nf (N, C), the normed input of the classifier.
-void t6_forward(T6 *t, const int32_t *idx, int64_t B, int64_t T) {
-    const Model *m = &t->model;
+void t6_forward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
+    const Model *m = &t6->model;
     const Config *c = &m->config;
-    Activations *a = &t->acts;
-    int64_t N = B * T, C = c->n_embd, NH = c->n_head, HS = c->head_dim;
-    encoder_forward(a->x, idx, t->params + m->wte, N, C);
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, C = c->n_embd, NH = c->n_head, Dp = m->Dp, Fp = m->Fp;
+    encoder_forward(acts->x, idx, t6->params + m->wte, N, C);                       // x = wte[idx]
     for (int64_t l = 0; l < c->n_layer; l++) {
-        const real *w = t->params + m->layers + (size_t)l * m->layer_stride;
-        real *n1 = a->n1 + l * N * C, *fac = a->fac + l * N * m->Pp, *y = a->y + l * N * m->Dp, *n2 = a->n2 + l * N * C, *u = a->u + l * N * 2 * m->Fp;
+        const real *w = t6->params + m->layers + (size_t)l * m->layer_stride;
+        real *n1 = acts->n1 + l * N * C, *n2 = acts->n2 + l * N * C;
+        real *y = acts->y + l * N * Dp, *lse = acts->lse + l * N * NH, *u = acts->u + l * N * 2 * Fp;
 
-        rmsnorm_forward(n1, a->rstd1 + l * N, a->x, N, C, c->rms_eps);
-        linear_forward(fac, n1, w + m->wqkv, N, C, m->Pp, 0);
-        rope(fac, &m->q, a->rope, B, T, HS, m->Pp, ROTATE);
-        rope(fac, &m->k, a->rope, B, T, HS, m->Pp, ROTATE);
-        layer_qkv(t, l, N);
-        attention_forward(y, a->lse + l * B * NH * T, a->scratch, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
-        linear_forward(a->x, y, w + m->wo, N, m->Dp, C, 1);
+        rmsnorm_forward(n1, acts->rstd1 + l * N, acts->x, N, C, c->rms_eps);        // n = x / rms(x)
+        qkv_forward(t6, l, B, T, NEW_FACTORS);                                      // q, k, v from n
+        attention_forward(y, lse, acts->scratch, acts->q, acts->k, acts->v, B, T,   // y = softmax(scale q k^T) v
+                          NH, m->HSK, m->HSV, Dp, m->scale);
+        linear_forward(acts->x, y, w + m->wo, N, Dp, C, ACCUMULATE);                // x += y Wo^T
 
-        rmsnorm_forward(n2, a->rstd2 + l * N, a->x, N, C, c->rms_eps);
-        linear_forward(u, n2, w + m->w12, N, C, 2 * m->Fp, 0);
-        swiglu_forward(a->s, u, N, m->Fp);
-        linear_forward(a->x, a->s, w + m->w3, N, m->Fp, C, 1);
+        rmsnorm_forward(n2, acts->rstd2 + l * N, acts->x, N, C, c->rms_eps);        // n = x / rms(x)
+        linear_forward(u, n2, w + m->w12, N, C, 2 * Fp, OVERWRITE);                 // u = n W1^T, n W2^T
+        swiglu_forward(acts->s, u, N, Fp);                                          // s = silu(n W1^T) * (n W2^T)
+        linear_forward(acts->x, acts->s, w + m->w3, N, Fp, C, ACCUMULATE);          // x += s W3^T
     }
-    rmsnorm_forward(a->nf, a->rstdf, a->x, N, C, c->rms_eps);
+    rmsnorm_forward(acts->nf, acts->rstdf, acts->x, N, C, c->rms_eps);
 }
 
-// Sum of the N losses of the last forward pass. dloss != 0: also the gradients behind the classifier, each loss weighing dloss:
-// acts.dn (N, C) and the head's share of dwte.
-double t6_loss(T6 *t, const int32_t *targets, int64_t N, double dloss) {
-    const Model *m = &t->model;
-    Activations *a = &t->acts;
-    int64_t C = m->config.n_embd;
+// Returns the sum of the N losses of the last forward pass. LOSS_AND_DLOGITS: also the gradients of the classifier,
+// each loss weighing dloss: acts.dn (N, C), and its share of dwte, added.
+double t6_loss(T6 *t6, const int32_t *targets, int64_t N, double dloss, LossMode mode) {
+    const Model *m = &t6->model;
+    Activations *acts = &t6->acts;
+    int64_t C = m->config.n_embd, V = m->config.vocab_size;
+    const real *wte = t6->params + m->wte;
     double total = 0;
     for (int64_t n = 0; n < N; n += CLASSIFIER_ROWS) {
         int64_t rows = N - n < CLASSIFIER_ROWS ? N - n : CLASSIFIER_ROWS;
-        linear_forward(a->logits, a->nf + n * C, t->params + m->wte, rows, C, m->Vp, 0);
-        total += softmax_cross_entropy(a->logits, targets + n, rows, m->config.vocab_size, m->Vp, dloss);
-        if (dloss != 0) linear_backward(a->dn + n * C, t->grads + m->wte, a->logits, a->nf + n * C, t->params + m->wte, rows, C, m->Vp);
+        const real *nf = acts->nf + n * C;
+        linear_forward(acts->logits, nf, wte, rows, C, m->Vp, OVERWRITE);           // logits = n wte^T
+        total += softmax_cross_entropy(acts->logits, targets + n, rows, V, m->Vp, dloss, mode);
+        if (mode == LOSS_AND_DLOGITS)
+            linear_backward(acts->dn + n * C, t6->grads + m->wte, acts->logits, nf, wte, rows, C, m->Vp);
     }
     return total;
 }
 
-// From acts.dn to the gradients of all weights, which are added to what is there.
-void t6_backward(T6 *t, const int32_t *idx, int64_t B, int64_t T) {
-    const Model *m = &t->model;
+// From acts.dn to the gradients of all weights, which are added to t6->grads. idx (B, T) as in the forward pass.
+void t6_backward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
+    const Model *m = &t6->model;
     const Config *c = &m->config;
-    Activations *a = &t->acts;
-    int64_t N = B * T, C = c->n_embd, NH = c->n_head, HS = c->head_dim;
-    memset(a->dx, 0, (size_t)(N * C) * sizeof *a->dx);
-    rmsnorm_backward(a->dx, a->dn, a->nf, a->rstdf, N, C);
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, C = c->n_embd, NH = c->n_head, Dp = m->Dp, Fp = m->Fp;
+    memset(acts->dx, 0, (size_t)(N * C) * sizeof *acts->dx);
+    rmsnorm_backward(acts->dx, acts->dn, acts->nf, acts->rstdf, N, C);
     for (int64_t l = c->n_layer - 1; l >= 0; l--) {
         size_t at = m->layers + (size_t)l * m->layer_stride;
-        const real *w = t->params + at;
-        real *dw = t->grads + at;
-        const real *n1 = a->n1 + l * N * C, *fac = a->fac + l * N * m->Pp, *y = a->y + l * N * m->Dp, *n2 = a->n2 + l * N * C, *u = a->u + l * N * 2 * m->Fp;
+        const real *w = t6->params + at;
+        real *dw = t6->grads + at;
+        const real *n1 = acts->n1 + l * N * C, *n2 = acts->n2 + l * N * C;
+        const real *y = acts->y + l * N * Dp, *lse = acts->lse + l * N * NH, *u = acts->u + l * N * 2 * Fp;
 
-        swiglu_forward(a->s, u, N, m->Fp);
-        linear_backward(a->ds, dw + m->w3, a->dx, a->s, w + m->w3, N, m->Fp, C);
-        swiglu_backward(a->du, a->ds, u, N, m->Fp);
-        linear_backward(a->dn, dw + m->w12, a->du, n2, w + m->w12, N, C, 2 * m->Fp);
-        rmsnorm_backward(a->dx, a->dn, n2, a->rstd2 + l * N, N, C);
+        swiglu_forward(acts->s, u, N, Fp);                                          // s again, for dW3
+        linear_backward(acts->ds, dw + m->w3, acts->dx, acts->s, w + m->w3, N, Fp, C);          // ds = dx W3
+        swiglu_backward(acts->du, acts->ds, u, N, Fp);                              // du = ds * silu'
+        linear_backward(acts->dn, dw + m->w12, acts->du, n2, w + m->w12, N, C, 2 * Fp);         // dn = du W12
+        rmsnorm_backward(acts->dx, acts->dn, n2, acts->rstd2 + l * N, N, C);        // dx += gradient through the norm
 
-        linear_backward(a->dy, dw + m->wo, a->dx, y, w + m->wo, N, m->Dp, C);
-        layer_qkv(t, l, N);
-        attention_backward(a->dq, a->dk, a->dv, a->scratch, a->dy, y, a->lse + l * B * NH * T, a->q, a->k, a->v, B, T, NH, HS, m->Dp);
-        heads_backward(a->dfac, a->dq, fac, &m->q, N, NH, HS, m->Pp);
-        heads_backward(a->dfac, a->dk, fac, &m->k, N, NH, HS, m->Pp);
-        heads_backward(a->dfac, a->dv, fac, &m->v, N, NH, HS, m->Pp);
-        rope(a->dfac, &m->q, a->rope, B, T, HS, m->Pp, ROTATE_BACK);
-        rope(a->dfac, &m->k, a->rope, B, T, HS, m->Pp, ROTATE_BACK);
-        linear_backward(a->dn, dw + m->wqkv, a->dfac, n1, w + m->wqkv, N, C, m->Pp);
-        rmsnorm_backward(a->dx, a->dn, n1, a->rstd1 + l * N, N, C);
+        linear_backward(acts->dy, dw + m->wo, acts->dx, y, w + m->wo, N, Dp, C);    // dy = dx Wo
+        qkv_forward(t6, l, B, T, KEPT_FACTORS);                                     // q, k, v again
+        attention_backward(acts->dq, acts->dk, acts->dv, acts->scratch, acts->dy,   // dq, dk, dv
+                           y, lse, acts->q, acts->k, acts->v, B, T, NH, m->HSK, m->HSV, Dp, m->scale);
+        qkv_backward(t6, l, B, T);                                                  // dn
+        rmsnorm_backward(acts->dx, acts->dn, n1, acts->rstd1 + l * N, N, C);        // dx += gradient through the norm
     }
-    encoder_backward(t->grads + m->wte, a->dx, idx, N, C);
+    encoder_backward(t6->grads + m->wte, acts->dx, idx, N, C);                      // dwte[idx] += dx
 }
 
-// Logits of token n of the last forward pass, into out (V).
-void t6_logits(const T6 *t, int64_t n, real *out) {
-    const Model *m = &t->model;
-    matmul(out, m->config.vocab_size, t->acts.nf + n * m->config.n_embd, m->config.n_embd, AS_IS, t->params + m->wte, m->config.n_embd, TRANSPOSED,
-           1, m->config.vocab_size, m->config.n_embd, 0);
+// Logits (V) of what follows token n of the last forward pass.
+void t6_logits(const T6 *t6, int64_t n, real *out) {
+    const Model *m = &t6->model;
+    int64_t C = m->config.n_embd, V = m->config.vocab_size;
+    matmul(out, V, t6->acts.nf + n * C, C, AS_IS, t6->params + m->wte, C, TRANSPOSED, 1, V, C, OVERWRITE);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Update
 
-// Norm of all gradients together. sum: the slices that this rank has of them. Squares are summed over SLICE_UNIT numbers at a time, and
-// those sums added up in order: the same bits with any number of threads and ranks.
-double gradient_norm(const Model *m, const real *sum, Comm *comm) {
+// Norm of all gradients together. grads (num_stored / world): this rank's slices of them. Squares are summed in units
+// of SLICE_UNIT numbers, and those sums in order: the same bits with any number of threads and ranks. A collective.
+double gradient_norm(const Model *m, const real *grads, Comm *comm) {
     size_t world = (size_t)comm_world(comm), rank = (size_t)comm_rank(comm), units = 0, at = 0;
     for (int k = 0; k < model_buckets(m); k++) units += (model_bucket(m, k).size + SLICE_UNIT - 1) / SLICE_UNIT;
     double *squares = xcalloc(units, sizeof *squares), total = 0;
     for (int k = 0; k < model_buckets(m); k++) {
         Bucket b = model_bucket(m, k);
-        const real *g = sum + b.offset / world;
+        const real *g = grads + b.offset / world;
         size_t n = b.size / world, first = at + rank * (n / SLICE_UNIT);
         #pragma omp parallel for
         for (size_t i = 0; i < n; i += SLICE_UNIT)
@@ -555,188 +596,189 @@ double gradient_norm(const Model *m, const real *sum, Comm *comm) {
 
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 
-// One step of AdamW (Loshchilov & Hutter 2019, as PyTorch computes it), number `step` = 1, 2, ..., on n weights; gradients count
-// grad_scale times.
-void adamw_update(real *w, real *m, real *v, const real *dw, size_t n, const AdamW *o, int64_t step, double grad_scale) {
+// Step number `step` = 1, 2, ... of AdamW (Loshchilov & Hutter 2019, as PyTorch computes it) on n weights w with
+// gradients grad_scale * dw and moments adam_m and adam_v:
+//   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  w = w (1 - lr decay) - lr m^ / (sqrt(v^) + eps)
+// where m^ = m / (1 - beta1^step) and v^ = v / (1 - beta2^step).
+void adamw_update(real *w, real *adam_m, real *adam_v, const real *dw, size_t n, const AdamW *o, int64_t step,
+                  double grad_scale) {
     real decay = (real)(1 - o->lr * o->weight_decay), rate = (real)(o->lr / (1 - pow(o->beta1, (double)step)));
-    real root = (real)sqrt(1 - pow(o->beta2, (double)step)), beta1 = (real)o->beta1, beta2 = (real)o->beta2, eps = (real)o->eps, scale = (real)grad_scale;
+    real root = (real)sqrt(1 - pow(o->beta2, (double)step));
+    real beta1 = (real)o->beta1, beta2 = (real)o->beta2, eps = (real)o->eps, scale = (real)grad_scale;
     #pragma omp parallel for
     for (size_t i = 0; i < n; i++) {
         real g = dw[i] * scale;
-        m[i] = beta1 * m[i] + (1 - beta1) * g;
-        v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-        w[i] = w[i] * decay - rate * m[i] / (sqrt(v[i]) / root + eps);
+        adam_m[i] = beta1 * adam_m[i] + (1 - beta1) * g;
+        adam_v[i] = beta2 * adam_v[i] + (1 - beta2) * g * g;
+        w[i] = w[i] * decay - rate * adam_m[i] / (sqrt(adam_v[i]) / root + eps);
     }
 }
 
-// What to multiply gradients of this norm by so that it is at most max_norm (as torch.nn.utils.clip_grad_norm_). 0: never clip.
+// What to multiply gradients of this norm by so that it is at most max_norm, as torch.nn.utils.clip_grad_norm_ does.
+// max_norm 0: 1, never clip.
 double clip_factor(double norm, double max_norm) {
     double factor = max_norm / (norm + 1e-6);
     return max_norm > 0 && factor < 1 ? factor : 1;
 }
 
-void t6_zero_gradients(T6 *t) { memset(t->grads, 0, t->model.num_stored * sizeof *t->grads); }
+void t6_zero_gradients(T6 *t6) { memset(t6->grads, 0, t6->model.num_stored * sizeof *t6->grads); }
 
 // =====================================================================================================================
-// What the training program (llmc/trainer.h) needs. test_t6.c includes the model above without it.
+// The training program (llmc/trainer.h) around this model. test_t6.c and generate_t6.c include the model without it.
 #ifndef T6_MODEL_ONLY
+#include "llmc/trainer.h"
 
-int trainer_pad(void) { return 1; }
-
-// Gradients of a step. Micro-batch g of the step belongs to rank g % world, and after each round of micro-batches every rank gets its
-// slices of all their gradients and adds them to its sum, in the order of the micro-batches: (g0 + g1) + g2 ... Every sum in this
-// program is taken in an order that the number of ranks and threads has no part in, and so is every bit of a run. That costs an exchange
-// for each micro-batch instead of one a step, little beside the time a CPU takes for it. (The GPU trainer adds up first.)
-//   stage 0: the sums are gathered, and every rank updates all weights;  1 and 2: every rank updates its slices, and weights are gathered
-// A gradient is whole for one micro-batch only, at every stage; stage 2 has nothing left to share out here.
+// Gradients of a step. Of each round of `world` micro-batches rank r computes number r. After the round each rank
+// receives its slices of all their gradients and adds them to its sums in the order of the micro-batches: (g0 + g1) +
+// g2 ... No sum in this program depends on the number of ranks or threads, and so no bit of a run does. That costs
+// one exchange per round instead of one per step, little next to a CPU's time for it. (The GPU trainer adds up
+// locally first.)
+//   ZeRO stage 0: sums are gathered, and every rank updates all weights
+//   stages 1, 2:  each rank updates its slices, and weights are gathered. At every stage whole gradients exist for one
+//                 micro-batch only, so stage 2 has nothing left to share out.
 struct Sums {
     Comm *comm;
     int64_t zero;
-    int64_t micro_batches;      // a step
-    real *grads;                // (num_stored / world) the sums; of one micro-batch by one rank, T6's own gradients
-    real *scratch;              // (largest bucket) what the other ranks send
-    double *losses;             // (micro_batches) each one's sum
+    int64_t micro_batches;      // per step
+    real *grads;                // (num_stored / world) the sums; T6's own gradients if one rank has one micro-batch
+    real *scratch;              // (largest bucket) received slices
+    double *losses;             // (micro_batches) sum of each one's losses
     SpikeLimits limits;
 };
 
-static int sums_apart(const TrainOptions *o) { return comm_world(o->comm) > 1 || o->accum > 1; }
+static int has_own_sums(const TrainOptions *o) { return comm_world(o->comm) > 1 || o->accum > 1; }
 
-// Numbers below 1e-38 count as zero, in this thread and those it starts: sharp attention makes many, and arithmetic with them is so
-// slow that a step took twice its time. No gradient is near them.
-static void flush_denormals(void) {
-#ifdef __SSE2__
-    _mm_setcsr(_mm_getcsr() | 0x8040);      // flush to zero, denormals are zero
-#endif
+void t6_start(TrainOptions *o) {
+    if (comm_world(o->comm) > 1 && !o->comm->run)
+        die(EXIT_INPUT, "--comm-file is for GPUs; on CPUs start the ranks with mpirun or srun --mpi=pmix");
+    cpu_start(o->threads, o->comm ? o->comm->local_world : 1);
 }
 
-void trainer_start(TrainOptions *o) {
-    int ranks = o->comm ? o->comm->local_world : 1, share = (int)sysconf(_SC_NPROCESSORS_ONLN) / ranks;
-    if (comm_world(o->comm) > 1 && !o->comm->run) die(EXIT_INPUT, "--comm-file is for GPUs: ranks on CPUs meet over MPI, started by mpirun or srun --mpi=pmix");
-    flush_denormals();
-    if (o->threads > 0) omp_set_num_threads((int)o->threads);
-    else if (ranks > 1 && share < omp_get_max_threads()) omp_set_num_threads(share > 0 ? share : 1);
-#ifdef USE_OPENBLAS
-    openblas_set_num_threads(1);    // matmul shares the work out itself
-#endif
-}
-
-void trainer_describe(char *out, size_t size) {
+void t6_describe(char *out, size_t size) {
     char library[64];
     snprintf(out, size, "CPU, %d threads, %s", omp_get_max_threads(), comm_library(library));
 }
 
-static double available_memory_bytes(void) {
-    double kib = 0;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lf", &kib) == 1) break;
-    if (f) fclose(f);
-    return kib > 0 ? kib * 1024 : INFINITY;
-}
-
-void trainer_plan(const TrainOptions *o, const Model *m, Logger *log) {
-    double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len), world = comm_world(o->comm);
-    double grads = weights + (sums_apart(o) ? weights / world : 0) + (world > 1 ? (double)(model_largest_bucket(m) * sizeof(real)) : 0);
-    double moments = 2 * weights / (o->zero ? world : 1), ranks = o->comm ? o->comm->local_world : 1;
-    double need = (weights + grads + moments + acts) * ranks, have = available_memory_bytes(), GiB = 0x1p30;
+void t6_plan(const TrainOptions *o, const Model *m, Logger *log) {
+    double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len);
+    double world = comm_world(o->comm), ranks = o->comm ? o->comm->local_world : 1, GiB = 0x1p30;
+    double grads = weights + (has_own_sums(o) ? weights / world : 0);
+    if (world > 1) grads += (double)(model_largest_bucket(m) * sizeof(real));
+    double moments = 2 * weights / (o->zero ? world : 1);
+    double need = (weights + grads + moments + acts) * ranks, have = cpu_available_bytes();
     char times[32] = "";
-    if (ranks > 1) snprintf(times, sizeof times, ", %.0f ranks here:", ranks);
-    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f%s = %.2f GiB of %.2f available\n",
-                  weights / GiB, grads / GiB, moments / GiB, acts / GiB, times, need / GiB, have / GiB);
+    if (ranks > 1) snprintf(times, sizeof times, ", times %.0f ranks here", ranks);
+    logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f%s = %.2f GiB of %.2f "
+                  "available\n", weights / GiB, grads / GiB, moments / GiB, acts / GiB, times, need / GiB, have / GiB);
     if (need > have)
-        die(EXIT_INPUT, "this run needs %.1f GiB of memory and %.1f are available: lower --batch-size (-b) or --seq-len (-t), or take a smaller --model (-e)",
-            need / GiB, have / GiB);
+        die(EXIT_INPUT, "this run needs %.1f GiB of memory and %.1f are available: lower --batch-size (-b) or "
+            "--seq-len (-t), or use a smaller --model (-e)", need / GiB, have / GiB);
 }
 
-T6 *trainer_open(const TrainOptions *o) {
-    T6 *t = xmalloc(sizeof *t);
-    struct Sums *s = t->sums = xcalloc(1, sizeof *s);
+T6 *t6_open(const TrainOptions *o) {
+    T6 *t6 = xmalloc(sizeof *t6);
     int rank = comm_rank(o->comm), world = comm_world(o->comm);
-    t6_alloc(t, &o->config, o->batch_size, o->seq_len, trainer_pad(), world, o->zero ? (Slice){rank, world} : (Slice){0, 1});
-    t->sums = s;
-    s->comm = o->comm, s->zero = o->zero, s->micro_batches = o->accum > 0 ? o->accum : 1, s->limits = (SpikeLimits){INFINITY, INFINITY};
-    s->grads = sums_apart(o) ? xcalloc(t->model.num_stored / (size_t)world, sizeof(real)) : t->grads;
-    s->scratch = world > 1 ? xmalloc(model_largest_bucket(&t->model) * sizeof(real)) : NULL;
-    s->losses = xcalloc((size_t)s->micro_batches, sizeof *s->losses);
-    return t;
+    t6_alloc(t6, &o->config, o->batch_size, o->seq_len, 1, world, o->zero ? (Slice){rank, world} : (Slice){0, 1});
+    struct Sums *sums = t6->sums = xcalloc(1, sizeof *sums);
+    sums->comm = o->comm, sums->zero = o->zero, sums->micro_batches = o->accum > 0 ? o->accum : 1;
+    sums->limits = (SpikeLimits){INFINITY, INFINITY};
+    sums->grads = has_own_sums(o) ? xcalloc(t6->model.num_stored / (size_t)world, sizeof(real)) : t6->grads;
+    sums->scratch = world > 1 ? xmalloc(model_largest_bucket(&t6->model) * sizeof(real)) : NULL;
+    sums->losses = xcalloc((size_t)sums->micro_batches, sizeof *sums->losses);
+    return t6;
 }
 
-void trainer_close(T6 *t) {
-    if (t->sums->grads != t->grads) free(t->sums->grads);
-    free(t->sums->scratch), free(t->sums->losses), free(t->sums);
-    t6_free(t);
-    free(t);
+void t6_close(T6 *t6) {
+    if (t6->sums->grads != t6->grads) free(t6->sums->grads);
+    free(t6->sums->scratch), free(t6->sums->losses), free(t6->sums);
+    t6_free(t6);
+    free(t6);
 }
 
-const Model *trainer_model(T6 *t) { return &t->model; }
+const Model *t6_model(const T6 *t6) { return &t6->model; }
 
-// The model's own memory is host memory: there is nothing to copy either way.
-HostWeights trainer_host_weights(T6 *t, int read) { (void)read; return (HostWeights){t->params, t->adam_m, t->adam_v, t->moments}; }
-void trainer_take_weights(T6 *t, int moments) { (void)t, (void)moments; }
+// The model's own memory is host memory: nothing is copied either way.
+HostWeights t6_host_weights(T6 *t6, HostCopy copy) {
+    (void)copy;
+    return (HostWeights){t6->params, t6->adam_m, t6->adam_v, t6->moments};
+}
+void t6_load_weights(T6 *t6, LoadWhat what) { (void)t6, (void)what; }
 
-double trainer_loss(T6 *t, const int32_t *inputs, const int32_t *targets, int64_t B) {
-    t6_forward(t, inputs, B, t->T);
-    return t6_loss(t, targets, B * t->T, 0);
+double t6_sequence_loss(T6 *t6, const int32_t *inputs, const int32_t *targets, int64_t B) {
+    t6_forward(t6, inputs, B, t6->T);
+    return t6_loss(t6, targets, B * t6->T, 0, LOSS_ONLY);
 }
 
-void trainer_micro_step(T6 *t, const int32_t *inputs, const int32_t *targets, double dloss, int64_t k) {
-    struct Sums *s = t->sums;
-    const Model *m = &t->model;
-    int world = comm_world(s->comm), givers = s->micro_batches - k * world < world ? (int)(s->micro_batches - k * world) : world;
+void t6_micro_step(T6 *t6, const int32_t *inputs, const int32_t *targets, double dloss, int64_t k) {
+    struct Sums *sums = t6->sums;
+    const Model *m = &t6->model;
+    int world = comm_world(sums->comm);
+    int64_t left = sums->micro_batches - k * world;
+    int contributors = left < world ? (int)left : world;
     if (k == 0) {
-        memset(s->losses, 0, (size_t)s->micro_batches * sizeof *s->losses);
-        if (s->grads != t->grads) memset(s->grads, 0, m->num_stored / (size_t)world * sizeof *s->grads);
+        memset(sums->losses, 0, (size_t)sums->micro_batches * sizeof *sums->losses);
+        if (sums->grads != t6->grads) memset(sums->grads, 0, m->num_stored / (size_t)world * sizeof *sums->grads);
     }
     if (inputs) {
-        t6_zero_gradients(t);
-        t6_forward(t, inputs, t->B, t->T);
-        s->losses[k * world + comm_rank(s->comm)] = t6_loss(t, targets, t->B * t->T, dloss);
-        t6_backward(t, inputs, t->B, t->T);
+        t6_zero_gradients(t6);
+        t6_forward(t6, inputs, t6->B, t6->T);
+        sums->losses[k * world + comm_rank(sums->comm)] = t6_loss(t6, targets, t6->B * t6->T, dloss, LOSS_AND_DLOGITS);
+        t6_backward(t6, inputs, t6->B, t6->T);
     }
-    for (int i = 0; s->grads != t->grads && i < model_buckets(m); i++) {
+    for (int i = 0; sums->grads != t6->grads && i < model_buckets(m); i++) {
         Bucket b = model_bucket(m, i);
-        comm_reduce_scatter(s->comm, s->grads + b.offset / (size_t)world, t->grads + b.offset, s->scratch, b.size / (size_t)world, givers, "gradients");
+        size_t part = b.size / (size_t)world;
+        comm_reduce_scatter(sums->comm, sums->grads + b.offset / (size_t)world, t6->grads + b.offset, sums->scratch,
+                            part, contributors, "gradients");
     }
 }
 
-void trainer_limits(T6 *t, SpikeLimits limits) { t->sums->limits = limits; }
+void t6_set_limits(T6 *t6, SpikeLimits limits) { t6->sums->limits = limits; }
 
-void trainer_update(T6 *t, const TrainOptions *o, double lr, int64_t step, double *loss, double *norm) {
-    struct Sums *s = t->sums;
-    const Model *m = &t->model;
-    Slice mine = {comm_rank(s->comm), comm_world(s->comm)};
-    AdamW options = {lr, o->beta1, o->beta2, o->adam_eps, o->weight_decay};
-    comm_sum(s->comm, s->losses, (size_t)s->micro_batches, "losses");
+void t6_update(T6 *t6, const TrainOptions *o, double lr, int64_t step, double *loss, double *norm) {
+    struct Sums *sums = t6->sums;
+    const Model *m = &t6->model;
+    Slice mine = {comm_rank(sums->comm), comm_world(sums->comm)};
+    AdamW options = {.lr = lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->adam_eps,
+                     .weight_decay = o->weight_decay};
+    comm_sum(sums->comm, sums->losses, (size_t)sums->micro_batches, "losses");
     *loss = 0;
-    for (int64_t i = 0; i < s->micro_batches; i++) *loss += s->losses[i];
-    *norm = gradient_norm(m, s->grads, s->comm);
-    if (!isfinite(*norm) || *loss > s->limits.loss || *norm > s->limits.norm) return;
+    for (int64_t i = 0; i < sums->micro_batches; i++) *loss += sums->losses[i];
+    *norm = gradient_norm(m, sums->grads, sums->comm);
+    if (!isfinite(*norm) || *loss > sums->limits.loss || *norm > sums->limits.norm) return;
     for (int k = 0; k < model_buckets(m); k++) {
         Bucket b = model_bucket(m, k), slice = model_slice(m, mine, k);
-        const real *grads = s->grads + b.offset / (size_t)mine.world;
-        size_t part = slice.size;
-        if (mine.world > 1 && s->zero == 0) {
-            memcpy(t->grads + slice.offset, grads, part * sizeof *grads);
-            comm_all_gather(s->comm, t->grads + b.offset, part, "sums of gradients");
-            grads = t->grads + b.offset, slice = b;
+        const real *grads = sums->grads + b.offset / (size_t)mine.world;
+        size_t part = slice.size, at = b.offset / (size_t)t6->moments.world;
+        if (mine.world > 1 && sums->zero == 0) {        // gather the sums, and update the whole bucket
+            memcpy(t6->grads + slice.offset, grads, part * sizeof *grads);
+            comm_all_gather(sums->comm, t6->grads + b.offset, part, "sums of gradients");
+            grads = t6->grads + b.offset, slice = b;
         }
-        size_t at = b.offset / (size_t)t->moments.world;
-        adamw_update(t->params + slice.offset, t->adam_m + at, t->adam_v + at, grads, slice.size, &options, step, clip_factor(*norm, o->clip));
-        if (s->zero) comm_all_gather(s->comm, t->params + b.offset, part, "weights");
+        adamw_update(t6->params + slice.offset, t6->adam_m + at, t6->adam_v + at, grads, slice.size, &options, step,
+                     clip_factor(*norm, o->clip));
+        if (sums->zero) comm_all_gather(sums->comm, t6->params + b.offset, part, "weights");
     }
 }
 
-void trainer_logits(T6 *t, float *logits, const int32_t *ids, int64_t n) {
-    t6_forward(t, ids, 1, n);
-    t6_logits(t, n - 1, logits);
+void t6_position_logits(T6 *t6, float *logits, const int32_t *ids, int64_t n, const int64_t *positions,
+                               int64_t count) {
+    t6_forward(t6, ids, 1, n);
+    for (int64_t i = 0; i < count; i++) t6_logits(t6, positions[i], logits + i * t6->model.config.vocab_size);
 }
 
-const float *trainer_gradients(T6 *t) { return t->sums->grads; }      // for test_t6.cu, which links this without main
+const float *t6_gradients(const T6 *t6) { return t6->sums->grads; }     // (num_stored); for test_t6.cu
 
-#ifndef T6_NO_MAIN
+#ifndef T6_NO_MAIN      // test_t6.cu links this file without it
 int main(int argc, char **argv) {
-    return trainer_main(argc, argv, "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on the toy corpus.");
+    static const TrainerModel model = {
+        .title = "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on "
+                 "the toy corpus.",
+        .pad = 1, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
+        .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
+        .logits = t6_position_logits, .micro_step = t6_micro_step, .set_limits = t6_set_limits, .update = t6_update,
+    };
+    return trainer_main(argc, argv, &model);
 }
 #endif
 #endif

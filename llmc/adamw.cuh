@@ -44,8 +44,8 @@ __global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float
 }
 
 // params, master, adam_m, adam_v, grads (n), n a multiple of 4; norm (1) on the GPU. g = norm->clip_factor grads.
-inline void adamw_update(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads, size_t n,
-                         AdamWStep s, const GradientNorm *norm, cudaStream_t stream) {
+inline void adamw_clipped_update(floatX *params, float *master, float *adam_m, float *adam_v, const float *grads,
+                                 size_t n, AdamWStep s, const GradientNorm *norm, cudaStream_t stream) {
     unsigned grid = (unsigned)ceil_div(n / 4, (size_t)256);
     launch(adamw_kernel, {grid, 256, 0, stream}, params, master, adam_m, adam_v, grads, n, s, norm);
 }

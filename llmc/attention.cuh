@@ -41,10 +41,25 @@
 enum AttentionBackend { ATTENTION_BEST, ATTENTION_MMA_SYNC };
 
 typedef struct {
-    int B, T, NH, NKV, HS;
+    int B, T, NH, NKV;
+    int HSK, HSV;                           // sizes of query/key heads and of value heads; the kernels here need one HS
+    float scale;                            // of the softmax, 1 / sqrt(HSK)
     int64_t q_stride, k_stride, v_stride;   // elements per token: of q and dq, of k and dk, of v and dv;
-                                            // out and dout are dense, NH * HS
+                                            // out and dout are dense, NH * HSV
 } AttentionShape;
+
+// The shape of dense tensors: q (B, T, NH, HSK), k (B, T, NKV, HSK), v (B, T, NKV, HSV).
+LLMC_FN AttentionShape attention_dense_shape(int64_t B, int64_t T, int64_t NH, int64_t NKV, int64_t HSK, int64_t HSV) {
+    AttentionShape s;
+    s.B = (int)B, s.T = (int)T, s.NH = (int)NH, s.NKV = (int)NKV;
+    s.HSK = (int)HSK, s.HSV = (int)HSV;
+    s.scale = (float)(1 / sqrt((double)HSK));
+    s.q_stride = NH * HSK, s.k_stride = NKV * HSK, s.v_stride = NKV * HSV;
+    return s;
+}
+
+// Whether the kernels here are made for these head sizes. Others need attention_plain.cuh.
+LLMC_FN bool attention_is_fast(const AttentionShape &s) { return s.HSK == s.HSV && (s.HSK == 64 || s.HSK == 128); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tiles in shared memory: 64 rows of 64 bf16, 128 bytes per row. The 16-byte chunks of a row are permuted so that
@@ -853,24 +868,24 @@ inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s,
         return (Encode)f;
     }();
     CUtensorMap map;
-    cuuint64_t sizes[4] = {(cuuint64_t)s.HS, (cuuint64_t)heads, (cuuint64_t)s.T, (cuuint64_t)s.B};
-    cuuint64_t strides[3] = {(cuuint64_t)s.HS * 2, (cuuint64_t)stride * 2, (cuuint64_t)s.T * stride * 2};   // bytes
+    cuuint64_t sizes[4] = {(cuuint64_t)s.HSK, (cuuint64_t)heads, (cuuint64_t)s.T, (cuuint64_t)s.B};
+    cuuint64_t strides[3] = {(cuuint64_t)s.HSK * 2, (cuuint64_t)stride * 2, (cuuint64_t)s.T * stride * 2};   // bytes
     cuuint32_t box[4] = {64, 1, ROWS, 1}, steps[4] = {1, 1, 1, 1};
     CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)x, sizes, strides, box, steps,
                          CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
         die(EXIT_SYSTEM, "attention: cuTensorMapEncodeTiled refused B=%d T=%d heads=%d HS=%d stride=%lld at %p "
-            "(CUresult %d)", s.B, s.T, heads, s.HS, (long long)stride, (const void *)x, (int)rc);
+            "(CUresult %d)", s.B, s.T, heads, s.HSK, (long long)stride, (const void *)x, (int)rc);
     return map;
 }
 
 // x (B, T, heads, HS), tokens `stride` elements apart; hopper: with a tensor map for TMA.
 inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, int heads, int64_t stride, bool hopper) {
-    if (stride < (int64_t)heads * s.HS || stride % 8 != 0 || (uintptr_t)x % 16 != 0)
+    if (stride < (int64_t)heads * s.HSK || stride % 8 != 0 || (uintptr_t)x % 16 != 0)
         die(EXIT_SYSTEM, "attention: tensor at %p, %lld elements per token, %d heads of size %d: the address must be a "
             "multiple of 16 bytes, the elements per token a multiple of 8 and at least heads * head size",
-            (const void *)x, (long long)stride, heads, s.HS);
+            (const void *)x, (long long)stride, heads, s.HSK);
     AttentionInput in = {};
     if (hopper) in.map = attention_tensor_map_(x, s, heads, stride);
     in.data = x, in.stride = stride, in.T = s.T;
@@ -878,11 +893,11 @@ inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, i
 }
 
 inline void attention_check_shape_(const AttentionShape &s) {
-    if (s.B < 1 || s.T < 1 || s.NKV < 1 || s.NH < 1 || s.NH % s.NKV != 0 || (s.HS != 64 && s.HS != 128) ||
+    if (s.B < 1 || s.T < 1 || s.NKV < 1 || s.NH < 1 || s.NH % s.NKV != 0 || !attention_is_fast(s) ||
         (int64_t)s.B * s.NH * ceil_div(s.T, ROWS) > INT32_MAX)
-        die(EXIT_SYSTEM, "attention: B=%d T=%d heads=%d key/value heads=%d head size=%d: heads must be a multiple of "
-            "key/value heads, the head size 64 or 128, and B * heads * ceil(T / %d) less than 2^31",
-            s.B, s.T, s.NH, s.NKV, s.HS, ROWS);
+        die(EXIT_SYSTEM, "attention: B=%d T=%d heads=%d key/value heads=%d head sizes %d and %d: heads must be a "
+            "multiple of key/value heads, both head sizes 64 or both 128, and B * heads * ceil(T / %d) less than 2^31",
+            s.B, s.T, s.NH, s.NKV, s.HSK, s.HSV, ROWS);
 }
 
 // How to launch a kernel. hopper: this device runs the sm_90a code, recognized by its larger launch bound. That code is
@@ -900,7 +915,7 @@ AttentionPlan attention_plan_(void (*kernel)(Params...), AttentionTiling tiling,
     AttentionPlan plan;
     plan.hopper = attributes.maxThreadsPerBlock > 128 * tiling.mma_sync_groups;
     plan.groups = plan.hopper ? tiling.wgmma_groups : tiling.mma_sync_groups;
-    plan.stages = plan.hopper ? wgmma_stages(s.HS) : mma_sync_stages(s.HS);
+    plan.stages = plan.hopper ? wgmma_stages(s.HSK) : mma_sync_stages(s.HSK);
     plan.threads = 128 * plan.groups + (plan.hopper ? 128 : 0);
     int64_t strips = ceil_div(ceil_div(s.T, ROWS), plan.groups), items = strips * heads * s.B;
     plan.grid = (unsigned)items;
@@ -931,7 +946,7 @@ template <AttentionBackend backend = ATTENTION_BEST>
 void attention_forward(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s,
                        cudaStream_t stream) {
     attention_check_shape_(s);
-    if (s.HS == 64) attention_forward_<backend, 64>(out, lse, q, k, v, s, stream);
+    if (s.HSK == 64) attention_forward_<backend, 64>(out, lse, q, k, v, s, stream);
     else attention_forward_<backend, 128>(out, lse, q, k, v, s, stream);
 }
 
@@ -973,7 +988,7 @@ void attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf
                         const bf16 *q, const bf16 *k, const bf16 *v, float *scratch, const AttentionShape &s,
                         cudaStream_t stream) {
     attention_check_shape_(s);
-    if (s.HS == 64) attention_backward_<backend, 64>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
+    if (s.HSK == 64) attention_backward_<backend, 64>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
     else attention_backward_<backend, 128>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
 }
 

@@ -1,16 +1,16 @@
 // Causal attention in fp32 arithmetic, simple and slow: for the fp32 build, and for head sizes that attention.cuh does
-// not support. Formulas and layouts are those of attention.cuh, with any head size up to 128. One warp per row, that
+// not support. Formulas and layouts are those of attention.cuh, with any head sizes up to 128. One warp per row, that
 // is, per head of a token.
 //
-// Shapes: q, y, dq, dy (B, T, NH, HS); k, v, dk, dv (B, T, NKV, HS); lse (B, NH, T). y is attention's output.
+// Shapes, all dense: q, dq (B, T, NH, HSK); k, dk (B, T, NKV, HSK); v, dv (B, T, NKV, HSV); y, dy (B, T, NH, HSV);
+// lse (B, NH, T). y is attention's output.
 #ifndef LLMC_ATTENTION_PLAIN_CUH
 #define LLMC_ATTENTION_PLAIN_CUH
 
+#include "attention.cuh"
 #include "precision.cuh"
 
 enum { PLAIN_WARPS = 4, PLAIN_ELEMENTS = 4 };   // rows per block; elements of a row per lane, at most
-
-typedef struct { int B, T, NH, NKV, HS; } PlainShape;
 
 // A lane's part of a row (HS): elements lane, lane + 32, ...
 struct PlainRow {
@@ -41,73 +41,71 @@ __device__ inline bool plain_row(int &b, int &t, int &h, int B, int T, int heads
 }
 
 __global__ void attention_plain_forward_kernel(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v,
-                                               PlainShape s) {
+                                               AttentionShape s) {
     int b, t, h;
     if (!plain_row(b, t, h, s.B, s.T, s.NH)) return;
-    int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS;                    // of q and y
-    int64_t kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;        // of k and v, at position j
-    PlainRow query(q + at, s.HS), out;
-    float largest = -INFINITY, sum = 0, scale = 1 / sqrtf((float)s.HS);
-    for (int j = 0; j <= t; j++, kv += (int64_t)s.NKV * s.HS) {
-        float score = scale * query.dot(PlainRow(k + kv, s.HS)), top = fmaxf(largest, score);
+    int64_t row = ((int64_t)b * s.T + t) * s.NH + h;                            // of q and y
+    int64_t kv = (int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV);                 // row of k and v, at position j
+    PlainRow query(q + row * s.HSK, s.HSK), out;
+    float largest = -INFINITY, sum = 0;
+    for (int j = 0; j <= t; j++, kv += s.NKV) {
+        float score = s.scale * query.dot(PlainRow(k + kv * s.HSK, s.HSK)), top = fmaxf(largest, score);
         float shrink = expf(largest - top), p = expf(score - top);
         for (int i = 0; i < PLAIN_ELEMENTS; i++) out.x[i] *= shrink;
-        out.add(p, PlainRow(v + kv, s.HS));
+        out.add(p, PlainRow(v + kv * s.HSV, s.HSV));
         sum = sum * shrink + p;
         largest = top;
     }
-    out.store(y + at, s.HS, 1 / sum);
+    out.store(y + row * s.HSV, s.HSV, 1 / sum);
     if (threadIdx.x % 32 == 0) lse[((int64_t)b * s.NH + h) * s.T + t] = largest + logf(sum);
 }
 
 inline void attention_plain_forward(floatX *y, float *lse, const floatX *q, const floatX *k, const floatX *v,
-                                    const PlainShape &s, cudaStream_t stream) {
+                                    const AttentionShape &s, cudaStream_t stream) {
     unsigned grid = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
     launch(attention_plain_forward_kernel, {grid, 32 * PLAIN_WARPS, 0, stream}, y, lse, q, k, v, s);
 }
 
 // dq_i = scale sum_j ds_ij k_j,  ds_ij = p_ij (<dy_i, v_j> - <dy_i, y_i>)
 __global__ void attention_plain_dq_kernel(floatX *dq, const floatX *dy, const floatX *y, const float *lse,
-                                          const floatX *q, const floatX *k, const floatX *v, PlainShape s) {
+                                          const floatX *q, const floatX *k, const floatX *v, AttentionShape s) {
     int b, t, h;
     if (!plain_row(b, t, h, s.B, s.T, s.NH)) return;
-    int64_t at = (((int64_t)b * s.T + t) * s.NH + h) * s.HS;                    // of q and y
-    int64_t kv = ((int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV)) * s.HS;        // of k and v, at position j
-    PlainRow query(q + at, s.HS), dout(dy + at, s.HS), sum;
-    float delta = dout.dot(PlainRow(y + at, s.HS)), shift = lse[((int64_t)b * s.NH + h) * s.T + t];
-    float scale = 1 / sqrtf((float)s.HS);
-    for (int j = 0; j <= t; j++, kv += (int64_t)s.NKV * s.HS) {
-        PlainRow key(k + kv, s.HS);
-        float p = expf(scale * query.dot(key) - shift);
-        sum.add(p * (dout.dot(PlainRow(v + kv, s.HS)) - delta), key);
+    int64_t row = ((int64_t)b * s.T + t) * s.NH + h;                            // of q and y
+    int64_t kv = (int64_t)b * s.T * s.NKV + h / (s.NH / s.NKV);                 // row of k and v, at position j
+    PlainRow query(q + row * s.HSK, s.HSK), dout(dy + row * s.HSV, s.HSV), sum;
+    float delta = dout.dot(PlainRow(y + row * s.HSV, s.HSV)), shift = lse[((int64_t)b * s.NH + h) * s.T + t];
+    for (int j = 0; j <= t; j++, kv += s.NKV) {
+        PlainRow key(k + kv * s.HSK, s.HSK);
+        float p = expf(s.scale * query.dot(key) - shift);
+        sum.add(p * (dout.dot(PlainRow(v + kv * s.HSV, s.HSV)) - delta), key);
     }
-    sum.store(dq + at, s.HS, scale);
+    sum.store(dq + row * s.HSK, s.HSK, s.scale);
 }
 
-// dv_j = sum_i p_ij dy_i,  dk_j = scale sum_i ds_ij q_i, over the queries i >= j of all heads that read key/value head
-// h
+// dv_j = sum_i p_ij dy_i,  dk_j = scale sum_i ds_ij q_i, over the queries i >= j of all heads that share a key/value
+// head
 __global__ void attention_plain_dkdv_kernel(floatX *dk, floatX *dv, const floatX *dy, const floatX *y, const float *lse,
-                                            const floatX *q, const floatX *k, const floatX *v, PlainShape s) {
+                                            const floatX *q, const floatX *k, const floatX *v, AttentionShape s) {
     int b, t, h, group = s.NH / s.NKV;
     if (!plain_row(b, t, h, s.B, s.T, s.NKV)) return;
-    int64_t kv = (((int64_t)b * s.T + t) * s.NKV + h) * s.HS;
-    PlainRow key(k + kv, s.HS), value(v + kv, s.HS), dkey, dvalue;
-    float scale = 1 / sqrtf((float)s.HS);
+    int64_t kv = ((int64_t)b * s.T + t) * s.NKV + h;                            // row of k and v
+    PlainRow key(k + kv * s.HSK, s.HSK), value(v + kv * s.HSV, s.HSV), dkey, dvalue;
     for (int i = t; i < s.T; i++)
         for (int g = h * group; g < (h + 1) * group; g++) {
-            int64_t at = (((int64_t)b * s.T + i) * s.NH + g) * s.HS;
-            PlainRow query(q + at, s.HS), dout(dy + at, s.HS);
-            float p = expf(scale * query.dot(key) - lse[((int64_t)b * s.NH + g) * s.T + i]);
+            int64_t row = ((int64_t)b * s.T + i) * s.NH + g;
+            PlainRow query(q + row * s.HSK, s.HSK), dout(dy + row * s.HSV, s.HSV);
+            float p = expf(s.scale * query.dot(key) - lse[((int64_t)b * s.NH + g) * s.T + i]);
             dvalue.add(p, dout);
-            dkey.add(p * (dout.dot(value) - dout.dot(PlainRow(y + at, s.HS))), query);
+            dkey.add(p * (dout.dot(value) - dout.dot(PlainRow(y + row * s.HSV, s.HSV))), query);
         }
-    dkey.store(dk + kv, s.HS, scale);
-    dvalue.store(dv + kv, s.HS, 1);
+    dkey.store(dk + kv * s.HSK, s.HSK, s.scale);
+    dvalue.store(dv + kv * s.HSV, s.HSV, 1);
 }
 
 inline void attention_plain_backward(floatX *dq, floatX *dk, floatX *dv, const floatX *dy, const floatX *y,
                                      const float *lse, const floatX *q, const floatX *k, const floatX *v,
-                                     const PlainShape &s, cudaStream_t stream) {
+                                     const AttentionShape &s, cudaStream_t stream) {
     unsigned rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NH, PLAIN_WARPS);
     unsigned kv_rows = (unsigned)ceil_div((int64_t)s.B * s.T * s.NKV, PLAIN_WARPS);
     launch(attention_plain_dq_kernel, {rows, 32 * PLAIN_WARPS, 0, stream}, dq, dy, y, lse, q, k, v, s);

@@ -5,7 +5,7 @@
 // group: per token one vector for k, one for v, and no weights. A stream is a row of pages of 16 tokens. What a tensor
 // core multiplies together is contiguous, and a run of pages is one contiguous copy. A page holds, in this order,
 //
-//     aK (RK, heads, 16)   bK (RK, 16, HS)   aV (RV, heads, 16)   bV (RV, 16, HS)   and for fp8 scales (2, 16) fp32
+//     aK (RK, heads, 16)   bK (RK, 16, HSK)   aV (RV, heads, 16)   bV (RV, 16, HSV)   and for fp8 scales (2, 16) fp32
 //
 // with 16-byte chunks permuted so that ldmatrix reads them from shared memory without bank conflicts (cache_a,
 // cache_b).
@@ -28,7 +28,9 @@ typedef uint8_t e4m3;           // the code of a number (fp8.h)
 
 typedef struct {
     int streams, heads;         // per sequence; heads that read one stream
-    int RK, RV, HS;
+    int RK, RV;                 // vectors of k and v per token
+    int HSK, HSV;               // sizes of query/key heads and of value heads
+    float scale;                // of the softmax
     int factored;               // 1: with weights a; 0: without
     int number_bytes;           // 4 or 2: floatX; 1: e4m3
 } CacheShape;
@@ -38,13 +40,14 @@ LLMC_FN CacheShape cache_shape(const Model *m, int number_bytes) {
     s.factored = m->k.kind == HEADS_FACTORED;
     s.streams = s.factored ? 1 : m->k.R, s.heads = (int)m->config.n_head / s.streams;
     s.RK = s.factored ? m->k.R : 1, s.RV = s.factored ? m->v.R : 1;
-    s.HS = (int)m->config.head_dim, s.number_bytes = number_bytes;
+    s.HSK = (int)m->HSK, s.HSV = (int)m->HSV, s.scale = (float)m->scale, s.number_bytes = number_bytes;
     return s;
 }
 
 __host__ __device__ inline size_t cache_page_bytes(const CacheShape &s) {
     const size_t scales = s.number_bytes == 1 ? 2 * PAGE * sizeof(float) : 0;
-    return (size_t)PAGE * s.number_bytes * (s.RK + s.RV) * (s.factored * s.heads + s.HS) + scales;
+    const int weights = s.factored * s.heads;
+    return (size_t)PAGE * s.number_bytes * (s.RK * (weights + s.HSK) + s.RV * (weights + s.HSV)) + scales;
 }
 
 // Pages of a stream with capacity for `tokens` tokens.
@@ -59,7 +62,7 @@ typedef enum { CACHE_K, CACHE_V } CachePart;
 
 // Offset in a page, in bytes, of the weights and of the vectors of K or V.
 __host__ __device__ inline int cache_a_start(const CacheShape &s, CachePart part) {
-    return part == CACHE_K ? 0 : PAGE * s.number_bytes * s.RK * (s.factored * s.heads + s.HS);
+    return part == CACHE_K ? 0 : PAGE * s.number_bytes * s.RK * (s.factored * s.heads + s.HSK);
 }
 __host__ __device__ inline int cache_b_start(const CacheShape &s, CachePart part) {
     return cache_a_start(s, part) + PAGE * s.number_bytes * (part == CACHE_K ? s.RK : s.RV) * s.factored * s.heads;
@@ -88,9 +91,9 @@ __host__ __device__ inline int cache_a(const CacheShape &s, CachePart part, int 
     return cache_a_start(s, part) + row * PAGE * s.number_bytes + chunk * 16 + byte % 16;
 }
 __host__ __device__ inline int cache_b(const CacheShape &s, CachePart part, int r, int t, int d) {
-    int byte = d * s.number_bytes, row = r * PAGE + t;
-    int chunk = cache_b_chunk(s.number_bytes, s.HS, t, byte / 16);
-    return cache_b_start(s, part) + row * s.HS * s.number_bytes + chunk * 16 + byte % 16;
+    int byte = d * s.number_bytes, row = r * PAGE + t, HS = part == CACHE_K ? s.HSK : s.HSV;
+    int chunk = cache_b_chunk(s.number_bytes, HS, t, byte / 16);
+    return cache_b_start(s, part) + row * HS * s.number_bytes + chunk * 16 + byte % 16;
 }
 __host__ __device__ inline int cache_scale(const CacheShape &s, CachePart part, int t) {
     return (int)cache_page_bytes(s) - 2 * PAGE * (int)sizeof(float) + (part * PAGE + t) * (int)sizeof(float);
@@ -115,7 +118,7 @@ typedef struct {
     unsigned char *cache;       // (B, streams, pages) of one layer
     floatX *fac;                // (B n, Pp) factor rows, not rotated
     const int32_t *lengths;     // (B) tokens already in the cache
-    const double *frequencies;  // (HS / 2) of RoPE's pairs, in radians per token
+    const double *frequencies;  // (HSR / 2) of RoPE's pairs, in radians per token
     CacheShape shape;
     Heads q, k, v;
     int n, Pp;                  // tokens to write per sequence; numbers per row of fac
@@ -134,7 +137,7 @@ __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid
     __shared__ float shared[32];
     const CacheShape &s = w.shape;
     ptx_let_next_begin();
-    int b = blockIdx.x / w.n, stream = blockIdx.y, half = s.HS / 2;
+    int b = blockIdx.x / w.n, stream = blockIdx.y, HS = s.HSK, half = HS / 2;
     int64_t position = w.lengths[b] + blockIdx.x % w.n;
     floatX *row = w.fac + (int64_t)blockIdx.x * w.Pp;
     int64_t first_page = ((int64_t)b * s.streams + stream) * w.pages;
@@ -148,8 +151,8 @@ __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid
     __syncthreads();
     // Elements i and i + HS/2 of vector r of q, k or v, rotated if it has RoPE.
     auto pair = [&](const Heads &h, int r, int i) {
-        float x1 = (float)row[h.b + r * s.HS + i], x2 = (float)row[h.b + r * s.HS + half + i];
-        return h.rope ? make_float2(x1 * cosine[i] + x2 * sine[i], x2 * cosine[i] - x1 * sine[i]) : make_float2(x1, x2);
+        float x1 = (float)row[h.b + r * HS + i], x2 = (float)row[h.b + r * HS + half + i];
+        return h.HSR ? make_float2(x1 * cosine[i] + x2 * sine[i], x2 * cosine[i] - x1 * sine[i]) : make_float2(x1, x2);
     };
     for (int p = 0; p < 2; p++) {
         CachePart part = (CachePart)p;
@@ -183,23 +186,23 @@ __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid
         int r = i / half, d = i % half;
         if (r % s.streams != stream) continue;      // another stream's block rotates it
         float2 x = pair(w.q, r, d);
-        row[w.q.b + r * s.HS + d] = (floatX)x.x, row[w.q.b + r * s.HS + half + d] = (floatX)x.y;
+        row[w.q.b + r * HS + d] = (floatX)x.x, row[w.q.b + r * HS + half + d] = (floatX)x.y;
     }
 }
 
 // Writes n tokens of each of B sequences after the lengths[b] tokens that the cache has. Does not change lengths.
 inline void cache_write(const CacheWrite &w, int64_t B, cudaStream_t stream) {
-    if (w.shape.HS > CACHE_MAX_HS)
-        die(EXIT_SYSTEM, "cache_write: head size %d is not supported; it must be at most %d", w.shape.HS,
-            (int)CACHE_MAX_HS);
+    if (w.shape.HSK != w.shape.HSV || w.shape.HSK != w.k.HSR || w.shape.HSK > CACHE_MAX_HS)
+        die(EXIT_SYSTEM, "cache_write: head sizes %d and %d, %d of them rotated, are not supported; all must be equal "
+            "and at most %d", w.shape.HSK, w.shape.HSV, w.k.HSR, (int)CACHE_MAX_HS);
     Launch where(dim3((unsigned)(B * w.n), (unsigned)w.shape.streams), CACHE_THREADS, 0, stream);
     if (w.shape.number_bytes == 1) launch(cache_write_kernel<e4m3>, where, w);
     else launch(cache_write_kernel<floatX>, where, w);
 }
 
-// RoPE's frequencies (HS / 2) on the host, in radians per token.
-LLMC_FN void rope_frequencies(double *out, int64_t HS, double base) {
-    for (int64_t i = 0; i < HS / 2; i++) out[i] = pow(base, -2.0 * (double)i / (double)HS);
+// RoPE's frequencies (HSR / 2) on the host, in radians per token.
+LLMC_FN void rope_frequencies(double *out, int64_t HSR, double base) {
+    for (int64_t i = 0; i < HSR / 2; i++) out[i] = rope_frequency(i, HSR, base);
 }
 
 #endif

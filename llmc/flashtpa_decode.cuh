@@ -70,8 +70,8 @@ enum { DECODE_PLAIN_WARPS = 4, DECODE_PLAIN_MAX_HS = 128 };
 // Element d of a query head from its factor row (Pp), pre-scaled so that p = exp2(q.k).
 __device__ inline float decode_query(const DecodeArgs &args, const floatX *row, int head, int d) {
     const Heads &q = args.q;
-    int HS = args.shape.HS;
-    float sum = 0, unit = 1.44269504f / sqrtf((float)HS) / (args.shape.factored ? args.shape.RK : 1);
+    int HS = args.shape.HSK;
+    float sum = 0, unit = 1.44269504f * args.shape.scale / (args.shape.factored ? args.shape.RK : 1);
     if (q.kind == HEADS_GROUPED) return unit * (float)row[q.b + head * HS + d];
     for (int r = 0; r < q.R; r++) sum += (float)row[q.a + head * q.R + r] * (float)row[q.b + r * HS + d];
     return unit * (float)q.scale * sum;
@@ -85,12 +85,12 @@ decode_plain_kernel(const __grid_constant__ DecodeArgs args) {
     const CacheShape &shape = args.shape;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int head = blockIdx.x, i = blockIdx.y % args.n, b = blockIdx.y / args.n;
-    int stream = head / shape.heads, HS = shape.HS;
+    int stream = head / shape.heads, HSK = shape.HSK, HSV = shape.HSV;
     const unsigned char *pages = args.cache +
                                  ((int64_t)b * shape.streams + stream) * args.pages * cache_page_bytes(shape);
     const floatX *row = args.fac + (int64_t)blockIdx.y * args.Pp;
     float q[4] = {}, o[4] = {}, top = -1e30f, sum = 0;      // q and o: elements lane + 32 j
-    for (int j = 0; 32 * j < HS; j++) q[j] = decode_query(args, row, head, 32 * j + lane);
+    for (int j = 0; 32 * j < HSK; j++) q[j] = decode_query(args, row, head, 32 * j + lane);
     int64_t tokens = args.lengths[b] + i + 1;
     for (int64_t m = warp; m < tokens; m += DECODE_PLAIN_WARPS) {
         const unsigned char *page = pages + m / PAGE * cache_page_bytes(shape);
@@ -105,37 +105,39 @@ decode_plain_kernel(const __grid_constant__ DecodeArgs args) {
         float logit = 0;
         for (int r = 0; r < shape.RK; r++) {
             float dot = 0;
-            for (int j = 0; 32 * j < HS; j++) dot += q[j] * element(CACHE_K, r, 32 * j + lane);
+            for (int j = 0; 32 * j < HSK; j++) dot += q[j] * element(CACHE_K, r, 32 * j + lane);
             logit += weight(CACHE_K, r) * warp_sum(dot);
         }
         if (sizeof(Number) == 1) logit *= *(const float *)(page + cache_scale(shape, CACHE_K, token));
         float new_top = fmaxf(top, logit), shrink = exp2f(top - new_top), p = exp2f(logit - new_top);
         top = new_top, sum = sum * shrink + p;
         if (sizeof(Number) == 1) p *= *(const float *)(page + cache_scale(shape, CACHE_V, token));
-        for (int j = 0; 32 * j < HS; j++) {
+        for (int j = 0; 32 * j < HSV; j++) {
             float v = 0;
             for (int r = 0; r < shape.RV; r++) v += weight(CACHE_V, r) * element(CACHE_V, r, 32 * j + lane);
             o[j] = o[j] * shrink + p * v;
         }
     }
-    for (int j = 0; 32 * j < HS; j++) merged[warp][32 * j + lane] = o[j];
+    for (int j = 0; 32 * j < HSV; j++) merged[warp][32 * j + lane] = o[j];
     if (lane == 0) merged[warp][TOP] = top, merged[warp][SUM] = sum;
     __syncthreads();
     for (int w = 0; w < DECODE_PLAIN_WARPS; w++) top = fmaxf(top, merged[w][TOP]);
-    for (int d = threadIdx.x; d < HS; d += 32 * DECODE_PLAIN_WARPS) {
+    for (int d = threadIdx.x; d < HSV; d += 32 * DECODE_PLAIN_WARPS) {
         float total = 0, x = 0;
         for (int w = 0; w < DECODE_PLAIN_WARPS; w++) {
             float weight = exp2f(merged[w][TOP] - top);
             total += weight * merged[w][SUM], x += weight * merged[w][d];
         }
-        floatX *out = args.out + ((int64_t)blockIdx.y * args.NH + head) * HS;
+        floatX *out = args.out + ((int64_t)blockIdx.y * args.NH + head) * HSV;
         out[d] = (floatX)(x / total / (shape.factored ? shape.RV : 1));
     }
 }
 
 inline void decode_plain(const DecodeArgs &args, cudaStream_t stream) {
-    if (args.shape.HS % 32 || args.shape.HS > DECODE_PLAIN_MAX_HS)
-        die(EXIT_SYSTEM, "decode_plain: head size %d is not supported; it must be 32, 64, 96 or 128", args.shape.HS);
+    const int sizes[2] = {args.shape.HSK, args.shape.HSV};
+    for (int HS : sizes)
+        if (HS % 32 || HS > DECODE_PLAIN_MAX_HS)
+            die(EXIT_SYSTEM, "decode_plain: head size %d is not supported; it must be 32, 64, 96 or 128", HS);
     Launch where(dim3((unsigned)args.NH, (unsigned)(args.B * args.n)), 32 * DECODE_PLAIN_WARPS, 0, stream);
     if (args.shape.number_bytes == 1) launch(decode_plain_kernel<e4m3>, where, args);
     else launch(decode_plain_kernel<floatX>, where, args);
@@ -265,17 +267,17 @@ inline int decode_ranks(const CacheShape &shape) {
 // Groups and ring depth for the shared memory that a block may have: as many groups as there are warps for, if each
 // gets two pages, else as many as fit. groups 0: nothing fits.
 inline void decode_plan_rings(DecodePlan *plan, const CacheShape &shape, HeadsKind q_kind, int B) {
-    const int ranks = decode_ranks(shape), warps = decode_warps(shape.HS, plan->eights, ranks);
+    const int ranks = decode_ranks(shape), warps = decode_warps(shape.HSK, plan->eights, ranks);
     const int static_bytes = 1024;                      // the kernel's static shared memory
     const int available = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_bytes;
     for (plan->groups = warps / plan->tiles; plan->groups > 0; plan->groups--) {
         plan->depth = 0;
-        const int without_pages = decode_smem(*plan, shape.HS, ranks, q_kind, B).bytes;
+        const int without_pages = decode_smem(*plan, shape.HSK, ranks, q_kind, B).bytes;
         plan->depth = (available - without_pages) / (plan->groups * plan->page_bytes);
         if (plan->depth >= 2) break;
     }
     if (plan->groups > 0) plan->depth = min(plan->depth, DECODE_MAX_PLACES / plan->groups);
-    plan->smem = decode_smem(*plan, shape.HS, ranks, q_kind, B);
+    plan->smem = decode_smem(*plan, shape.HSK, ranks, q_kind, B);
 }
 
 // The fast kernel's plan for this GPU. groups 0: it does not support the shape.
@@ -287,12 +289,13 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
             cluster, hopper ? "1, 2, 4, 8 or 16" : "1");
     DecodePlan plan = {};
     const int heads = shape.heads, all_streams = B * shape.streams;
-    if (sizeof(floatX) != 2 || (shape.HS != 64 && shape.HS != 128) || shape.number_bytes > 2) return plan;
+    if (sizeof(floatX) != 2 || shape.number_bytes > 2) return plan;
+    if (shape.HSK != shape.HSV || (shape.HSK != 64 && shape.HSK != 128)) return plan;
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !shape.factored)) return plan;
 
     // columns: the tile width that leaves the fewest empty, of those that decode_launch_ has kernels for
     const int ranks = decode_ranks(shape), few = shape.factored ? 2 : 1;
-    const bool may_be_5 = shape.factored && shape.HS == 64 && ranks != DECODE_ANY_RANKS;
+    const bool may_be_5 = shape.factored && shape.HSK == 64 && ranks != DECODE_ANY_RANKS;
     auto tiles_of = [&](int width) {
         return shape.factored ? n * ceil_div(heads, width) : ceil_div(n * heads, width);
     };
@@ -301,7 +304,7 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
                                all_streams * tiles_of(8 * few) <= decode_clusters(DECODE_MAX_CLUSTER);
     if (heads_divided || (shape.factored ? 1 : n) * heads <= 8 * few) plan.eights = few;
     else plan.eights = may_be_5 && ceil_div(heads, 40) * 5 < ceil_div(heads, 32) * 4 ? 5 : 4;
-    const int width = 8 * plan.eights, warps = decode_warps(shape.HS, plan.eights, ranks);
+    const int width = 8 * plan.eights, warps = decode_warps(shape.HSK, plan.eights, ranks);
     plan.chunks = heads_divided ? tiles_of(width) : ceil_div(tiles_of(width), min(DECODE_MAX_COLUMNS / width, warps));
     plan.tiles = ceil_div(tiles_of(width), plan.chunks);
 
@@ -321,10 +324,10 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
     plan.queries = shape.factored ? (plan.tiles - 1 + per_query - 1) / per_query + 1
                                   : (plan.tiles * width - 1 + heads - 1) / heads + 1;
     if (plan.queries > n) plan.queries = n;
-    const int q_numbers = q.kind == HEADS_FACTORED ? q.b + q.R * shape.HS : heads * shape.HS;
+    const int q_numbers = q.kind == HEADS_FACTORED ? q.b + q.R * shape.HSK : heads * shape.HSK;
     plan.query_bytes = (int)round_up(q_numbers * 2, 16);
 
-    plan.q_unit = (float)(q.scale * 1.4426950408889634 / sqrt((double)shape.HS) / (shape.factored ? shape.RK : 1));
+    plan.q_unit = (float)(q.scale * 1.4426950408889634 * shape.scale / (shape.factored ? shape.RK : 1));
     plan.out_unit = 1.0f / (shape.factored ? shape.RV : 1);
     plan.page_bytes = (int)cache_page_bytes(shape);
     plan.k_b = cache_b_start(shape, CACHE_K);
@@ -351,7 +354,7 @@ inline size_t decode_scratch_bytes(const CacheShape &shape, const Heads &q, int 
         for (int pages : {0, DECODE_SHORT_PAGES + 1}) {     // short and long streams
             DecodePlan plan = decode_plan(shape, q, B, queries, pages, cluster, splits, 0);
             size_t slots = (size_t)plan.chunks * plan.clusters * 2;
-            size_t bytes = slots * decode_slot_size(plan, shape.HS) * sizeof(float4) + plan.counters * sizeof(float);
+            size_t bytes = slots * decode_slot_size(plan, shape.HSK) * sizeof(float4) + plan.counters * sizeof(float);
             if (bytes > most) most = bytes;
         }
     return most;
@@ -1253,9 +1256,9 @@ inline void flashtpa_decode(const DecodeArgs &args, cudaStream_t stream) {
                                   args.cluster, args.splits, args.min_pages);
     if (plan.groups == 0) return decode_plain(args, stream);
     if constexpr (sizeof(floatX) == 2) {
-        if (args.shape.number_bytes == 1 && args.shape.HS == 64) decode_launch_<e4m3, 64>(args, plan, stream);
+        if (args.shape.number_bytes == 1 && args.shape.HSK == 64) decode_launch_<e4m3, 64>(args, plan, stream);
         else if (args.shape.number_bytes == 1) decode_launch_<e4m3, 128>(args, plan, stream);
-        else if (args.shape.HS == 64) decode_launch_<bf16, 64>(args, plan, stream);
+        else if (args.shape.HSK == 64) decode_launch_<bf16, 64>(args, plan, stream);
         else decode_launch_<bf16, 128>(args, plan, stream);
     }
 }

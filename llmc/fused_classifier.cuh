@@ -8,10 +8,9 @@
 #ifndef LLMC_FUSED_CLASSIFIER_CUH
 #define LLMC_FUSED_CLASSIFIER_CUH
 
+#include "modes.h"
 #include "precision.cuh"
 #include "ptx.cuh"
-
-typedef enum { LOSS_ONLY, LOSS_AND_DLOGITS } ClassifierMode;
 
 enum { CLASSIFIER_THREADS = 512 };      // the fastest of 256 to 1024, by 3% or more (dev/cuda/fused_classifier.cu)
 
@@ -19,7 +18,7 @@ enum { CLASSIFIER_THREADS = 512 };      // the fastest of 256 to 1024, by 3% or 
 // That unit is the next bottleneck after memory. A row with NaN or infinity gives NaN.
 __global__ void __launch_bounds__(CLASSIFIER_THREADS, 2048 / CLASSIFIER_THREADS)
 fused_classifier_kernel(floatX *logits, float *losses, const int32_t *targets, int V, int Vp, float dloss,
-                        ClassifierMode mode) {
+                        LossMode mode) {
     constexpr int X = PackedX::size;
     constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
     __shared__ float shared[32];
@@ -58,7 +57,7 @@ fused_classifier_kernel(floatX *logits, float *losses, const int32_t *targets, i
 
 // logits (rows, Vp), losses (rows), targets (rows); Vp a multiple of 128, dloss > 0 for LOSS_AND_DLOGITS.
 inline void fused_classifier(floatX *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp,
-                             double dloss, ClassifierMode mode, cudaStream_t stream) {
+                             double dloss, LossMode mode, cudaStream_t stream) {
     int64_t threads = 32 * ceil_div(Vp, (int64_t)32 * PackedX::size);
     if (threads > CLASSIFIER_THREADS) threads = CLASSIFIER_THREADS;
     launch(fused_classifier_kernel, {(unsigned)rows, (unsigned)threads, 0, stream}, logits, losses, targets, (int)V,

@@ -9,12 +9,13 @@
 //
 // Factors are stored unrotated; the rotation happens in shared memory. In bf16 the backward sums run on the tensor
 // cores, small as they are: with ordinary instructions the kernel took four times as long as its memory traffic. The
-// forward sums gain nothing from tensor cores (dev/results/train_gpu.md). Grouped heads (MHA, GQA, MQA) are not
+// forward sums gain nothing from tensor cores (dev/LOG.md). Grouped heads (MHA, GQA, MQA) are not
 // replicated: q, k or v then has R heads instead of NH.
 #ifndef LLMC_HEADS_CUH
 #define LLMC_HEADS_CUH
 
 #include "model.h"
+#include "modes.h"
 #include "precision.cuh"
 #include "ptx.cuh"
 
@@ -24,10 +25,13 @@ enum {
     HEADS_THREADS = 128             // backward
 };
 
+// The kernels here need one head size: HS = HSK = HSV = HSR (heads_supported).
 typedef struct { Heads q, k, v; int T, NH, HS, Pp; } HeadsShape;
 
+LLMC_FN bool heads_supported(const Model *m) { return m->HSK == m->HSV && m->HSK == m->HSR; }
+
 LLMC_FN HeadsShape heads_shape(const Model *m, int64_t T) {
-    HeadsShape s = {m->q, m->k, m->v, (int)T, (int)m->config.n_head, (int)m->config.head_dim, (int)m->Pp};
+    HeadsShape s = {m->q, m->k, m->v, (int)T, (int)m->config.n_head, (int)m->HSK, (int)m->Pp};
     return s;
 }
 
@@ -38,18 +42,16 @@ __host__ __device__ inline int heads_stored(const Heads &h, int NH) { return h.k
 LLMC_FN void rope_table(float *table, int64_t T, int64_t HS, double base) {
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < HS / 2; i++) {
-            double angle = (double)t * pow(base, -2.0 * (double)i / (double)HS);
+            double angle = (double)t * rope_frequency(i, HS, base);
             table[t * HS + i] = (float)cos(angle), table[t * HS + HS / 2 + i] = (float)sin(angle);
         }
 }
-
-typedef enum { ROTATE = 1, ROTATE_BACK = -1 } Direction;
 
 // Rotates elements i and i + HS / 2 of a vector: (x1, x2) -> (x1 cos + x2 sin, x2 cos - x1 sin). table (HS) is the row
 // of the token's position. Without rope (v) it does nothing.
 __device__ inline void heads_rotate_pair(float &x1, float &x2, const Heads &h, const float *table, int i, int HS,
                                          Direction direction) {
-    if (!h.rope) return;
+    if (h.HSR == 0) return;
     float cosine = table[i], sine = (float)direction * table[HS / 2 + i], x = x1, y = x2;
     x1 = x * cosine + y * sine;
     x2 = y * cosine - x * sine;

@@ -10,11 +10,10 @@
 
 #include <cublasLt.h>
 
+#include "modes.h"
 #include "precision.cuh"
 #include "rng.h"
 
-typedef enum { AS_IS, TRANSPOSED } Layout;
-typedef enum { OVERWRITE, ACCUMULATE } MatmulMode;
 typedef enum { MATMUL_FASTEST, MATMUL_FIRST } MatmulChoice;
 
 // d (M, N) = a b (+ d), all row-major. a is (M, K), or stored as (K, M) if TRANSPOSED; b is (K, N), or stored as (N, K)
@@ -23,7 +22,7 @@ typedef struct {
     int64_t M, N, K;
     Layout a_is, b_is;
     cudaDataType_t d_type;      // of d; a and b are floatX
-    MatmulMode mode;
+    OutputMode mode;
 } MatmulShape;
 
 typedef struct {
@@ -232,7 +231,7 @@ inline void matmul(Matmul *mm, void *d, const floatX *a, const floatX *b, const 
 // A linear layer without bias: out (N, OC) = inp (N, IC) w^T, w (OC, IC). With ACCUMULATE out +=, for the residual
 // stream.
 inline void linear_forward(Matmul *mm, floatX *out, const floatX *inp, const floatX *w, int64_t N, int64_t IC,
-                           int64_t OC, MatmulMode mode, cudaStream_t stream) {
+                           int64_t OC, OutputMode mode, cudaStream_t stream) {
     matmul(mm, out, inp, w, MatmulShape{N, OC, IC, AS_IS, TRANSPOSED, TYPE_X, mode}, stream);
 }
 
@@ -244,7 +243,7 @@ inline void linear_backward_input(Matmul *mm, floatX *dinp, const floatX *dout, 
 
 // dw (OC, IC), in fp32, = or += dout^T inp, dout (N, OC), inp (N, IC).
 inline void linear_backward_weight(Matmul *mm, float *dw, const floatX *dout, const floatX *inp, int64_t N, int64_t IC,
-                                   int64_t OC, MatmulMode mode, cudaStream_t stream) {
+                                   int64_t OC, OutputMode mode, cudaStream_t stream) {
     matmul(mm, dw, dout, inp, MatmulShape{OC, IC, N, TRANSPOSED, AS_IS, CUDA_R_32F, mode}, stream);
 }
 

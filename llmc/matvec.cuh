@@ -26,7 +26,7 @@ enum { MATVEC_WARPS = 8, MATVEC_MAX_ROWS = 4, MATVEC_AHEAD = 4 };   // AHEAD: 16
 
 template <class Out, int ROWS, MatvecInput INPUT>
 __global__ void __launch_bounds__(32 * MATVEC_WARPS)
-matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int OC, MatmulMode mode, float eps) {
+matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int OC, OutputMode mode, float eps) {
     constexpr int X = PackedX::size, STEP = MATVEC_AHEAD * 32 * X;      // weights a warp has in flight
     extern __shared__ float4 matvec_smem[];
     __shared__ float shared[32];
@@ -103,7 +103,7 @@ matvec_kernel(Out *out, const floatX *inp, const floatX *w, int N, int IC, int O
 
 template <class Out>
 inline void matvec(Out *out, const floatX *inp, const floatX *w, int64_t N, int64_t IC, int64_t OC,
-                   MatvecInput input, MatmulMode mode, double eps, cudaStream_t stream) {
+                   MatvecInput input, OutputMode mode, double eps, cudaStream_t stream) {
     if (N < 1 || N > MATVEC_MAX_ROWS || IC % PackedX::size)
         die(EXIT_SYSTEM, "matvec: N %lld, IC %lld: N must be from 1 to %d and IC a multiple of %d", (long long)N,
             (long long)IC, (int)MATVEC_MAX_ROWS, (int)PackedX::size);

@@ -14,7 +14,7 @@ typedef struct {
     int64_t seq_len, shuffle, seed, reset_data;
     // model
     const char *model, *attn;
-    Config config;              // as the flags say it; 0 where they say nothing
+    Config config;              // what the flags set; 0 elsewhere
     // training
     int64_t batch_size, tokens_per_step, max_steps, warmup_steps;
     double lr, min_lr, weight_decay, clip, beta1, beta2, adam_eps, skip_spikes;
@@ -41,68 +41,88 @@ enum { NUM_TRAIN_FLAGS = 62 };
 LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
     Config *c = &o->config;
     const double many = 1e12, never = 0;
+    static char model_help[128];
+    snprintf(model_help, sizeof model_help, "preset %s, or a checkpoint's folder", preset_names());
     const Flag flags[] = {
         FLAGS_SECTION("Data"),
-        {'i', "train-data", FLAG_TEXT, &o->train_data, "data/toy/toy_train_*.bin", 0, 0, "training shards: a path or a glob", 0},
+        {'i', "train-data", FLAG_TEXT, &o->train_data, "data/toy/toy_train_*.bin", 0, 0,
+         "training shards: a path or a glob", 0},
         {'j', "val-data", FLAG_TEXT, &o->val_data, "data/toy/toy_val_*.bin", 0, 0, "validation shards", 0},
         {'t', "seq-len", FLAG_INT, &o->seq_len, NULL, 1, 1 << 24, "T, tokens of a sequence (preset)", 0},
-        {0, "shuffle", FLAG_SWITCH, &o->shuffle, "1", 0, 1, "1: seeded order of shards and windows; 0: as they stand, llm.c's order", 0},
+        {0, "shuffle", FLAG_SWITCH, &o->shuffle, "1", 0, 1,
+         "1: seeded order of shards and windows; 0: as stored, llm.c's order", 0},
         {0, "seed", FLAG_INT, &o->seed, "1337", 0, 9e15, "of initial weights, data order and samples", 0},
-        {0, "reset-data", FLAG_SWITCH, &o->reset_data, "0", 0, 1, "1: resume weights and step, but begin the data anew", 0},
-        {0, "vocab", FLAG_TEXT, &o->vocab, "data/gpt2.tiktoken", 0, 0, "GPT-2's vocabulary, to print samples of GPT-2 tokens", 0},
+        {0, "reset-data", FLAG_SWITCH, &o->reset_data, "0", 0, 1,
+         "1: resume weights and step, but restart the data", 0},
+        {0, "vocab", FLAG_TEXT, &o->vocab, "data/gpt2.tiktoken", 0, 0,
+         "GPT-2's vocabulary, to print samples of GPT-2 tokens", 0},
         FLAGS_SECTION("Model"),
-        {'e', "model", FLAG_TEXT, &o->model, "tiny", 0, 0, "preset tiny, 124M, 353M, 773M or 1.5B, or a checkpoint's folder", 0},
-        {0, "attn", FLAG_TEXT, &o->attn, "tpa", 0, 0, "tpa, tpa_kvonly, mha, gqa or mqa", 0},
+        {'e', "model", FLAG_TEXT, &o->model, "tiny", 0, 0, model_help, 0},
+        {0, "attn", FLAG_TEXT, &o->attn, "tpa", 0, 0, attn_names(), 0},
         {0, "n-layer", FLAG_INT, &c->n_layer, NULL, 1, 1024, "L, layers (preset)", 0},
         {0, "n-embd", FLAG_INT, &c->n_embd, NULL, 1, 65536, "C, width (preset)", 0},
         {0, "n-head", FLAG_INT, &c->n_head, NULL, 1, 1024, "NH, query heads (preset)", 0},
-        {0, "head-dim", FLAG_INT, &c->head_dim, NULL, 2, 1024, "HS, numbers of a head, even (preset)", 0},
-        {0, "q-rank", FLAG_INT, &c->q_rank, NULL, 1, 256, "RQ, rank of the queries in tpa (preset)", 0},
-        {0, "k-rank", FLAG_INT, &c->k_rank, NULL, 1, 256, "RK, rank of the keys in tpa and tpa_kvonly (preset)", 0},
-        {0, "v-rank", FLAG_INT, &c->v_rank, NULL, 1, 256, "RV, rank of the values in tpa and tpa_kvonly (preset)", 0},
+        {0, "head-dim", FLAG_INT, &c->head_dim, NULL, 2, 1024, "numbers of a head, even (preset)", 0},
+        {0, "q-rank", FLAG_INT, &c->q_rank, NULL, 1, 256, "RQ, rank of factored queries (preset)", 0},
+        {0, "k-rank", FLAG_INT, &c->k_rank, NULL, 1, 256, "RK, rank of factored keys (preset)", 0},
+        {0, "v-rank", FLAG_INT, &c->v_rank, NULL, 1, 256, "RV, rank of factored values (preset)", 0},
         {0, "n-kv-head", FLAG_INT, &c->n_kv_head, NULL, 1, 1024, "G, key/value heads of gqa (2)", 0},
         {0, "hidden", FLAG_INT, &c->hidden, NULL, 1, 1 << 20, "F, width of the MLP (floor of 8/3 C)", 0},
-        {0, "vocab-size", FLAG_INT, &c->vocab_size, NULL, 2, 65536, "V (what the data say)", 0},
+        {0, "vocab-size", FLAG_INT, &c->vocab_size, NULL, 2, 65536, "V (that of the data)", 0},
         {0, "rope-base", FLAG_REAL, &c->rope_base, NULL, 1.001, 1e11, "base of RoPE's angles (10000)", 0},
         {0, "rms-eps", FLAG_REAL, &c->rms_eps, NULL, 1e-30, 0.1, "epsilon of RMSNorm (1e-6)", 0},
         FLAGS_SECTION("Training"),
         {'b', "batch-size", FLAG_INT, &o->batch_size, NULL, 1, 65536, "B, sequences of a micro-batch (preset)", 0},
-        {'d', "tokens-per-step", FLAG_INT, &o->tokens_per_step, NULL, 1, 1 << 30, "tokens of an update; gradients accumulate (preset)", 0},
-        {'x', "steps", FLAG_INT, &o->max_steps, NULL, 0, many, "updates; 0: write the initial checkpoint and stop (preset)", 0},
+        {'d', "tokens-per-step", FLAG_INT, &o->tokens_per_step, NULL, 1, 1 << 30,
+         "tokens per update, all ranks together; gradients accumulate (preset)", 0},
+        {'x', "steps", FLAG_INT, &o->max_steps, NULL, 0, many,
+         "updates; 0: write the initial checkpoint and stop (preset)", 0},
         {'l', "lr", FLAG_REAL, &o->lr, NULL, 1e-30, 1e3, "peak learning rate (preset)", 0},
         {0, "min-lr", FLAG_REAL, &o->min_lr, NULL, 0, 1e3, "learning rate at the end of the cosine (preset)", 0},
         {'u', "warmup", FLAG_INT, &o->warmup_steps, NULL, 0, many, "steps of linear warm-up; 0: none (preset)", 0},
-        {'c', "weight-decay", FLAG_REAL, &o->weight_decay, "0.1", 0, 1e3, "AdamW's decoupled decay, on every weight; 0: none", 0},
+        {'c', "weight-decay", FLAG_REAL, &o->weight_decay, "0.1", 0, 1e3,
+         "AdamW's decoupled decay, on every weight; 0: none", 0},
         {0, "clip", FLAG_REAL, &o->clip, "1.0", 0, 1e9, "largest global gradient norm; 0: never clip", 0},
         {0, "beta1", FLAG_REAL, &o->beta1, "0.9", 0, 0.999999, "AdamW's decay of the first moment", 0},
         {0, "beta2", FLAG_REAL, &o->beta2, "0.95", 0, 0.999999, "AdamW's decay of the second moment", 0},
         {0, "adam-eps", FLAG_REAL, &o->adam_eps, "1e-8", 1e-30, 1, "AdamW's epsilon", 0},
-        {0, "skip-spikes", FLAG_REAL, &o->skip_spikes, "0", 0, 1e6, "skip updates whose loss or norm is this many deviations up; 0: none", 0},
+        {0, "skip-spikes", FLAG_REAL, &o->skip_spikes, "0", 0, 1e6,
+         "skip updates whose loss or norm is this many standard deviations above the last 64; 0: none", 0},
         FLAGS_SECTION("Evaluation and output (every N steps; 0: never)"),
         {'o', "out", FLAG_TEXT, &o->out, "out", 0, 0, "folder for checkpoints, main.log, metrics.jsonl", 0},
-        {'y', "resume", FLAG_SWITCH, &o->resume, "0", 0, 1, "go on from the last checkpoint in --out, if there is one", 0},
-        {'n', "save-every", FLAG_INT, &o->save_every, "1000", never, many, "checkpoint; the last step always gets one unless 0", 0},
-        {0, "keep", FLAG_INT, &o->keep, "0", 0, many, "checkpoints that stay, the newest; 0: all", 0},
-        {0, "keep-every", FLAG_INT, &o->keep_every, "0", 0, many, "those of every N-th step stay beyond --keep", 0},
+        {'y', "resume", FLAG_SWITCH, &o->resume, "0", 0, 1,
+         "resume from the last checkpoint in --out, if there is one", 0},
+        {'n', "save-every", FLAG_INT, &o->save_every, "1000", never, many,
+         "checkpoint; the last step always gets one unless 0", 0},
+        {0, "keep", FLAG_INT, &o->keep, "0", 0, many, "keep only the newest N checkpoints; 0: all", 0},
+        {0, "keep-every", FLAG_INT, &o->keep_every, "0", 0, many, "also keep those of every N-th step; 0: none", 0},
         {'v', "val-every", FLAG_INT, &o->val_every, "250", never, many, "validation loss", 0},
-        {'m', "val-batches", FLAG_INT, &o->val_batches, "20", 0, many, "micro-batches of a validation; 0: all there is", 0},
-        {'s', "sample-every", FLAG_INT, &o->sample_every, "1000", never, many, "text from the model", 0},
-        {'g', "sample-tokens", FLAG_INT, &o->sample_tokens, "256", 1, 1 << 24, "its length, at most --seq-len", 0},
+        {'m', "val-batches", FLAG_INT, &o->val_batches, "20", 0, many,
+         "micro-batches per validation; 0: all of the data", 0},
+        {'s', "sample-every", FLAG_INT, &o->sample_every, "1000", never, many, "sample text from the model", 0},
+        {'g', "sample-tokens", FLAG_INT, &o->sample_tokens, "256", 1, 1 << 24,
+         "length of a sample, at most --seq-len", 0},
         {0, "temperature", FLAG_REAL, &o->sampler.temperature, "0.8", 0, 100, "of samples; 0: greedy", 0},
         FLAGS_SECTION("Machine"),
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
-        {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2, "GPU: compute again instead of keeping; 1: the MLP's inside, 2: and factors", 0},
-        {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6, "the machine's peak, for the % column; 0: not known", 0},
-        {'z', "zero", FLAG_INT, &o->zero, "0", 0, 2, "ranks share out 0: the work alone, 1: AdamW's state too, 2: and gradients", 0},
-        {0, "comm", FLAG_TEXT, &o->transport, "auto", 0, 0, "GPUs: nccl, or mpi, through host memory; auto: nccl if several", 0},
-        {0, "comm-file", FLAG_TEXT, &o->comm_file, NULL, 0, 0, "GPUs without MPI: a file, seen by all ranks, through which they meet", 0},
-        {0, "comm-timeout", FLAG_REAL, &o->comm_timeout, "600", 0, 1e6, "seconds a rank waits for the others, saving included; 0: for ever", 0},
+        {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2,
+         "GPU: save memory by recomputing in the backward pass; 1: the MLP's hidden layer, 2: factors too", 0},
+        {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6,
+         "peak of one device, for the % column; 0: the GPU's own, if known", 0},
+        {'z', "zero", FLAG_INT, &o->zero, "0", 0, 2,
+         "ZeRO stage: ranks share 0: only the work, 1: AdamW's state too, 2: gradients too", 0},
+        {0, "comm", FLAG_TEXT, &o->transport, "auto", 0, 0,
+         "GPUs: nccl, or mpi (through host memory, so ranks may share a GPU); auto: nccl if several", 0},
+        {0, "comm-file", FLAG_TEXT, &o->comm_file, NULL, 0, 0,
+         "GPUs without MPI: a file that all ranks can see, to find each other", 0},
+        {0, "comm-timeout", FLAG_REAL, &o->comm_timeout, "600", 0, 1e6,
+         "seconds a rank waits for the others, saving included; 0: forever", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory and arithmetic, and stop", 0},
     };
     return flags_copy(out, NUM_TRAIN_FLAGS, flags, (int)(sizeof flags / sizeof *flags));
 }
 
-// Overrides the integers of a preset's config with the flags that were given; 0 stands for "not given".
+// Overrides a preset's config with the flags that were given; 0 means "not given".
 LLMC_FN void config_override_(Config *c, Config *given) {
     ConfigField to[NUM_CONFIG_FIELDS], from[NUM_CONFIG_FIELDS];
     if (given->n_embd) c->hidden = default_hidden(given->n_embd);
@@ -123,15 +143,44 @@ LLMC_FN int config_difference(const Config *there, const Config *here, Error *wh
     config_fields(&b, fb);
     for (int i = 0; i < NUM_CONFIG_FIELDS; i++)
         if (*fa[i].value != *fb[i].value)
-            return fail(what, "%s is %lld there and %lld here", fa[i].name, (long long)*fa[i].value, (long long)*fb[i].value);
+            return fail(what, "%s is %lld there and %lld here", fa[i].name, (long long)*fa[i].value,
+                        (long long)*fb[i].value);
     if (a.rope_base != b.rope_base) return fail(what, "rope_base is %g there and %g here", a.rope_base, b.rope_base);
     if (a.rms_eps != b.rms_eps) return fail(what, "rms_eps is %g there and %g here", a.rms_eps, b.rms_eps);
     return 0;
 }
 
-// Parses the command line and completes it from the preset. For a checkpoint's folder, load_config reads its config.json.
-// config.vocab_size stays 0 where neither the flags nor a checkpoint say it.
-LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *help_head, int (*load_config)(const char *, Config *, Error *), Error *err) {
+// The model that --model, --attn and the size flags describe, in o->config. *preset: the recipe for what the flags
+// leave open.
+LLMC_FN int model_options_(TrainOptions *o, AttnKind attn, int attn_given,
+                           int (*load_config)(const char *, Config *, Error *), const Preset **preset, Error *err) {
+    Config given = o->config, base, merged;
+    const Preset *p = find_preset(o->model);
+    struct stat info;
+    Error what;
+    if (p) {
+        base = preset_config(p, attn);
+        base.vocab_size = 0;
+    } else if (stat(o->model, &info) != 0 || !S_ISDIR(info.st_mode)) {
+        return fail(err, "--model: \"%s\" is neither a preset (%s) nor the folder of a checkpoint", o->model,
+                    preset_names());
+    } else if (load_config(o->model, &base, err) != 0) return -1;
+    merged = base;
+    if (attn_given) merged.attn = attn;
+    config_override_(&merged, &given);
+    if (!p && config_difference(&base, &merged, &what) != 0)
+        return fail(err, "--model: %s is a different model from the one the flags describe: %s; leave those flags out",
+                    o->model, what.text);
+    o->config = merged;
+    *preset = p ? p : find_preset("124M");      // a checkpoint does not say its recipe
+    return 0;
+}
+
+// Parses the command line and completes it from the preset. For a checkpoint's folder, load_config reads its
+// config.json. config.vocab_size stays 0 where neither the flags nor a checkpoint set it. Errors: one line in err,
+// and -1.
+LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *help_head,
+                          int (*load_config)(const char *, Config *, Error *), Error *err) {
     memset(o, 0, sizeof *o);
     o->seq_len = o->batch_size = o->tokens_per_step = o->max_steps = o->warmup_steps = -1;
     o->lr = o->min_lr = -1;
@@ -144,41 +193,25 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     if (attn_from_name(o->attn, &attn, err) != 0) return -1;
     int attn_given = 0;
     for (int i = 0; i < n; i++) attn_given |= flags[i].name && !strcmp(flags[i].name, "attn") && flags[i].given;
-
-    const Preset *p = find_preset(o->model);
-    Config given = o->config;
-    if (p) {
-        o->config = preset_config(p, attn);
-        o->config.vocab_size = 0;
-    } else {
-        struct stat info;
-        if (stat(o->model, &info) != 0 || !S_ISDIR(info.st_mode))
-            return fail(err, "--model: \"%s\" is neither a preset (tiny, 124M, 353M, 773M, 1.5B) nor the folder of a checkpoint", o->model);
-        if (load_config(o->model, &o->config, err) != 0) return -1;
-        p = find_preset("124M");        // whose recipe serves where flags say nothing
-    }
-    Config merged = o->config;
-    if (attn_given) merged.attn = attn;
-    config_override_(&merged, &given);
-    Error what;
-    if (!find_preset(o->model) && config_difference(&o->config, &merged, &what) != 0)
-        return fail(err, "--model: %s is another model than the flags describe: %s; leave those flags out", o->model, what.text);
-    o->config = merged;
+    const Preset *p = NULL;
+    if (model_options_(o, attn, attn_given, load_config, &p, err) != 0) return -1;
 
     if (o->seq_len < 0) o->seq_len = p->seq_len;
     if (o->batch_size < 0) o->batch_size = p->batch_size;
     int64_t micro = o->batch_size * o->seq_len;
-    if (o->tokens_per_step < 0) o->tokens_per_step = (p->tokens_per_step + micro - 1) / micro * micro;
+    if (o->tokens_per_step < 0) o->tokens_per_step = round_up(p->tokens_per_step, micro);
     if (o->max_steps < 0) o->max_steps = p->max_steps;
-    if (o->warmup_steps < 0) o->warmup_steps = p->warmup_steps < o->max_steps / 10 ? p->warmup_steps : o->max_steps / 10;
+    int64_t tenth = o->max_steps / 10;
+    if (o->warmup_steps < 0) o->warmup_steps = p->warmup_steps < tenth ? p->warmup_steps : tenth;
     if (o->lr < 0) o->lr = p->lr;
     if (o->min_lr < 0) o->min_lr = p->min_lr < o->lr ? p->min_lr : o->lr / 10;
     if (o->min_lr > o->lr) return fail(err, "--min-lr %g is above --lr %g", o->min_lr, o->lr);
     if (strcmp(o->transport, "auto") && strcmp(o->transport, "nccl") && strcmp(o->transport, "mpi"))
         return fail(err, "--comm: \"%s\" is not accepted; it takes auto, nccl or mpi", o->transport);
     if (o->tokens_per_step % micro != 0)
-        return fail(err, "--tokens-per-step %lld is not a multiple of the micro-batch, %lld x %lld = %lld tokens; take %lld", (long long)o->tokens_per_step,
-                    (long long)o->batch_size, (long long)o->seq_len, (long long)micro, (long long)((o->tokens_per_step + micro - 1) / micro * micro));
+        return fail(err, "--tokens-per-step %" PRId64 " is not a multiple of the micro-batch, %" PRId64 " x %" PRId64
+                    " = %" PRId64 " tokens; use %" PRId64, o->tokens_per_step, o->batch_size, o->seq_len, micro,
+                    round_up(o->tokens_per_step, micro));
     o->accum = o->tokens_per_step / micro;
     o->schedule = (Schedule){o->lr, o->min_lr, (long)o->warmup_steps, (long)o->max_steps};
     return 0;

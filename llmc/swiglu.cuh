@@ -24,7 +24,7 @@ inline void swiglu_forward(floatX *s, const floatX *u, int64_t N, int64_t Fp, cu
 }
 
 // dz = ds g sigma;  dg = ds z sigma (1 + g (1 - sigma)). s is recomputed.
-__global__ void swiglu_backward_kernel(floatX *u, floatX *ds, int64_t N, int Fp) {
+__global__ void swiglu_backward_in_place_kernel(floatX *u, floatX *ds, int64_t N, int Fp) {
     int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * PackedX::size, n = at / Fp;
     if (n >= N) return;
     floatX *row = u + n * 2 * Fp + at % Fp;
@@ -42,9 +42,9 @@ __global__ void swiglu_backward_kernel(floatX *u, floatX *ds, int64_t N, int Fp)
 
 // In place: u (N, 2 Fp) becomes du, because u is not needed again. ds (N, Fp) becomes s, which the gradient of the next
 // weight needs; the forward pass need not keep it.
-inline void swiglu_backward(floatX *u, floatX *ds, int64_t N, int64_t Fp, cudaStream_t stream) {
+inline void swiglu_backward_in_place(floatX *u, floatX *ds, int64_t N, int64_t Fp, cudaStream_t stream) {
     unsigned grid = (unsigned)ceil_div(N * Fp / PackedX::size, 256);
-    launch(swiglu_backward_kernel, {grid, 256, 0, stream}, u, ds, N, (int)Fp);
+    launch(swiglu_backward_in_place_kernel, {grid, 256, 0, stream}, u, ds, N, (int)Fp);
 }
 
 #endif

@@ -15,7 +15,7 @@ This page is generated from the programs by `make flags`: do not edit it. `PROGR
 * A bad value ends the program with one line that says what is accepted, and with exit code 2.
 * The default is in parentheses. `(preset)`: the preset that `--model` names sets it; `llmc/model.h` has their table.
 END
-for program in train_t6 generate_t6 data/toy_corpus; do
+for program in train_t6 generate_t6 data/tokenize data/toy_corpus; do
     echo
     "$folder/$program" --help=markdown
 done

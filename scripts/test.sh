@@ -68,6 +68,26 @@ flags_page() {
     return 1
 }
 
+# The pages: their local links lead somewhere, llmc/README.md has every header, README.md and doc/MODEL.md have every
+# attention kind, and the picture is what its script draws.
+pages() {
+    local page link header kind missing=0
+    lacks() { echo "$1 lacks $2"; missing=1; }
+    scripts/draw_tpa.sh /dev/stdout | cmp - doc/tpa.svg || lacks doc/tpa.svg "what scripts/draw_tpa.sh draws"
+    for page in README.md CONTRIBUTING.md doc/*.md llmc/README.md data/README.md dev/*.md dev/results/*.md; do
+        for link in $(grep -o '](\([^)#:]*\))' "$page" | sed 's/^](//; s/)$//'); do
+            [ -e "$(dirname "$page")/$link" ] || lacks "$page" "the target of its link, $link"
+        done
+    done
+    for header in llmc/*.h llmc/*.cuh; do
+        grep -q "\`$(basename "$header")\`" llmc/README.md || lacks llmc/README.md "$(basename "$header")"
+    done
+    for kind in $(. test/checks.sh; attention_kinds build/gcc/train_t6); do
+        for page in README.md doc/MODEL.md; do grep -q "\`$kind\`" $page || lacks $page "$kind"; done
+    done
+    [ $missing = 0 ]
+}
+
 scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
 export MAKEFLAGS="-j$(nproc)"
 
@@ -99,6 +119,7 @@ else
     echo "skip CUDA: no nvcc found"
 fi
 step "doc/flags.md is what the programs print" flags_page
+step "pages: links, headers, attention kinds, the picture" pages
 
 for b in gcc clang plain sanitize; do
     tests "gradients and golden vectors, $b" build/$b/test_t6

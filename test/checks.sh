@@ -32,6 +32,9 @@ shards() {
     exit 1
 }
 
+# attention_kinds PROGRAM: the kinds of --attn that a trainer's help lists, such as "tpa mha gqa".
+attention_kinds() { "$1" --help | sed -n 's/^ *--attn  *\(.*\) (.*/\1/p' | sed 's/,//g; s/ or / /'; }
+
 # test_flags LEAST COMMAND...: tries each flag of $program, which must have more than LEAST, with values that make no
 # sense (none, a word, -1, a huge number) and with 0. COMMAND succeeds with any good flag added to it. $texts, $switches
 # and $nonzero list the flags (with blanks around each) that take a string, that take 0 or 1, and that refuse 0.

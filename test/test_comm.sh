@@ -126,7 +126,7 @@ for np in 1 2 3 4 5 8; do       # with 5 and 8, some ranks have no micro-batch
         same "$np ranks, -z $zero" "$tmp/np$np.$zero"
     done
 done
-for kind in tpa_kvonly mha gqa mqa; do
+for kind in $(attention_kinds "$train"); do
     for np in 1 3; do
         mpi $np "${small[@]}" --attn $kind --n-kv-head 3 -z 2 -x 10 -n 10 -o "$tmp/$kind$np" >"$tmp/log" 2>&1
     done

@@ -20,7 +20,7 @@ trap 'rm -rf "$tmp"' EXIT
 . test/checks.sh
 
 # ---- models: of bytes, one of each kind, trained on some English; one that ends its documents; one of GPT-2 tokens
-kinds="tpa tpa_kvonly mha gqa mqa"
+kinds=$(attention_kinds "$train")
 model() {
     "$train" -v 0 -s 0 -u 5 --keep 1 "$@" >"$tmp/log" 2>&1 && return
     echo "FAIL training: $(tail -1 "$tmp/log")"
@@ -36,13 +36,8 @@ for i in $(seq 400); do echo "{\"text\": \"The $((i % 7 + 1)) cats sat.\"}"; don
 shards cats --val-tokens 0 --bytes "$tmp/cats.jsonl"
 model -i "$tmp/cats/t_train_*.bin" --n-layer 1 --n-embd 32 --n-head 3 --head-dim 16 \
     -t 64 -b 4 -d 256 -x 250 -n 250 -l 1e-2 -o "$tmp/cats_model"
-tokens=$(($(stat -c %s test/data/sample.u16) / 2))
-mkdir "$tmp/gpt2_data"
-int32() { printf "$(printf '\\x%02x' $(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24)))"; }
-# a shard of GPT-2 tokens by hand: 256 int32 (magic number, version, count, zeros), then uint16 tokens
-{ int32 20240520; int32 1; int32 $tokens; head -c 1012 /dev/zero; cat test/data/sample.u16; } \
-    >"$tmp/gpt2_data/t_train_000001.bin"
-model -i "$tmp/gpt2_data/t_train_000001.bin" --n-layer 2 --n-embd 32 --n-head 4 --head-dim 32 \
+shards gpt2_data --vocab $vocab --val-tokens 0 test/data/sample.jsonl.zst
+model -i "$tmp/gpt2_data/t_train_*.bin" --n-layer 2 --n-embd 32 --n-head 4 --head-dim 32 \
     -t 64 -b 4 -d 256 -x 30 -n 30 -l 3e-3 -o "$tmp/gpt2"
 generate=("$program" -e "$tmp/tpa")
 gpt2=("$program" -e "$tmp/gpt2" --vocab $vocab)

@@ -17,7 +17,7 @@ cc -shared -fPIC -Wl,-soname,libcuda.so.1 "$tmp/driver.c" -o "$tmp/old/libcuda.s
 
 for program; do
     name=$(basename "$program")
-    refuses "$name without a GPU" 1 "no NVIDIA GPU to be used here" env CUDA_VISIBLE_DEVICES= "$program"
+    refuses "$name without a GPU" 1 "no NVIDIA GPU found" env CUDA_VISIBLE_DEVICES= "$program"
     refuses "$name with an old driver" 1 "the NVIDIA driver is for CUDA 11.8 and this program was built with CUDA" \
         env LD_LIBRARY_PATH="$tmp/old:${LD_LIBRARY_PATH:-}" "$program"
 done

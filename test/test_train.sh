@@ -96,7 +96,7 @@ check "a half-written checkpoint is ignored" "$([ $? = 0 ] && echo 1)" "$(tail -
 from=("$train" "${data[@]}" -t 32 -b 4 -d 256 -v 0 -s 0 -x 1)
 "${from[@]}" -e "$tmp/whole/step_00000012" -o "$tmp/init" >/dev/null 2>"$tmp/stderr"
 check "--model takes the folder of a checkpoint" "$([ $? = 0 ] && echo 1)" "$(cat "$tmp/stderr")"
-for kind in tpa tpa_kvonly mha gqa mqa; do
+for kind in $(attention_kinds "$train"); do
     "${run[@]}" --attn $kind --n-kv-head 3 -o "$tmp/kind_$kind" -x 40 -n 40 -l 3e-3 >"$tmp/stdout" 2>&1
     learnt=$(sed -n 's/^step .* | loss \([0-9.]*\) .*/\1/p' "$tmp/stdout" |
         awk 'NR == 1 { first = $1 } { last = $1 } END { print NR == 40 && last < first - 1 }')

@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
     check("global norm", std::vector<float>{(float)norm.read(0, 1)[0].norm}, {sqrt(sum)}, 1e-6);
     time_version("global norm", 4.0 * (double)n, 0, [&] { global_norm(norm.p, partial.p, grads.p, n, 1, 0); });
     AdamWStep step = adamw_step(1e-2, 0.9, 0.95, 1e-8, 0.1, 3);
-    adamw_update(params.p, master.p, m.p, v.p, grads.p, n, step, norm.p, 0);
+    adamw_clipped_update(params.p, master.p, m.p, v.p, grads.p, n, step, norm.p, 0);
     std::vector<double> want(count);
     for (size_t i = 0; i < count; i++) {
         double gi = g[at + i] / (sqrt(sum) + 1e-6), mi = 0.9 * hm[i] + 0.1 * gi, vi = 0.95 * 0.25 + 0.05 * gi * gi;
@@ -31,6 +31,6 @@ int main(int argc, char **argv) {
     check("adamw, master weights", master.read(at, count), want, 1e-6);
     check("adamw, weights", params.read(at, count), want, ROUNDED_ONCE);
     time_version("adamw", (28.0 + sizeof(floatX)) * (double)n, 0,
-                 [&] { adamw_update(params.p, master.p, m.p, v.p, grads.p, n, step, norm.p, 0); });
+                 [&] { adamw_clipped_update(params.p, master.p, m.p, v.p, grads.p, n, step, norm.p, 0); });
     return 0;
 }

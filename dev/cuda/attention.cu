@@ -11,9 +11,11 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "attention.cuh"
+#include "../../test/testing.h"
 
 #define CEILING_TFLOPS 790.0        // bf16 matrix product (8192^3, random data), measured on one H200
 #define TOLERANCE 1e-2              // ||ours - reference|| / ||reference||; bf16 rounding of p, ds, results: about 3e-3
@@ -46,7 +48,8 @@ Problem make_problem(int B, int NH, int T, int HS, int NKV, bool fused, float lo
     Problem p;
     p.q_size = (size_t)B * T * NH * HS, p.k_size = (size_t)B * T * NKV * HS, p.lse_size = (size_t)B * NH * T;
     int64_t all = (NH + 2 * NKV) * HS;
-    p.s = {B, T, NH, NKV, HS, fused ? all : NH * HS, fused ? all : NKV * HS, fused ? all : NKV * HS};
+    p.s = attention_dense_shape(B, T, NH, NKV, HS, HS);
+    if (fused) p.s.q_stride = p.s.k_stride = p.s.v_stride = all;
     p.k_at = fused ? NH * HS : p.q_size, p.v_at = fused ? (NH + NKV) * HS : p.q_size + p.k_size;
     p.qkv.resize(p.q_size + 2 * p.k_size), p.dout.resize(p.q_size);
     #pragma omp parallel
@@ -105,16 +108,16 @@ void add_scaled(float *to, float a, const float *x, int n) { for (int i = 0; i <
 
 // One head of sequence b as floats, (T, HS).
 Floats head_of(const bf16 *x, const AttentionShape &s, int64_t stride, int b, int head) {
-    Floats y((size_t)s.T * s.HS);
+    Floats y((size_t)s.T * s.HSK);
     for (int t = 0; t < s.T; t++)
-        for (int i = 0; i < s.HS; i++)
-            y[(size_t)t * s.HS + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HS + i]);
+        for (int i = 0; i < s.HSK; i++)
+            y[(size_t)t * s.HSK + i] = __bfloat162float(x[((int64_t)b * s.T + t) * stride + head * s.HSK + i]);
     return y;
 }
 
 HeadReference reference(const Problem &p, const Host &given_out, int b, int kv_head) {
     const AttentionShape &s = p.s;
-    int T = s.T, HS = s.HS, sharing = s.NH / s.NKV;
+    int T = s.T, HS = s.HSK, sharing = s.NH / s.NKV;
     size_t size = (size_t)T * HS;
     HeadReference r = {Floats(sharing * size), Floats((size_t)sharing * T), Floats(sharing * size),
                        Floats(size), Floats(size)};
@@ -185,7 +188,7 @@ std::vector<T> download(const T *d, size_t n, bool &guarded) {
     return x;
 }
 
-bool check(int version, Problem &p, bool all_heads) {
+void check(Score *score, int version, Problem &p, bool all_heads) {
     const AttentionShape &s = p.s;
     bool guarded = true, same = true;
     Host out, dqkv;
@@ -214,7 +217,7 @@ bool check(int version, Problem &p, bool all_heads) {
     for (bf16 x : dqkv) unwritten += std::isnan(__bfloat162float(x));
     for (float x : lse) unwritten += std::isnan(x);
     int sharing = s.NH / s.NKV;
-    size_t size = (size_t)s.T * s.HS;
+    size_t size = (size_t)s.T * s.HSK;
     for (int b = 0; b < s.B; b++)
         for (int kv = 0; kv < s.NKV; kv++) {
             if (!all_heads && !(b == 0 && kv == 0) && !(b == s.B - 1 && kv == s.NKV - 1)) continue;
@@ -224,7 +227,7 @@ bool check(int version, Problem &p, bool all_heads) {
             };
             for (int g = 0; g < sharing; g++) {
                 int head = kv * sharing + g;
-                compare(d[0], head_of(out.data(), s, (int64_t)s.NH * s.HS, b, head), &r.out[g * size]);
+                compare(d[0], head_of(out.data(), s, (int64_t)s.NH * s.HSK, b, head), &r.out[g * size]);
                 for (int t = 0; t < s.T; t++)
                     d[1].add(lse[((size_t)b * s.NH + head) * s.T + t], r.lse[(size_t)g * s.T + t]);
                 compare(d[2], head_of(dqkv.data(), s, s.q_stride, b, head), &r.dq[g * size]);
@@ -234,16 +237,17 @@ bool check(int version, Problem &p, bool all_heads) {
         }
     bool good = guarded && same && unwritten == 0;
     for (const Difference &x : d) good &= x.good();
-    printf("%s version %d B=%d NH=%d NKV=%d T=%d HS=%d:", good ? "ok  " : "BAD ", version, s.B, s.NH, s.NKV, s.T, s.HS);
-    for (const Difference &x : d) printf(" %s %.1e", x.name, x.relative());
-    if (!good)
-        for (const Difference &x : d) printf(" | %s worst %.2e nan %ld", x.name, x.worst, x.nans);
-    if (unwritten) printf(" | %ld NaN", unwritten);
-    if (!guarded) printf(" | wrote past the end");
-    if (!same) printf(" | second run differs");
-    printf("\n");
-    fflush(stdout);
-    return good;
+    std::string errors;
+    char text[96];
+    for (const Difference &x : d) {
+        snprintf(text, sizeof text, " %s %.1e", x.name, x.relative());
+        errors += text;
+        if (good) continue;
+        snprintf(text, sizeof text, " (worst %.2e, %ld NaN)", x.worst, x.nans);
+        errors += text;
+    }
+    report(score, good, "version %d B=%d NH=%d NKV=%d T=%d HS=%d:%s, %ld unwritten%s%s", version, s.B, s.NH, s.NKV, s.T,
+           s.HSK, errors.c_str(), unwritten, guarded ? "" : ", wrote past the end", same ? "" : ", second run differs");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -276,12 +280,12 @@ void time_shape(int version, Problem &first) {
     double bytes = first.qkv.size() * 2.0 + first.q_size * 2.0;
     int sets = std::max(1, (int)ceil(3.0 * l2_bytes / bytes));      // in turn: a run must not find its inputs in L2
     std::vector<Problem> p(1, first);
-    for (int i = 1; i < sets; i++) p.push_back(make_problem(s.B, s.NH, s.T, s.HS, s.NKV, false, 1, i));
+    for (int i = 1; i < sets; i++) p.push_back(make_problem(s.B, s.NH, s.T, s.HSK, s.NKV, false, 1, i));
     double forward = median_ms(sets, [&](int i) { run_forward(version, p[i]); });
     double backward = median_ms(sets, [&](int i) { run_backward(version, p[i]); });
-    double flops = 2.0 * s.B * s.NH * s.T * s.T * s.HS;             // two products over half of T x T
+    double flops = 2.0 * s.B * s.NH * s.T * s.T * s.HSK;             // two products over half of T x T
     double fw = flops / forward / 1e9, bw = 2.5 * flops / backward / 1e9;
-    printf("version %d B%d NH%d NKV%d T%d HS%d: ", version, s.B, s.NH, s.NKV, s.T, s.HS);
+    printf("version %d B%d NH%d NKV%d T%d HS%d: ", version, s.B, s.NH, s.NKV, s.T, s.HSK);
     printf("forward %.3f ms %.0f TFLOP/s (%.0f%%), ", forward, fw, 100 * fw / CEILING_TFLOPS);
     printf("backward %.3f ms %.0f TFLOP/s (%.0f%% of %.0f)\n", backward, bw, 100 * bw / CEILING_TFLOPS, CEILING_TFLOPS);
     fflush(stdout);
@@ -292,7 +296,7 @@ void time_shape(int version, Problem &first) {
 
 int main(int argc, char **argv) {
     set_program_name(argv[0]);
-    bool good = true;
+    Score score = {0, 0};
 
     if (argc == 1) {
         const int lengths[] = {1, 2, 63, 64, 65, 127, 128, 129, 200, 1000, 1024};
@@ -304,11 +308,10 @@ int main(int argc, char **argv) {
                         if (h[0] == 47 && T > 129) continue;                    // too slow on the CPU
                         Problem p = make_problem(2, h[0], T, HS, h[1], n % 2, n % 3 == 2 ? 2 : 1, n);
                         n++;
-                        good &= check(version, p, true);
+                        check(&score, version, p, true);
                         free_problem(p);
                     }
-        printf(good ? "all good\n" : "MISMATCH\n");
-        return !good;
+        return finish(&score);
     }
 
     int x[6] = {0, 0, 0, 0, 0, 0};
@@ -322,8 +325,8 @@ int main(int argc, char **argv) {
     }
     if (x[0] > 2) die(EXIT_INPUT, "version %d does not exist: take 1 or 2", x[0]);
     Problem p = make_problem(x[1], x[2], x[3], x[4], argc == 7 ? x[5] : x[2], false, 1, 1);
-    good = check(x[0], p, false);
-    if (good) time_shape(x[0], p);
+    check(&score, x[0], p, false);
+    if (score.failed == 0) time_shape(x[0], p);
     free_problem(p);
-    return !good;
+    return score.failed > 0;
 }

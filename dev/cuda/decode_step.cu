@@ -6,22 +6,22 @@
 //   build/decode_step PRESET ATTN fit [native | fp8]          prints what fits in this GPU's memory: the longest
 //                                                             context of one sequence, and the most sequences of some
 //                                                             contexts. Then times the longest.
-#define GENERATE_NO_MAIN
+#define T6_NO_MAIN
 #include "../../generate_t6.cu"
 #include "bench.cuh"
 
 enum { SPARE_TOKENS = 512 };            // capacity after the context
 
 // A generator with random weights whose B sequences have `context` random tokens in the cache.
-static Generator *open_random(const Config *c, int64_t B, int64_t context, int fp8) {
+static Generator *open_random(const Config *c, int64_t B, int64_t context, CacheKind cache) {
     GenerateOptions o;
     memset(&o, 0, sizeof o);
-    o.cache_kind = fp8 ? CACHE_FP8 : CACHE_NATIVE, o.longest_prefill = 1;
+    o.cache_kind = cache, o.longest_prefill = 1;
     Generator *g = generator_open(&o, c, B, context + SPARE_TOKENS);
     float *w = generator_host_weights(g);
     #pragma omp parallel for
     for (size_t i = 0; i < g->model.num_stored; i++) w[i] = (float)(0.06 * rng_uniform(1, i) - 0.03);
-    generator_take_weights(g);
+    generator_load_weights(g);
     const size_t cache_bytes = (size_t)c->n_layer * cache_layer_bytes(g->shape, B, g->capacity);
     const uint64_t seed = 7;
     launch(fill_kernel, {4096, 256, 0, g->stream}, g->cache, cache_bytes, g->shape.number_bytes, seed);
@@ -70,8 +70,8 @@ static double whole_step_ms(Generator *g, int32_t *next) {
 }
 
 // Times a step and prints a line. read: GB/s.
-static void time_step(const char *what, const Config *c, int64_t B, int64_t context, int fp8, double read) {
-    Generator *g = open_random(c, B, context, fp8);
+static void time_step(const char *what, const Config *c, int64_t B, int64_t context, CacheKind cache, double read) {
+    Generator *g = open_random(c, B, context, cache);
     std::vector<int32_t> next(B, 1);
     const int warm_up = 3, one_token = 1;
     for (int i = 0; i < warm_up; i++) generator_step(g, next.data(), one_token);
@@ -88,11 +88,11 @@ static void time_step(const char *what, const Config *c, int64_t B, int64_t cont
 }
 
 // GPU memory for B sequences of `capacity` tokens.
-static double need_bytes(const Model *m, int64_t B, int64_t capacity, int fp8) {
+static double need_bytes(const Model *m, int64_t B, int64_t capacity, CacheKind cache) {
     static Generator unused;
     Buffer table[NUM_GENERATOR_BUFFERS];
     const int longest_prefill = 1;
-    generator_table(&unused, m, B, capacity, longest_prefill, fp8, table);
+    generator_table(&unused, m, B, capacity, longest_prefill, cache, table);
     const int other_bytes = 64 << 20;       // of CUDA
     return memory_bytes(table, 0, NUM_GENERATOR_BUFFERS - 1) + MATMUL_WORKSPACE_BYTES + other_bytes;
 }
@@ -118,22 +118,22 @@ int main(int argc, char **argv) {
     if (!p || attn_from_name(argv[2], &attn, &err) != 0 || (!fit && argc < 5))
         die(EXIT_INPUT, "usage: decode_step PRESET ATTN (B CONTEXT | fit) [native | fp8]");
     const char *kind = argc > (fit ? 4 : 5) ? argv[fit ? 4 : 5] : "native";
-    int fp8 = !strcmp(kind, "fp8");
+    CacheKind cache = !strcmp(kind, "fp8") ? CACHE_FP8 : CACHE_NATIVE;
     Config c = preset_config(p, attn);
     char what[64];
     snprintf(what, sizeof what, "%s %s %s", p->name, attn_name(attn), kind);
     generator_start(NULL);
     double read = read_gb_per_s();
     if (!fit) {
-        time_step(what, &c, atoll(argv[3]), atoll(argv[4]), fp8, read);
+        time_step(what, &c, atoll(argv[3]), atoll(argv[4]), cache, read);
         return 0;
     }
     Model m;
-    model_init(&m, &c, generator_pad());
+    model_init(&m, &c, PAD);
     size_t free_bytes, total_bytes;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     auto fits = [&](int64_t B, int64_t context) {
-        return need_bytes(&m, B, context + SPARE_TOKENS, fp8) <= (double)free_bytes;
+        return need_bytes(&m, B, context + SPARE_TOKENS, cache) <= (double)free_bytes;
     };
     int64_t longest = largest(INT32_MAX / 2, [&](int64_t context) { return fits(1, context); });
     printf("%s, %.1f GiB free: one sequence of %" PRId64 " tokens;", what, (double)free_bytes / 0x1p30, longest);
@@ -142,7 +142,7 @@ int main(int argc, char **argv) {
         printf(" %" PRId64 " sequences of %" PRId64 ";", most, context);
     }
     printf("\n");
-    time_step(what, &c, 1, longest, fp8, read);
+    time_step(what, &c, 1, longest, cache, read);
     model_free(&m);
     return 0;
 }

@@ -53,7 +53,7 @@ struct Layer {
     }
     ~Layer() { model_free(&model); }
     int NH() const { return (int)config.n_head; }
-    int HS() const { return (int)config.head_dim; }
+    int HS() const { return (int)model.HSK; }
     int D() const { return NH() * HS(); }
     int Pp() const { return (int)model.Pp; }
 };
@@ -68,7 +68,8 @@ static DecodeArgs decode_args(const Layer &l, int number_bytes) {
 
 // Bytes of the numbers that the cache holds for so many tokens: the least that any implementation must read.
 static double logical_bytes(const CacheShape &s, double tokens) {
-    double numbers = (double)(s.RK + s.RV) * (s.factored * s.heads + s.HS);
+    const int weights = s.factored * s.heads;
+    double numbers = (double)s.RK * (weights + s.HSK) + (double)s.RV * (weights + s.HSV);
     return tokens * s.streams * (numbers * s.number_bytes + (s.number_bytes == 1 ? 2 * sizeof(float) : 0));
 }
 
@@ -97,15 +98,15 @@ struct LayerData {
     Floats host_fac;                            // (rows, Pp)
     std::vector<unsigned char> pages;           // the cache, once written
 
-    static std::vector<double> rope(const Config &config) {
-        std::vector<double> x(config.head_dim / 2);
-        rope_frequencies(x.data(), config.head_dim, config.rope_base);
+    static std::vector<double> rope(const Model &m) {
+        std::vector<double> x(m.HSR / 2);
+        rope_frequencies(x.data(), m.HSR, m.config.rope_base);
         return x;
     }
     LayerData(const Layer &l, const CacheShape &shape, uint64_t seed)
         : fac(l.rows * l.Pp(), seed, 1), queries((size_t)l.B * l.n * l.Pp()), out((size_t)l.B * l.n * l.D() + GUARD),
           lengths(l.lengths), zeros(std::vector<int32_t>(l.B, 0)),
-          host_frequencies(rope(l.config)), frequencies(host_frequencies),
+          host_frequencies(rope(l.model)), frequencies(host_frequencies),
           cache_bytes(cache_layer_bytes(shape, l.B, l.capacity)), cache(cache_bytes + GUARD), host_fac(fac.n) {
         std::vector<floatX> numbers = fac.read(0, fac.n);
         for (size_t i = 0; i < fac.n; i++) host_fac[i] = (float)numbers[i];
@@ -138,7 +139,7 @@ static double head_element(const Layer &l, const float *row, const Heads &h, int
     auto vector = [&](int r) {
         int half = l.HS() / 2, i = d % half;
         double x = row[h.b + r * l.HS() + i], y = row[h.b + r * l.HS() + half + i], c = 1, s = 0;
-        if (h.rope) c = cos((double)position * frequencies[i]), s = sin((double)position * frequencies[i]);
+        if (h.HSR) c = cos((double)position * frequencies[i]), s = sin((double)position * frequencies[i]);
         return d < half ? x * c + y * s : y * c - x * s;
     };
     if (h.kind == HEADS_GROUPED) return vector(head / (l.NH() / h.R));
@@ -170,13 +171,13 @@ static void kv_from_factors(const Layer &l, const LayerData &data, const float *
 // first.
 static void kv_from_page(const CacheShape &shape, const unsigned char *page, int head, int t, float *k, float *v) {
     for (CachePart part : {CACHE_K, CACHE_V}) {
-        int R = part == CACHE_K ? shape.RK : shape.RV;
+        int R = part == CACHE_K ? shape.RK : shape.RV, HS = part == CACHE_K ? shape.HSK : shape.HSV;
         float scale, *to = part == CACHE_K ? k : v;
         memcpy(&scale, page + cache_scale(shape, part, t), sizeof scale);
         for (int r = 0; r < R; r++) {
             float weight = scale / (float)(shape.factored ? R : 1);
             if (shape.factored) weight *= e4m3_to_float(page[cache_a(shape, part, r, head % shape.heads, t)]);
-            for (int d = 0; d < shape.HS; d++) to[d] += weight * e4m3_to_float(page[cache_b(shape, part, r, t, d)]);
+            for (int d = 0; d < HS; d++) to[d] += weight * e4m3_to_float(page[cache_b(shape, part, r, t, d)]);
         }
     }
 }
@@ -348,7 +349,7 @@ static void check_all(Score *score, bool quick) {
 __global__ void rebuild_kernel(unsigned char *dense, CacheShape to, const DecodeArgs args) {
     const CacheShape &shape = args.shape;
     int64_t page = blockIdx.x;
-    int head = blockIdx.y, b = blockIdx.z, HS = shape.HS;
+    int head = blockIdx.y, b = blockIdx.z, HS = shape.HSK;
     if (page * PAGE >= args.lengths[b] + args.n) return;
     const unsigned char *from = args.cache + ((int64_t)b * args.pages + page) * cache_page_bytes(shape);
     unsigned char *out = dense + (((int64_t)b * args.NH + head) * args.pages + page) * cache_page_bytes(to);
@@ -371,9 +372,10 @@ __global__ void rebuild_kernel(unsigned char *dense, CacheShape to, const Decode
 // Microseconds of version 0. args: of the TPA layer; the queries are any numbers, because only time counts here.
 static double time_naive(const Layer &l, const DecodeArgs &args, int burst) {
     CacheShape to = {};
-    to.streams = l.NH(), to.heads = 1, to.RK = 1, to.RV = 1, to.HS = l.HS(), to.number_bytes = BF16_BYTES;
+    to.streams = l.NH(), to.heads = 1, to.RK = 1, to.RV = 1, to.HSK = to.HSV = l.HS();
+    to.scale = args.shape.scale, to.number_bytes = BF16_BYTES;
     Heads dense_q = {};
-    dense_q.kind = HEADS_GROUPED, dense_q.R = l.NH(), dense_q.rope = 1, dense_q.scale = 1;
+    dense_q.kind = HEADS_GROUPED, dense_q.R = l.NH(), dense_q.HS = dense_q.HSR = l.HS(), dense_q.scale = 1;
     Array<unsigned char> dense(cache_layer_bytes(to, l.B, l.capacity));
     Scratch scratch(to, dense_q, l.B, l.n, args.cluster, args.splits);
     DecodeArgs dense_args = args;

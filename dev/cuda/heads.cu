@@ -17,7 +17,7 @@ int main(int argc, char **argv) {
     Config config = preset_config(p, ATTN_TPA);
     Model m;
     model_init(&m, &config, 8);
-    int64_t NH = config.n_head, HS = config.head_dim, D = m.D, rows = std::min<int64_t>(N, 20);
+    int64_t NH = config.n_head, HS = m.HSK, D = m.D, rows = std::min<int64_t>(N, 20);
     HeadsShape shape = heads_shape(&m, T);
     std::vector<float> host_table(T * HS);
     rope_table(host_table.data(), T, HS, config.rope_base);
@@ -41,7 +41,7 @@ int main(int argc, char **argv) {
                 for (int64_t i = 0; i < HS / 2; i++) {
                     double x = (float)f[n * m.Pp + h.b + r * HS + i];
                     double y = (float)f[n * m.Pp + h.b + r * HS + HS / 2 + i];
-                    double c = h.rope ? angles[i] : 1, s = h.rope ? angles[HS / 2 + i] : 0;
+                    double c = h.HSR ? angles[i] : 1, s = h.HSR ? angles[HS / 2 + i] : 0;
                     b[i] = x * c + y * s, b[HS / 2 + i] = y * c - x * s;
                 }
                 for (int64_t i = 0; i < NH; i++) {
@@ -54,7 +54,7 @@ int main(int argc, char **argv) {
                     want_dfac[n * m.Pp + h.a + i * h.R + r] = da;
                 }
                 for (int64_t i = 0; i < HS / 2; i++) {
-                    double c = h.rope ? angles[i] : 1, s = h.rope ? angles[HS / 2 + i] : 0;
+                    double c = h.HSR ? angles[i] : 1, s = h.HSR ? angles[HS / 2 + i] : 0;
                     want_dfac[n * m.Pp + h.b + r * HS + i] = db[i] * c - db[HS / 2 + i] * s;
                     want_dfac[n * m.Pp + h.b + r * HS + HS / 2 + i] = db[HS / 2 + i] * c + db[i] * s;
                 }

@@ -30,7 +30,7 @@ int main(int argc, char **argv) {
     o.zero = argc > 3 ? atoll(argv[3]) : 0;
     o.clip = 1, o.beta1 = 0.9, o.beta2 = 0.95, o.adam_eps = 1e-8, o.weight_decay = 0.1;
     if (config_check(&o.config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    trainer_start(&o);
+    t6_start(&o);
     Comm alone;
     memset(&alone, 0, sizeof alone);
     alone.world = alone.local_world = 1;
@@ -39,11 +39,11 @@ int main(int argc, char **argv) {
     g->simulated_world = argc > 4 ? atoi(argv[4]) : 8, g->simulated_GBps = 1e9;
     CUDA_CHECK(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
     o.gpu_comm = g;
-    T6 *t = trainer_open(&o);
+    T6 *t = t6_open(&o);
     const Model *m = &t->model;
-    HostWeights host = trainer_host_weights(t, 0);
+    HostWeights host = t6_host_weights(t, ROOM_ONLY);
     init_weights(host.params, m, 1);
-    trainer_take_weights(t, 0);
+    t6_load_weights(t, WEIGHTS_ONLY);
     int64_t N = o.batch_size * o.seq_len;
     std::vector<int32_t> inputs(N), targets(N);
     for (int64_t i = 0; i < N; i++) {
@@ -60,13 +60,13 @@ int main(int argc, char **argv) {
         double start = 0;
         for (int step = 0; step < 13; step++) {
             if (step == 3) start = now_seconds();
-            trainer_micro_step(t, inputs.data(), targets.data(), 1.0 / (double)N, 0);
-            trainer_update(t, &o, 1e-5, step + 1, &loss, &norm);
+            t6_micro_step(t, inputs.data(), targets.data(), 1.0 / (double)N, 0);
+            t6_update(t, &o, 1e-5, step + 1, &loss, &norm);
         }
         CUDA_CHECK(cudaDeviceSynchronize());
         double step_ms = (now_seconds() - start) * 1e2;
         CUDA_CHECK(cudaEventRecord(begin, t->stream));
-        trainer_micro_step(t, inputs.data(), targets.data(), 1.0 / (double)N, 0);
+        t6_micro_step(t, inputs.data(), targets.data(), 1.0 / (double)N, 0);
         CUDA_CHECK(cudaEventRecord(end, t->stream));
         CUDA_CHECK(cudaDeviceSynchronize());
         double total = 0, last = 0, compute = ms_between(begin, end);
@@ -83,6 +83,6 @@ int main(int argc, char **argv) {
             printf("  %-28s bucket %2d: %8.3f to %8.3f ms\n", g->pending[k].what, g->num_pending - 1 - k,
                    ms_between(begin, g->pending[k].start), ms_between(begin, g->pending[k].end));
     }
-    trainer_close(t);
+    t6_close(t);
     return 0;
 }

@@ -27,9 +27,9 @@ int main(int argc, char **argv) {
     swiglu_forward(s.p, u.p, N, F, 0);
     check("forward 1", s.read(at, rows * F), want_s, ROUNDED_ONCE);
     time_version("forward 1", 3 * pass, 0, [&] { swiglu_forward(s.p, u.p, N, F, 0); });
-    swiglu_backward(u.p, ds.p, N, F, 0);
+    swiglu_backward_in_place(u.p, ds.p, N, F, 0);
     check("backward 1, du", u.read(2 * at, 2 * rows * F), want_du, ROUNDED_ONCE);
     check("backward 1, s", ds.read(at, rows * F), want_s, ROUNDED_ONCE);
-    time_version("backward 1", 6 * pass, 0, [&] { swiglu_backward(u.p, ds.p, N, F, 0); });
+    time_version("backward 1", 6 * pass, 0, [&] { swiglu_backward_in_place(u.p, ds.p, N, F, 0); });
     return 0;
 }
