@@ -14,7 +14,7 @@ typedef struct {
     int64_t seq_len, shuffle, seed, reset_data;
     // model
     const char *model, *attn;
-    Config config;              // what the flags set; 0 elsewhere
+    Config config;              // first what the flags set, 0 where they were not given; then the complete model
     // training
     int64_t batch_size, tokens_per_step, max_steps, warmup_steps;
     double lr, min_lr, weight_decay, clip, beta1, beta2, adam_eps, skip_spikes;
@@ -33,7 +33,7 @@ typedef struct {
     void *gpu_comm;             // GpuComm of llmc/comm.cuh, for the GPU trainer
     // derived
     Schedule schedule;
-    int64_t accum;              // micro-batches a step, of all ranks together
+    int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
 enum { NUM_TRAIN_FLAGS = 62 };
@@ -134,7 +134,7 @@ LLMC_FN void config_override_(Config *c, Config *given) {
     if (given->rms_eps != 0) c->rms_eps = given->rms_eps;
 }
 
-// Says where two configs differ: "n_layer is 12 there and 4 here". Returns 0 where they are the same.
+// 0 if two configs are the same, or -1 with the first difference in `what`: "n_layer is 12 there and 4 here".
 LLMC_FN int config_difference(const Config *there, const Config *here, Error *what) {
     Config a = *there, b = *here;
     ConfigField fa[NUM_CONFIG_FIELDS], fb[NUM_CONFIG_FIELDS];
@@ -150,8 +150,8 @@ LLMC_FN int config_difference(const Config *there, const Config *here, Error *wh
     return 0;
 }
 
-// The model that --model, --attn and the size flags describe, in o->config. *preset: the recipe for what the flags
-// leave open.
+// Sets o->config to the model that --model, --attn and the size flags describe, and *preset to the recipe for what the
+// flags leave open.
 LLMC_FN int model_options_(TrainOptions *o, AttnKind attn, int attn_given,
                            int (*load_config)(const char *, Config *, Error *), const Preset **preset, Error *err) {
     Config given = o->config, base, merged;

@@ -215,7 +215,7 @@ refuses "weights of another attention kind" 2 "tpa model" "$program" -e "$tmp/fl
 cp "$whole/model.safetensors" "$tmp/flip/"
 last=$(($(stat -c %s "$whole/model.safetensors") - 4))
 printf '\000\000\300\177' | dd of="$tmp/flip/model.safetensors" bs=1 seek=$last conv=notrunc 2>/dev/null
-refuses "a weight that is NaN" 2 "no numbers" "$program" -e "$tmp/flip" -p x
+refuses "a weight that is NaN" 2 "not finite" "$program" -e "$tmp/flip" -p x
 sed -i 's/"tpa"/"mla"/' "$tmp/flip/config.json"
 refuses "an unknown attention kind" 2 "mla" "$program" -e "$tmp/flip" -p x
 sed -i 's/"mla"/"tpa"/; s/257/64/' "$tmp/flip/config.json"
