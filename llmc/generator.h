@@ -87,8 +87,8 @@ LLMC_FN int prompts_add_(Prompts *p, const GenerateOptions *o, const Tokenizer *
     else if (n == 0)
         rc = fail(err, "%s is empty; to start from nothing, start with end-of-text: --prompt '<|endoftext|>'", what);
     else if (o->context && n + o->max_tokens > o->context)
-        rc = fail(err, "%s has %" PRId64 " tokens; with --max-tokens %" PRId64 " that exceeds --context %" PRId64,
-                  what, n, o->max_tokens, o->context);
+        rc = fail(err, "%s has %" PRId64 " tokens; with --max-tokens %" PRId64 " that exceeds --context %" PRId64
+                  "; lower --max-tokens or raise --context", what, n, o->max_tokens, o->context);
     p->list = (Prompt *)xrealloc(p->list, ((size_t)p->count + 1) * sizeof *p->list);
     p->list[p->count++] = (Prompt){ids, n};
     return rc;

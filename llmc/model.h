@@ -215,13 +215,18 @@ LLMC_FN int config_read_fields_(Config *c, const cJSON *json, Error *err) {
             return fail(err, "\"%s\" is not an integer", fields[i].name);
         *fields[i].value = (int64_t)item->valuedouble;
     }
-    const cJSON *attn = cJSON_GetObjectItemCaseSensitive(json, "attn"), *item;
-    if (attn && !cJSON_IsString(attn)) return fail(err, "\"attn\" is not a string");
-    if (attn && attn_from_name(attn->valuestring, &c->attn, err) != 0) return -1;
     struct { const char *name; double *value; } reals[] = {{"rope_base", &c->rope_base}, {"rms_eps", &c->rms_eps}};
-    for (int i = 0; i < 2; i++)
-        if ((item = cJSON_GetObjectItemCaseSensitive(json, reals[i].name)) && cJSON_IsNumber(item))
-            *reals[i].value = item->valuedouble;
+    for (int i = 0; i < 2; i++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, reals[i].name);
+        if (!item || cJSON_IsNull(item)) continue;
+        if (!cJSON_IsNumber(item)) return fail(err, "\"%s\" is not a number", reals[i].name);
+        *reals[i].value = item->valuedouble;
+    }
+    const cJSON *attn = cJSON_GetObjectItemCaseSensitive(json, "attn");
+    if (attn && !cJSON_IsNull(attn)) {
+        if (!cJSON_IsString(attn)) return fail(err, "\"attn\" is not a string");
+        if (attn_from_name(attn->valuestring, &c->attn, err) != 0) return -1;
+    }
     return config_check_variants_(json, err);
 }
 

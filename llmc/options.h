@@ -190,7 +190,8 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     if (flags_parse(argc, argv, help_head, flags, n, err) != 0) return -1;
 
     AttnKind attn = ATTN_TPA;
-    if (attn_from_name(o->attn, &attn, err) != 0) return -1;
+    Error why;
+    if (attn_from_name(o->attn, &attn, &why) != 0) return fail(err, "--attn: %s", why.text);
     int attn_given = 0;
     for (int i = 0; i < n; i++) attn_given |= flags[i].name && !strcmp(flags[i].name, "attn") && flags[i].given;
     const Preset *p = NULL;
