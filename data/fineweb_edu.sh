@@ -25,7 +25,7 @@ END
 }
 
 program=fineweb_edu.sh
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(unset CDPATH && cd "$(dirname "$0")" && pwd)
 . "$here/data_set.sh"
 sample=10B out='' glob='' delete=0 jobs=4 shard_size=100000000 val_tokens=''
 while [ $# -gt 0 ]; do

@@ -15,7 +15,7 @@ END
 }
 
 program=tinyshakespeare.sh
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(unset CDPATH && cd "$(dirname "$0")" && pwd)
 . "$here/data_set.sh"
 commit=6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e
 url=https://raw.githubusercontent.com/karpathy/char-rnn/$commit/data/tinyshakespeare/input.txt
