@@ -171,10 +171,11 @@ hash_file() {   # FILE
 # The manifest's line of a file, in part.
 line_of() { local n=${1//\\/\\\\}; printf '{"file": "%s", "documents": ' "${n//\"/\\\"}"; }     # LISTED NAME
 
-# Whether the tokens of a file are in the shards. A file on disk must have the listed content; where it has that of a
-# file of another name, it is that file. Other content under a listed name is an error.
-is_done() {     # FILE LISTED-NAME
-    local bytes
+# Whether the tokens of a file are in the shards. A file on disk must have the listed content, and one to download the
+# listed size; where the content is that of a file of another name, it is that file. Other content under a listed name
+# is an error.
+is_done() {     # FILE LISTED-NAME [BYTES]
+    local bytes=${3:-}
     [ -e "$manifest" ] || return 1
     if [ -e "$1" ]; then
         bytes=$(stat -Lc %s -- "$1")
@@ -186,7 +187,7 @@ is_done() {     # FILE LISTED-NAME
         fi
     fi
     grep -qF "$(line_of "$2")" "$manifest" || return 1
-    [ ! -e "$1" ] ||
+    [ ! -e "$1" ] && grep -F "$(line_of "$2")" "$manifest" | grep -q "\"bytes\": $bytes," ||
         die "$1: $manifest already lists a different file of this name; if both belong to the set, rename this one"
 }
 
@@ -332,10 +333,10 @@ check_columns() {   # FILE
     [ -z "$why" ] || die "$1: $why"
 }
 
-add() {     # FILE LISTED-NAME: adds all of it to the shards, or nothing
+add() {     # FILE LISTED-NAME [checked]: adds all of it to the shards, or nothing
     local f=$1 source=$1 wanted rows tokens=none expect status
     wanted=$(sha256_listed "$f") || exit
-    [ -z "$glob" ] || [ -z "$wanted" ] || has_sha256 "$f" "$wanted" ||
+    [ -n "${3:-}" ] || [ -z "$wanted" ] || has_sha256 "$f" "$wanted" ||
         die "$f: damaged: its SHA-256 is not the one in SHA256SUMS"
     if [ "$2" != "${f##*/}" ]; then
         source=$scratch/$2
@@ -376,18 +377,18 @@ for i in "${!paths[@]}"; do
     f=${paths[i]} base=${paths[i]##*/}
     if [ -z "$glob" ]; then
         for (( ; started < ${#paths[@]} && started < i + jobs; started++)); do
-            is_done "${paths[started]}" "${names[started]}" || [ -e "${paths[started]}" ] ||
+            is_done "${paths[started]}" "${names[started]}" "${sizes[started]}" || [ -e "${paths[started]}" ] ||
                 { fetch "${paths[started]}" "${sizes[started]}" & pids[started]=$!; }
         done
         [ -z "${pids[i]:-}" ] || wait "${pids[i]}" ||
             code=1 die "$base: $(cat "$scratch/$base.why" 2>/dev/null || echo "the download failed");" \
                 "finished files are kept; run this again to resume"
     fi
-    if is_done "$f" "${names[i]}"; then
+    if is_done "$f" "${names[i]}" "${sizes[i]:-}"; then
         say "$((i + 1)) of ${#paths[@]}: ${names[i]} is in the shards already"
     else
         say "$((i + 1)) of ${#paths[@]}: ${names[i]}"
-        add "$f" "${names[i]}"
+        add "$f" "${names[i]}" "${pids[i]:+checked}"
     fi
     [ $delete = 0 ] || rm -f -- "$f"
 done

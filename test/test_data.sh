@@ -719,12 +719,18 @@ test_hub() {
     local i rc secret=hf_Secret-0123
     for i in 1 2 3; do parquet_of "$tmp/p/p$i.parquet" "SELECT 'text $i' AS text"; done
     start_hub "$tmp/p" norange
-    quiet hub_set --out "$tmp/o"
+    # what lies in the folder of downloads is checked, and a listed file of the same name is another file
+    mkdir -p "$tmp/c/parquet" && cp "$tmp/p/p2.parquet" "$tmp/c/parquet/p1.parquet"
+    parquet_of "$tmp/own/p1.parquet" "SELECT 'a text of my own' AS text"
+    refuses_set 2 'p1.parquet: damaged: its SHA-256 is not' 10B --jobs 1 --out "$tmp/c" &&
+        quiet edu --parquet "$tmp/own/p1.parquet" --out "$tmp/d" &&
+        refuses_set 2 'lists a different file of this name' 10B --jobs 1 --out "$tmp/d" &&
+        quiet hub_set --out "$tmp/o"
     rc=$?
     stop_hub
     [ $rc = 0 ] && [ "$(text_of "$tmp/o")" = '<|endoftext|>text 1<|endoftext|>text 2<|endoftext|>text 3' ] || return
     start_hub "$tmp/p" norange always-cut
-    PATH=$tmp/bin:$PATH refuses_set 1 'p1.parquet: .*run this again to resume' 10B --jobs 1 --out "$tmp/c"
+    PATH=$tmp/bin:$PATH refuses_set 1 'p1.parquet: .*run this again to resume' 10B --jobs 1 --out "$tmp/a"
     rc=$?
     stop_hub
     [ $rc = 0 ] && [ "$(tail -n 1 "$tmp/slept")" = 16 ] || { say "waits: $(cat "$tmp/slept")"; return; }
