@@ -80,18 +80,59 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------------------
 // Plan
 
+// The validation shards of the data set that a training shard belongs to: DIR/NAME_val_*.bin, as a glob, for
+// DIR/NAME_train_000001.bin. NULL: there are none. The caller frees it.
+LLMC_FN char *val_shards_of_(const char *shard) {
+    static const char end[] = "_manifest.json";
+    char *set = manifest_path_(shard), *pattern = NULL;
+    if (!set) return NULL;
+    size_t n = strlen(set) - strlen(end), m = 0;
+    char *escaped = (char *)xmalloc(2 * n + 1);
+    for (size_t i = 0; i < n; i++) {
+        if (strchr("[]*?\\", set[i])) escaped[m++] = '\\';
+        escaped[m++] = set[i];
+    }
+    escaped[m] = 0;
+    glob_t files;
+    pattern = xasprintf("%s_val_*.bin", escaped);
+    if (glob(pattern, 0, NULL, &files) != 0) free(pattern), pattern = NULL;
+    globfree(&files);
+    free(escaped), free(set);
+    return pattern;
+}
+
+// Opens the validation data. Without --val-data they are those of the training data's set; where it has none, there is
+// no validation.
+LLMC_FN int open_val_data(Run *run, Error *err) {
+    TrainOptions *o = &run->o;
+    DataLoader *train = &run->train, *val = &run->val;
+    Error why;
+    char *own = o->val_every && !o->val_data ? val_shards_of_(train->shards[0].path) : NULL;
+    const char *pattern = o->val_data ? o->val_data : own;
+    int rc = 0;
+    if (o->val_every && !pattern) {
+        if (run->comm.rank == 0)
+            fprintf(stderr, "note: no validation: %s has no validation shards next to it, and --val-data names none\n",
+                    train->shards[0].path);
+        o->val_every = 0;
+    }
+    if (o->val_every && loader_open(val, pattern, o->seq_len, ORDER_SEQUENTIAL, 1, 0, &why) != 0)
+        rc = fail(err, "--val-data: %s%s", why.text, own ? "; --val-every 0 trains without validation" : "");
+    if (o->val_every && rc == 0 && strcmp(train->vocab, val->vocab))
+        rc = fail(err, "--val-data: its tokens are %s, those of --train-data are %s", val->vocab, train->vocab);
+    free(own);
+    return rc;
+}
+
 // Opens the data, and the tokenizer of samples.
 LLMC_FN int open_data(Run *run, Error *err) {
     const TrainOptions *o = &run->o;
-    DataLoader *train = &run->train, *val = &run->val;
+    DataLoader *train = &run->train;
     Error why;
     LoaderOrder order = o->shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
     if (loader_open(train, o->train_data, o->seq_len, order, (uint64_t)o->batch_size, (uint64_t)o->seed, &why) != 0)
         return fail(err, "--train-data: %s", why.text);
-    if (o->val_every && loader_open(val, o->val_data, o->seq_len, ORDER_SEQUENTIAL, 1, 0, &why) != 0)
-        return fail(err, "--val-data: %s", why.text);
-    if (o->val_every && strcmp(train->vocab, val->vocab))
-        return fail(err, "--val-data: its tokens are %s, those of --train-data are %s", val->vocab, train->vocab);
+    if (open_val_data(run, err) != 0) return -1;
     if (train->windows < (uint64_t)o->batch_size)
         return fail(err, "--train-data: %" PRIu64 " tokens, fewer than one batch of %" PRId64 " x %" PRId64 "; lower "
                     "--batch-size (-b) or --seq-len (-t), or use more data", train->tokens, o->batch_size, o->seq_len);

@@ -411,9 +411,9 @@ test_bad_parquet() {
     : >"$tmp/q/empty.parquet"
     bad "$tmp/q/empty.parquet" 'empty.parquet: DuckDB: ' || return
     sql "COPY (SELECT id, url FROM '$f') TO '$tmp/q/column.parquet' (FORMAT parquet)"
-    bad "$tmp/q/column.parquet" 'column.parquet: DuckDB: .*text' || return
+    bad "$tmp/q/column.parquet" 'column.parquet: there is no column text; its columns are id, url' || return
     sql "COPY (SELECT 5 AS text) TO '$tmp/q/number.parquet' (FORMAT parquet)"
-    bad "$tmp/q/number.parquet" 'neither a string nor null' || return
+    bad "$tmp/q/number.parquet" 'number.parquet: its column text is of type INTEGER' || return
     # a good file, then copies of it with a flipped bit
     quiet edu --parquet "$tmp/p/p0.parquet" --out "$tmp/o" || return
     cp -r "$tmp/o" "$tmp/before"
@@ -513,7 +513,7 @@ test_scripts() {
         rejects 2 'no such file' data/fineweb_edu.sh --bytes --out "$tmp/o" --parquet "$tmp/none*" || return
     fi
     local nowhere=http://127.0.0.1:1
-    https_proxy=$nowhere PIP_INDEX_URL=$nowhere rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
+    https_proxy=$nowhere PIP_NO_INDEX=1 PIP_FIND_LINKS='' rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
 }
 
 # Of two runs with one name, the second is refused and the first is not disturbed.
@@ -535,19 +535,286 @@ test_download() {
     need_duckdb || return 0
     type -P python3 >/dev/null || { echo "skip: test/hub.py needs python3"; return; }
     make_parquet "$tmp/p" || return
-    local i port
-    python3 test/hub.py "$tmp/p" >"$tmp/port" 2>"$tmp/server" &
-    local server=$!
-    for ((i = 0; i < 50; i++)); do [ -s "$tmp/port" ] && break; sleep 0.1; done
-    port=$(cat "$tmp/port")
-    export HF_ENDPOINT=http://127.0.0.1:$port no_proxy=127.0.0.1
-    for ((i = 0; i < 20; i++)); do edu 10B --jobs 2 --delete-parquet --out "$tmp/o" >"$tmp/out" 2>&1 && break; done
-    kill $server
-    wait $server 2>/dev/null
-    [ $i -lt 20 ] || { say "$(tail -n 3 "$tmp/out")"; return; }
+    start_hub "$tmp/p"
+    quiet hub_set --delete-parquet --out "$tmp/o"
+    local rc=$?
+    stop_hub
+    [ $rc = 0 ] || return
     tokens_of "$tmp"/o/*_val_* "$tmp"/o/*_train_* | cmp - "$data/sample.u16" || return
     [ -z "$(find "$tmp/o/parquet" -name '*.parquet*')" ] || { say "not deleted: $(ls "$tmp/o/parquet")"; return; }
-    echo "complete after $((i + 1)) tries"
+    has "$tmp/stderr" 'p3.parquet: damaged' || say "the wrong byte was not noticed"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The scripts: what real files, folders and servers do to them
+
+parquet_of() { mkdir -p "$(dirname "$1")" && sql "COPY ($2) TO '${1//\'/\'\'}' (FORMAT parquet)"; }    # FILE SQL
+text_of() { "$TOKENIZE" --vocab "$vocab" --decode "$1"/*.bin; }     # FOLDER: the text of its shards
+source_count() { grep -c '"file": .*"documents": ' "$1/fineweb_edu_manifest.json"; }
+
+# takes FILE TEXT: fineweb_edu.sh makes a set of the file, and its text is this, with | for <|endoftext|>
+takes() {
+    local text=${2//|/<|endoftext|>}
+    rm -rf "$tmp/o"
+    quiet edu --parquet "$1" --out "$tmp/o" || return
+    [ "$(text_of "$tmp/o")" = "$text" ] || say "$1: $(text_of "$tmp/o") instead of $text"
+}
+
+# refuses_set CODE PATTERN ARGUMENTS...: fineweb_edu.sh ends with CODE, and its last line matches
+refuses_set() {
+    edu "${@:3}" >"$tmp/stdout" 2>"$tmp/stderr"
+    [ $? = "$1" ] && tail -n 1 "$tmp/stderr" | grep -q -e "$2" || say "${*:3}: \"$2\" is not in: $(cat "$tmp/stderr")"
+}
+
+# A column of text in any form that can be text is taken, any other is refused by name.
+test_columns() {
+    need_duckdb || return 0
+    local p=$tmp/p.parquet
+    parquet_of "$p" "SELECT encode('It''s café 日本') AS text" && takes "$p" "|It's café 日本" || return
+    parquet_of "$p" "SELECT unnest(['\"hello\"', 'null', '12', NULL])::JSON AS text" &&
+        takes "$p" '|"hello"|null|12' || return
+    parquet_of "$p" "SELECT unnest(['a', 'b'])::ENUM('a', 'b') AS text" && takes "$p" '|a|b' || return
+    parquet_of "$p" "SELECT 'a' AS \"Text\", 'b' AS text_1" && takes "$p" '|a' || return
+    parquet_of "$p" "SELECT '\\xFF'::BLOB AS text" &&
+        refuses_set 2 'p.parquet: not added' --parquet "$p" --out "$tmp/n" || return
+    parquet_of "$p" "SELECT 'a' AS \"Text\", 'b' AS texu" && LC_ALL=C sed -i s/texu/text/g "$p" &&
+        refuses_set 2 'several columns named text' --parquet "$p" --out "$tmp/n" || return
+    parquet_of "$p" "SELECT 'a' AS content, 1 AS id" &&
+        refuses_set 2 'no column text; its columns are content, id$' --parquet "$p" --out "$tmp/n" || return
+    parquet_of "$p" "SELECT ['a'] AS text" &&
+        refuses_set 2 'its column text is of type VARCHAR\[\]' --parquet "$p" --out "$tmp/n" || return
+    # token_count: in a file without rows, null, not a number, with a fraction of zero, or wrong
+    parquet_of "$p" "SELECT 'a' AS text, 1 AS token_count LIMIT 0"
+    quiet edu --parquet "$p" --out "$tmp/empty" || return
+    parquet_of "$p" "SELECT 'a' AS text, NULL::BIGINT AS token_count" && takes "$p" '|a' || return
+    parquet_of "$p" "SELECT unnest(['a', 'b']) AS text, unnest([1, NULL]) AS token_count" && takes "$p" '|a|b' || return
+    parquet_of "$p" "SELECT 'a' AS text, [1] AS token_count" && takes "$p" '|a' || return
+    parquet_of "$p" "SELECT unnest(['a', NULL]) AS text, unnest([1, 'nan'::DOUBLE]) AS token_count" &&
+        takes "$p" '|a' || return
+    parquet_of "$p" "SELECT 'a' AS text, 2 AS \"Token_Count\"" &&
+        refuses_set 2 'differs from its token_count' --parquet "$p" --out "$tmp/n" || return
+    nothing_left_but_lock "$tmp/n"
+}
+nothing_left_but_lock() { [ -z "$(ls "$1")" ] || say "left behind: $(ls "$1")"; }
+
+# A path that exists is taken as it is, and no part of it is taken for a column or a pattern.
+test_paths() {
+    need_duckdb || return 0
+    local d="$tmp/r[1]/text=raw/a*b" odd="p [1] {x} \"q\" 'r' \\s.parquet"
+    parquet_of "$d/$odd" "SELECT 'one' AS text"
+    takes "$d/$odd" '|one' || return
+    parquet_of "$tmp/r[1]/text=raw/c/id=7/2.parquet" "SELECT 'two' AS text, 1 AS id"
+    rm -rf "$tmp/o"
+    ln -s "$DUCKDB" "$tmp/duckdb"
+    (cd "$tmp" && DUCKDB=./duckdb quiet "$root/data/fineweb_edu.sh" --vocab "$vocab" --out o \
+        --parquet 'r[1]/*/c/*/*.parquet') || return
+    [ "$(text_of "$tmp/o")" = '<|endoftext|>two' ] || { say "$(text_of "$tmp/o")"; return; }
+    quiet edu --parquet "$d/*.parquet" --out "$tmp/t" && quiet edu --parquet "$d/$odd" --out "$tmp/t" || return
+    [ "$(source_count "$tmp/t")" = 1 ] || { say "$odd was added twice"; return; }
+    # equal names in several folders are different files, in one run or in several
+    parquet_of "$tmp/e/a/0.parquet" "SELECT 'in a' AS text" && parquet_of "$tmp/e/b/0.parquet" "SELECT 'in b' AS text"
+    takes "$tmp/e/*/0.parquet" '|in a|in b' || return
+    has "$tmp/o/fineweb_edu_manifest.json" '"file": "b%2F0.parquet"' || { say "not listed with its folder"; return; }
+    quiet edu --parquet "$tmp/e/b/0.parquet" --out "$tmp/o" && quiet edu --parquet "$tmp/e/*/*" --out "$tmp/o" || return
+    [ "$(source_count "$tmp/o")" = 2 ] || { say "a file was added twice"; return; }
+    takes "$tmp/e/a/0.parquet" '|in a' || return
+    refuses_set 2 'a different file of this name' --parquet "$tmp/e/b/0.parquet" --out "$tmp/o" || return
+    refuses_set 2 'no such file' --parquet "$tmp/e/c.parquet" --out "$tmp/o" || return
+    refuses_set 2 'not a file' --parquet "$tmp/e" --out "$tmp/o"
+}
+
+# --delete-parquet deletes only files whose content is in the shards.
+test_delete() {
+    need_duckdb || return 0
+    local d=$tmp/d
+    parquet_of "$d/a/0.parquet" "SELECT 'first text' AS text"
+    parquet_of "$d/b/0.parquet" "SELECT 'other text' AS text"
+    [ "$(stat -c %s "$d/a/0.parquet")" = "$(stat -c %s "$d/b/0.parquet")" ] || { say "the sizes differ"; return; }
+    cp -r "$d/a" "$d/c"
+    quiet edu --parquet "$d/a/0.parquet" --out "$tmp/o" || return
+    refuses_set 2 'a different file of this name' --parquet "$d/b/0.parquet" --out "$tmp/o" --delete-parquet || return
+    [ -e "$d/b/0.parquet" ] || { say "deleted a file that was never added"; return; }
+    parquet_of "$d/n/1.parquet" "SELECT 1 AS text"
+    refuses_set 2 'of type INTEGER' --parquet "$d/n/1.parquet" --out "$tmp/o" --delete-parquet || return
+    [ -e "$d/n/1.parquet" ] || { say "deleted a file that was refused"; return; }
+    quiet edu --parquet "$d/c/0.parquet" --out "$tmp/o" --delete-parquet || return
+    [ ! -e "$d/c/0.parquet" ] || say "not deleted, but its content is in the shards"
+}
+
+# Over an existing set, flags that would have made another one are refused.
+test_existing_set() {
+    local flags m tiny=(data/tinyshakespeare.sh --out "$tmp/t")
+    quiet "$TOKENIZE" --bytes --val-tokens 32768 -o "$tmp/t/tinyshakespeare" "$data/cases.jsonl" || return
+    quiet "${tiny[@]}" --bytes && quiet "${tiny[@]}" --bytes --val-tokens 032768 || return
+    m='made with --shard-size 100000000 --val-tokens 32768 --bytes; give the same'
+    for flags in "" "--vocab $vocab" "--bytes --val-tokens 1" "--bytes --shard-size 5000"; do
+        rejects 2 "$m" "${tiny[@]}" $flags || return
+    done
+    rejects 2 'val-tokens junk: not a whole number' "${tiny[@]}" --bytes --val-tokens junk || return
+    rejects 2 'out: a value is missing' "${tiny[@]}" --out '' || return
+    : >"$tmp/t/tinyshakespeare_manifest.json"
+    rejects 2 'damaged, or not a manifest' "${tiny[@]}" --bytes || return
+    rejects 2 'no such file' "${tiny[@]}" --bytes --out "$tmp/u" --text "$tmp" || return
+    need_duckdb || return 0
+    m="made with --shard-size 60000 --val-tokens 30000 and GPT-2's"
+    parquet_of "$tmp/p.parquet" "SELECT 'a' AS text"
+    quiet edu --parquet "$tmp/p.parquet" --out "$tmp/o" || return
+    cp -r "$tmp/o" "$tmp/before"
+    for flags in --bytes "--val-tokens 1" "--shard-size 1"; do
+        rejects 2 "$m" edu --parquet "$tmp/p.parquet" --out "$tmp/o" $flags || return
+    done
+    rejects 2 "$m" data/fineweb_edu.sh --vocab "$vocab" --parquet "$tmp/p.parquet" --out "$tmp/o" || return
+    diff -r "$tmp/before" "$tmp/o" || return
+    mkdir -p "$tmp/o/parquet" && echo 10B >"$tmp/o/parquet/sample"
+    rejects 2 'has the sample 10B, not 100B' edu 100B --out "$tmp/o"
+}
+
+# Every form of SHA256SUMS that programs write is understood: a wrong sum in it refuses the file.
+test_sums() {
+    need_duckdb || return 0
+    local f="$tmp/s/a b.parquet" n='a b.parquet' wrong right line sums=$tmp/s/SHA256SUMS
+    parquet_of "$f" "SELECT 'a' AS text"
+    right=$(sha256sum <"$f" | cut -d ' ' -f 1)
+    wrong=$(tr 0-9a-f f0-9a-e <<<"$right")
+    for line in "$wrong  $n" "${wrong^^}  $n" "$wrong *$n" "$wrong  ./$n" "$wrong  .//./$n" "$wrong  $n\r" \
+        "$wrong\t$n" "\xef\xbb\xbf$wrong  $n" "$wrong  $tmp/s/$n" "SHA256 ($n) = $wrong" "$wrong  $n\n$wrong  $n" \
+        "\\\\$wrong  $n"; do
+        printf "$line\n$wrong  b.parquet\n" >"$sums"
+        refuses_set 2 'its SHA-256 is not' --parquet "$f" --out "$tmp/o" || { say "for the line $line"; return; }
+    done
+    for line in "$right  $n\n$wrong  $n" "${right:1}  $n"; do
+        printf "$line\n" >"$sums"
+        refuses_set 2 'two different sums, or' --parquet "$f" --out "$tmp/o" || { say "for the line $line"; return; }
+    done
+    for line in "$right  $n" "${right^^} *./$n\r\n$right  $n" "$wrong  x/$n"; do
+        printf "$line\n" >"$sums"
+        rm -rf "$tmp/o"
+        quiet edu --parquet "$f" --out "$tmp/o" || return
+    done
+    has "$tmp/stderr" 'does not list a b.parquet' || say "no note that the file is not listed"
+}
+
+# start_hub FOLDER [MODE...]: test/hub.py in the background, with HF_ENDPOINT and $hub set. A sleep that does not wait
+# but writes how long it should, and a curl that writes its arguments and environment, come first in the path.
+start_hub() {
+    local i
+    mkdir -p "$tmp/bin"
+    printf '#!/bin/sh\necho "$1" >>%q\n' "$tmp/slept" >"$tmp/bin/sleep"
+    printf '#!/bin/sh\n{ echo "$@"; env; } >>%q\nexec %q "$@"\n' "$tmp/curl.log" "$(type -P curl)" >"$tmp/bin/curl"
+    chmod +x "$tmp/bin/sleep" "$tmp/bin/curl"
+    : >"$tmp/slept"
+    : >"$tmp/port"
+    python3 test/hub.py "$@" >"$tmp/port" 2>"$tmp/server" &
+    hub=$!
+    for ((i = 0; i < 50; i++)); do [ -s "$tmp/port" ] && break; sleep 0.1; done
+    export HF_ENDPOINT=http://127.0.0.1:$(cat "$tmp/port") no_proxy=127.0.0.1,localhost
+}
+stop_hub() { kill $hub; wait $hub 2>/dev/null; unset HF_ENDPOINT; }
+hub_set() { PATH=$tmp/bin:$PATH edu 10B --jobs 2 "$@"; }
+
+# A server without ranges, one that cuts every answer, and one that wants a token, which nobody else may see.
+test_hub() {
+    need_duckdb || return 0
+    type -P python3 >/dev/null || { echo "skip: test/hub.py needs python3"; return; }
+    local i rc secret=hf_Secret-0123
+    for i in 1 2 3; do parquet_of "$tmp/p/p$i.parquet" "SELECT 'text $i' AS text"; done
+    start_hub "$tmp/p" norange
+    # what lies in the folder of downloads is checked, and a listed file of the same name is another file
+    mkdir -p "$tmp/c/parquet" && cp "$tmp/p/p2.parquet" "$tmp/c/parquet/p1.parquet"
+    parquet_of "$tmp/own/p1.parquet" "SELECT 'a text of my own' AS text"
+    refuses_set 2 'p1.parquet: damaged: its SHA-256 is not' 10B --jobs 1 --out "$tmp/c" &&
+        quiet edu --parquet "$tmp/own/p1.parquet" --out "$tmp/d" &&
+        refuses_set 2 'lists a different file of this name' 10B --jobs 1 --out "$tmp/d" &&
+        quiet hub_set --out "$tmp/o"
+    rc=$?
+    stop_hub
+    [ $rc = 0 ] && [ "$(text_of "$tmp/o")" = '<|endoftext|>text 1<|endoftext|>text 2<|endoftext|>text 3' ] || return
+    start_hub "$tmp/p" norange always-cut
+    PATH=$tmp/bin:$PATH refuses_set 1 'p1.parquet: .*run this again to resume' 10B --jobs 1 --out "$tmp/a"
+    rc=$?
+    stop_hub
+    [ $rc = 0 ] && [ "$(tail -n 1 "$tmp/slept")" = 16 ] || { say "waits: $(cat "$tmp/slept")"; return; }
+    start_hub "$tmp/p" token=$secret
+    export HF_TOKEN=
+    rejects 1 'answers 401: set HF_TOKEN' hub_set --out "$tmp/t" &&
+        HF_TOKEN=hf_other rejects 1 'answers 401: it refuses HF_TOKEN' hub_set --out "$tmp/t" &&
+        HF_TOKEN=$secret hub_set --out "$tmp/t" >"$tmp/stdout" 2>"$tmp/stderr"
+    rc=$?
+    unset HF_TOKEN
+    stop_hub
+    [ $rc = 0 ] || { say "$(cat "$tmp/stderr")"; return; }
+    ! grep -rqF -e "$secret" "$tmp/stdout" "$tmp/stderr" "$tmp/curl.log" "$tmp/t" || { say "the token shows"; return; }
+    HF_TOKEN=$'a"\nb' rejects 2 'HF_TOKEN: not a token' edu 10B --out "$tmp/t" || return
+    ! grep -qF 'a"' "$tmp/stderr" || { say "the bad token is printed"; return; }
+    HF_TOKEN=a HF_ENDPOINT=http://example.org rejects 2 'sent to https:// only' edu 10B --out "$tmp/t"
+}
+
+# What a registry carries comes through pip, where there is one, and no script names a registry's host.
+test_registry() {
+    need_duckdb || return 0
+    type -P python3 >/dev/null || { echo "skip: needs python3, to make a package"; return; }
+    ! grep -nEi 'pypi|pythonhosted|PIP_INDEX|anaconda\.|npmjs|crates\.io|conda-forge' data/*.sh scripts/*.sh || return
+    mkdir -p "$tmp/bin" "$tmp/package/duckdb_cli" "$tmp/package/w-1/whisper/assets"
+    printf '#!/bin/sh\nexec %q "$@"\n' "$DUCKDB" >"$tmp/package/duckdb_cli/duckdb"
+    cp "$vocab" "$tmp/package/w-1/whisper/assets/gpt2.tiktoken"
+    (cd "$tmp/package" && python3 -m zipfile -c ../a.whl duckdb_cli && tar -czf ../a.tar.gz w-1) || return
+    cat >"$tmp/bin/python3" <<END
+#!/bin/bash
+[ "\$1 \$2" = "-m pip" ] || exec $(type -P python3) "\$@"
+[ "\$3" = --version ] && exit
+while [ \$# -gt 1 ]; do [ "\$1" != --dest ] || folder=\$2; shift; done
+mkdir -p "\$folder"
+case \$1 in duckdb-cli) cp $tmp/a.whl "\$folder" ;; openai-whisper) cp $tmp/a.tar.gz "\$folder" ;; *) exit 1 ;; esac
+END
+    chmod +x "$tmp/bin/python3"
+    cp -r data "$tmp/data"
+    rm -rf "$tmp/data/duckdb" "$tmp/data/gpt2.tiktoken"
+    parquet_of "$tmp/p.parquet" "SELECT 'a' AS text"
+    # no duckdb in the path or in HOME, no network
+    local nowhere=http://127.0.0.1:1 path
+    path=$(tr : '\n' <<<"$PATH" | while read -r d; do [ -e "$d/duckdb" ] || printf '%s:' "$d"; done)
+    alone() {   # PATH
+        env -u DUCKDB HOME="$tmp" PATH="$1" https_proxy=$nowhere PIP_NO_INDEX=1 PIP_FIND_LINKS= \
+            "$tmp/data/fineweb_edu.sh" --parquet "$tmp/p.parquet" --out "$tmp/o" --val-tokens 0 2>"$tmp/stderr"
+    }
+    alone "$tmp/bin:${path%:}" || { say "$(cat "$tmp/stderr")"; return; }
+    [ -x "$tmp/data/duckdb/duckdb" ] && cmp "$vocab" "$tmp/data/gpt2.tiktoken" || return
+    rm -rf "$tmp/data/duckdb"
+    alone "${path%:}" && { say "no program, and no error"; return; }
+    tail -n 1 "$tmp/stderr" | grep -q 'install it, or set DUCKDB' || { say "$(cat "$tmp/stderr")"; return; }
+    DUCKDB=$tmp/none rejects 2 'this program does not run' edu --parquet "$tmp/p.parquet" --out "$tmp/u"
+}
+
+test_gpt2_vocab() {
+    data/gpt2_vocab.sh --help | grep -q 'usage: ' || { say "--help prints no usage"; return; }
+    mkdir "$tmp/d" && cp "$vocab" "$tmp/d/gpt2.tiktoken"
+    data/gpt2_vocab.sh "$tmp/d" | grep -q 'd/gpt2.tiktoken is there' || { say "a folder is not taken as one"; return; }
+    rejects 2 'not a flag' data/gpt2_vocab.sh --nonsense || return
+    rejects 2 'one file is enough' data/gpt2_vocab.sh "$tmp/a" "$tmp/b" || return
+    rejects 1 'cannot write here' data/gpt2_vocab.sh "$tmp/none/v" || return
+    rejects 2 'not a file' data/gpt2_vocab.sh /dev/null || return
+    [ "$(ls "$tmp/d")" = gpt2.tiktoken ] || say "left behind: $(ls "$tmp/d")"
+}
+
+# A run on a data set of its own validates on that set, or not at all; never on another one. Needs train_t6.
+test_validation_set() {
+    local trainer=${TOKENIZE%data/tokenize}train_t6 d="$tmp/v[1]/a=b*" run
+    [ -x "$trainer" ] || { echo "skip: no $trainer"; return; }
+    run=("$trainer" --n-layer 1 --n-embd 32 --n-head 2 --head-dim 16 -t 64 -b 1 -d 64 -x 1 -s 0 -n 0 --threads 1)
+    quiet tok --bytes --val-tokens 9000 -o "$d/one" "$data/cases.jsonl" || return
+    quiet tok --bytes --val-tokens 0 -o "$tmp/w/two" "$data/cases.jsonl" || return
+    quiet "${run[@]}" -i "$tmp/v[[]1]/*/one_train_*.bin" -o "$tmp/r1" >"$tmp/own" || return
+    quiet "${run[@]}" -i "$tmp/v[[]1]/*/one_train_*.bin" -j "$tmp/v[[]1]/*/one_val_*.bin" -o "$tmp/r2" >"$tmp/named" ||
+        return
+    has "$tmp/own" '^val 1/1' || { say "not validated on its own set: $(cat "$tmp/own")"; return; }
+    [ "$(grep '^val' "$tmp/own")" = "$(grep '^val' "$tmp/named")" ] || { say "validated on another set"; return; }
+    quiet "${run[@]}" -i "$tmp/w/two_train_000000.bin" -o "$tmp/r3" >"$tmp/none" || return
+    has "$tmp/stderr" '^note: no validation: ' && ! has "$tmp/none" '^val' || { say "$(cat "$tmp/stderr")"; return; }
+    cp "$tmp/w/two_train_000000.bin" "$tmp/w/other.bin"     # no set, and GPT-2's vocabulary
+    quiet "${run[@]}" -i "$tmp/w/other.bin" -o "$tmp/r4" >"$tmp/none" || return
+    has "$tmp/stderr" '^note: no validation: ' || { say "$(cat "$tmp/stderr")"; return; }
+    quiet tok --bytes --val-tokens 10 -o "$tmp/s/small" "$data/cases.jsonl" || return
+    rejects 2 'val-every 0 trains without' "${run[@]}" -i "$tmp/s/small_train_*.bin" -o "$tmp/r5"
 }
 
 tests=("$@")
@@ -558,6 +825,8 @@ have_duckdb || {    # fineweb_edu.sh installs it
         >/dev/null 2>&1
     have_duckdb
 }
+[ $# -gt 0 ] ||
+    tests+=(columns paths delete existing_set sums hub registry gpt2_vocab validation_set)
 for t in "${tests[@]}"; do run_test "$t"; done
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
