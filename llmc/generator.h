@@ -38,22 +38,13 @@ LLMC_FN int end_of_text(int64_t V) {
 
 // Encodes a text, in which <|endoftext|> stands for that token. ids has room for `bytes` tokens. Returns their number.
 LLMC_FN int64_t encode_text_(const Tokenizer *t, const char *text, size_t bytes, int32_t *ids) {
-    static const char mark[] = "<|endoftext|>";
-    const size_t length = sizeof mark - 1;
-    uint16_t *part = (uint16_t *)xmalloc(bytes * sizeof *part);
+    uint16_t *tokens = (uint16_t *)xmalloc(bytes * sizeof *tokens);
     EncodeScratch scratch;
     encode_scratch_init(&scratch);
-    int64_t n = 0;
-    for (const char *at = text, *end = text + bytes; at < end; ) {
-        const char *found = at;
-        while (found < end && ((size_t)(end - found) < length || memcmp(found, mark, length) != 0)) found++;
-        size_t tokens = tokenizer_encode(t, at, (size_t)(found - at), part, &scratch);
-        for (size_t i = 0; i < tokens; i++) ids[n++] = part[i];
-        if (found < end) ids[n++] = t->eot;
-        at = found < end ? found + length : end;
-    }
+    int64_t n = (int64_t)tokenizer_encode_special(t, text, bytes, tokens, &scratch);
+    for (int64_t i = 0; i < n; i++) ids[i] = tokens[i];
     encode_scratch_free(&scratch);
-    free(part);
+    free(tokens);
     return n;
 }
 
@@ -106,6 +97,12 @@ LLMC_FN char *read_standard_input_(size_t *bytes) {
     return text;
 }
 
+// The length of a text without the line end after it, "\n" or "\r\n".
+LLMC_FN size_t without_line_end_(const char *text, size_t bytes) {
+    if (bytes == 0 || text[bytes - 1] != '\n') return bytes;
+    return bytes - 1 - (bytes > 1 && text[bytes - 2] == '\r');
+}
+
 // All prompts that the options name: --prompt, the lines of --prompt-file, or standard input.
 LLMC_FN int read_prompts(Prompts *p, const GenerateOptions *o, const Tokenizer *t, int64_t V, Error *err) {
     size_t bytes;
@@ -114,17 +111,22 @@ LLMC_FN int read_prompts(Prompts *p, const GenerateOptions *o, const Tokenizer *
     char *text = o->prompt_file ? read_small_file(o->prompt_file, (size_t)1 << 30, &bytes, err)
         : read_standard_input_(&bytes);
     if (!text) return -1;
-    if (!o->prompt_file) {
-        if (bytes > 0 && text[bytes - 1] == '\n') bytes--;      // the newline that echo appends
-        rc = prompts_add_(p, o, t, V, text, bytes, "the prompt on standard input", err);
-    } else if (bytes == 0) rc = fail(err, "--prompt-file: %s is empty", o->prompt_file);
-    for (const char *line = text, *end = text + bytes; o->prompt_file && rc == 0 && line < end; ) {
-        const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+    const char *line = text + byte_order_mark(text, bytes), *end = text + bytes, *wide = wide_encoding(text, bytes);
+    if (wide)
+        rc = fail(err, "%s%.500s: text in %s; convert it to UTF-8 first, with iconv -f %s -t UTF-8",
+                  o->prompt_file ? "--prompt-file: " : "", o->prompt_file ? o->prompt_file : "standard input", wide,
+                  wide);
+    else if (!o->prompt_file)           // without the newline that echo appends
+        rc = prompts_add_(p, o, t, V, line, without_line_end_(line, (size_t)(end - line)),
+                          "the prompt on standard input", err);
+    else if (line == end) rc = fail(err, "--prompt-file: %s is empty", o->prompt_file);
+    while (o->prompt_file && rc == 0 && line < end) {
+        const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
+        const char *next = newline ? newline + 1 : end;
         char *what = xasprintf("--prompt-file: line %" PRId64 " of %.200s", p->count + 1, o->prompt_file);
-        if (!stop) stop = end;
-        rc = prompts_add_(p, o, t, V, line, (size_t)(stop - line), what, err);
+        rc = prompts_add_(p, o, t, V, line, without_line_end_(line, (size_t)(next - line)), what, err);
         free(what);
-        line = stop + 1;
+        line = next;
     }
     free(text);
     return rc;

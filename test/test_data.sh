@@ -85,8 +85,8 @@ test_cases() {
 }
 
 test_sample() {
-    quiet tok -o "$tmp/a/s" "$data/sample.jsonl.zst" || return
-    tokens_of "$tmp/a/s_val_000000.bin" | cmp - "$data/sample.u16" || return
+    quiet tok --val-tokens 0 -o "$tmp/a/s" "$data/sample.jsonl.zst" || return
+    tokens_of "$tmp/a/s_train_000000.bin" | cmp - "$data/sample.u16" || return
     local m=$tmp/a/s_manifest.json
     has $m '"documents": 200,' && has $m '"tokens": 393524, "bytes": 1648206,' || say "$(cat $m)"
 }
@@ -108,9 +108,9 @@ test_threads() {
         printf '{"text":"'; head -c 900000 /dev/zero | tr '\0' a; printf '"}\n'
         for n in {1..15}; do cat "$tmp/s.jsonl"; done
     } >"$tmp/late.jsonl"
-    for n in 1 2 3; do quiet tok --threads $n -o "$tmp/late$n/s" "$tmp/late.jsonl" || return; done
+    for n in 1 2 3; do quiet tok --threads $n --val-tokens 0 -o "$tmp/late$n/s" "$tmp/late.jsonl" || return; done
     for n in {1..15}; do cat "$data/sample.u16"; done >"$tmp/late.u16"
-    tokens_of "$tmp"/late1/s_val_000000.bin | tail -c $((15 * 787048)) | cmp - "$tmp/late.u16" || return
+    tokens_of "$tmp"/late1/s_train_000000.bin | tail -c $((15 * 787048)) | cmp - "$tmp/late.u16" || return
     diff -r "$tmp/late1" "$tmp/late2" && diff -r "$tmp/late1" "$tmp/late3" || return
     [ "$(stat -c %s "$tmp/1/s_val_000001.bin")" = $((1024 + 2 * 20000)) ] || say "validation is not 70000 tokens"
     quiet "$TOKENIZE" --verify "$tmp/1/s" | tail -n 1 | grep -q '^ok .*400 documents' || say "--verify fails"
@@ -119,7 +119,7 @@ test_threads() {
 test_plain_text() {
     local form f i
     zstd -qdc "$data/sample.jsonl.zst" >"$tmp/a.txt"
-    head -c 100000 /dev/urandom >"$tmp/b.bin"
+    { printf b; head -c 100000 /dev/urandom; } >"$tmp/b.bin"     # b, so that it does not start like a packed file
     : >"$tmp/c.txt"
     for f in a.txt b.bin c.txt; do printf '<|endoftext|>'; cat "$tmp/$f"; done >"$tmp/expected"
     for form in --vocab=$vocab --bytes; do
@@ -146,8 +146,8 @@ test_json() {
 {"text":"\ud800x\udc00\ud800\ud800\udc00"}
 END
     printf '{"text":"a\xff\xc3"}\r\n{"text":"last"}' >>"$tmp/a.jsonl"
-    quiet tok -o "$tmp/o/s" "$tmp/a.jsonl" || return
-    quiet tok --decode "$tmp/o/s_val_000000.bin" >"$tmp/back"
+    quiet tok --val-tokens 0 -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    quiet tok --decode "$tmp/o/s_train_000000.bin" >"$tmp/back"
     local e='<|endoftext|>'
     {
         printf "${e}A\xf0\x9f\x98\x80\"\\\\/\b\f\n\r\t\xc3\xa9\0z${e}key${e}${e}"
@@ -235,8 +235,9 @@ test_bad_input() {
     done
     for ((i = 0; i < flips; i++)); do
         flip "$z" "$tmp/flip.jsonl.zst" $(((RANDOM * 32768 + RANDOM) % (size - 4) + 4)) $((RANDOM % 8))
-        if tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then     # some bits of a zstd header are unused
-            tokens_of "$tmp/o/s_val_000000.bin" | cmp -s - "$data/sample.u16" ||
+        if tok --val-tokens 0 -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then
+            # some bits of a zstd header are unused
+            tokens_of "$tmp/o/s_train_000000.bin" | cmp -s - "$data/sample.u16" ||
                 { say "a flipped bit changed the tokens without an error"; return; }
             rm -rf "$tmp/o"
         else
@@ -324,6 +325,280 @@ test_append() {
     rejects 2 'not what its manifest says' tok "${size[@]}" --source "$i" -o "$tmp/one/s" "$i" || return
     all_whole "$tmp/one"
 }
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a file is, its content says
+
+hello='{"text":"Hello world"}'
+is_hello() {    # FILE: it holds the document of $hello, and nothing else
+    local name=${1##*/}
+    rm -rf "$tmp/o"
+    quiet tok --val-tokens 0 -o "$tmp/o/x" "$1" || { say "$name is refused"; return; }
+    tokens_of "$tmp"/o/*.bin | od -An -tu2 | grep -qx ' 50256 15496   995' || say "$name has other tokens"
+}
+bytes() { local hex="$*"; printf "$(sed 's/../\\x&/g' <<<"${hex// /}")"; }     # from hex digits
+has_asan() { nm -D "$TOKENIZE" 2>/dev/null | grep -q __asan; }
+
+# gzip and zstd in all their forms, under any name.
+test_packed() {
+    local f m=$tmp/m i size
+    mkdir "$m"
+    echo "$hello" >"$tmp/a.jsonl"
+    gzip -c "$tmp/a.jsonl" >"$m/a.jsonl.gz"
+    cp "$m/a.jsonl.gz" "$m/content.jsonl"
+    cp "$m/a.jsonl.gz" "$m/content.JSON.zst"
+    zstd -qc "$tmp/a.jsonl" >"$m/a.jsonl.zstd"
+    cp "$m/a.jsonl.zstd" "$m/content.ndjson"
+    printf 'Hello world' | gzip -c >"$m/text"
+    printf 'Hello world' | zstd -qc >"$m/text.txt"
+    printf 'Hello world' | zstd -qc >"$m/text.gz"
+    # members and frames, also empty ones, and those that are to be skipped
+    { printf '{"text":' | gzip -1; printf '' | gzip; printf '"Hello world"}' | gzip -9; } >"$m/members.json.gz"
+    { cat "$m/members.json.gz"; head -c 1000 /dev/zero; } >"$m/padded.json.gz"
+    { printf '{"text":"Hello' | zstd -q; printf '' | zstd -q; printf ' world"}\n' | zstd -q; } >"$m/frames.json.zst"
+    { bytes 502A4D18 04000000; printf abcd; cat "$m/a.jsonl.zstd"; bytes 5F2A4D18 00000000; } >"$m/skipped.jsonl.zst"
+    type -P pzstd >/dev/null && pzstd -qc "$tmp/a.jsonl" >"$m/pzstd.jsonl.zst"
+    for f in "$m"/*; do is_hello "$f" || return; done
+    for f in a.jsonl.gz skipped.jsonl.zst; do
+        [ "$(tok --print-ids <"$m/$f")" = '[15496,995]' ] || { say "$f on standard input"; return; }
+    done
+    # a window of 2 GB, as with zstd --long=31: one uncompressed block
+    { bytes 28B52FFD 00 A8 B90000; cat "$tmp/a.jsonl"; } >"$m/long.jsonl.zst"
+    if ! has_asan; then
+        is_hello "$m/long.jsonl.zst" || return
+        has "$tmp/stderr" 'note: .*takes 20[0-9][0-9] MB' || { say "no word of memory: $(cat "$tmp/stderr")"; return; }
+        (ulimit -v 1000000; rejects 1 'out of memory: zstd --long' tok -o "$tmp/p/s" "$m/long.jsonl.zst") || return
+    fi
+    # damaged, cut, or with something else after it
+    for f in members.json.gz frames.json.zst; do
+        size=$(stat -c %s "$m/$f")
+        for ((i = 4; i < size; i += 7)); do
+            head -c $i "$m/$f" >"$tmp/cut.json.${f##*.}"
+            rejects 2 'cut.json[^ ]*: ' tok -o "$tmp/p/s" "$tmp/cut.json.${f##*.}" || return
+        done
+        { cat "$m/$f"; printf junk; } >"$tmp/more.json.${f##*.}"
+        rejects 2 'something else follows\|damaged' tok -o "$tmp/p/s" "$tmp/more.json.${f##*.}" || return
+    done
+    zstd -qdc "$data/sample.jsonl.zst" | gzip -c >"$tmp/s.jsonl.gz"
+    quiet tok --print-ids "$tmp/s.jsonl.gz" | cmp - <(tok --print-ids "$data/sample.jsonl.zst") || return
+    size=$(stat -c %s "$tmp/s.jsonl.gz")
+    for ((i = 0; i < flips; i++)); do   # not the first ten bytes: some of them are a date that nothing protects
+        flip "$tmp/s.jsonl.gz" "$tmp/flip.jsonl.gz" $(((RANDOM * 32768 + RANDOM) % (size - 10) + 10)) $((RANDOM % 8))
+        rejects 2 'flip.jsonl.gz: ' tok -o "$tmp/p/s" "$tmp/flip.jsonl.gz" || return
+    done
+    nothing_left "$tmp/p"
+}
+
+# Formats that tokenize does not read are refused by name, packed or not, under any name.
+test_formats() {
+    local what mark n=0 f
+    while read -r what mark; do
+        for f in x.txt x.jsonl; do
+            { bytes $mark; head -c 600 /dev/zero; } >"$tmp/$f"
+            rejects 2 "$f: an\? \?${what//_/ }; \|$f: ${what//_/ }; " tok -o "$tmp/o/s" "$tmp/$f" || return
+        done
+        gzip -c "$tmp/x.txt" >"$tmp/x.gz"
+        rejects 2 "x.gz: .*${what//_/ } in gzip data; " tok -o "$tmp/o/s" "$tmp/x.gz" || return
+        zstd -qc "$tmp/x.txt" >"$tmp/x"
+        rejects 2 "standard input: .*${what//_/ } in zstd data; " tok -o "$tmp/o/s" - <"$tmp/x" || return
+        n=$((n + 1))
+    done <<'END'
+bzip2_data 425A6839314159265359
+xz_data FD377A585A00
+lzma_data 5D00008000
+lz4_data 04224D18
+zip_archive 504B0304
+7z_archive 377ABCAF271C
+rar_archive 526172211A07
+parquet_file 50415231
+Arrow_file 4152524F57310000
+Avro_file 4F626A01
+NumPy_file 934E554D5059
+SQLite_database 53514C69746520666F726D6174203300
+PDF_file 255044462D
+token_shard 88D8340101000000
+END
+    { head -c 257 /dev/zero | tr '\0' n; printf 'ustar  '; head -c 700 /dev/zero; } >"$tmp/a.tar"
+    gzip -c "$tmp/a.tar" >"$tmp/a.tgz"
+    rejects 2 'a.tar: a tar archive' tok -o "$tmp/o/s" "$tmp/a.tar" || return
+    rejects 2 'a.tgz: a tar archive in gzip data' tok -o "$tmp/o/s" "$tmp/a.tgz" || return
+    echo "$hello" | gzip | zstd -q >"$tmp/twice.jsonl.zst"
+    rejects 2 'packed twice, gzip data in zstd data' tok -o "$tmp/o/s" "$tmp/twice.jsonl.zst" || return
+    for f in gz zst zstd bz2 xz zip parquet; do         # a name that promises packed data which are not there
+        echo "$hello" >"$tmp/no.jsonl.$f"
+        rejects 2 'does not start like' tok -o "$tmp/o/s" "$tmp/no.jsonl.$f" || return
+    done
+    for f in 'BZh9 is a sign' '7z is short' 'Obj 1' 'Rar! said he' 'ustar' 'PK'; do     # text that resembles them
+        printf '%s' "$f" >"$tmp/b.txt"
+        "$TOKENIZE" --bytes --print-ids "$tmp/b.txt" >/dev/null || { say "refused: $f"; return; }
+    done
+    nothing_left "$tmp/o" && echo "$n formats"
+}
+
+test_encodings() {
+    local e f bom='\xef\xbb\xbf'
+    mkdir "$tmp/m"
+    printf "$bom$hello\n" >"$tmp/m/bom.jsonl"
+    printf "$bom$hello\r\n" | gzip -c >"$tmp/m/bom.jsonl.gz"
+    printf "$bom\n$bom$hello\n$bom" >"$tmp/m/joined.jsonl"
+    printf "${bom}Hello world" >"$tmp/m/bom.txt"
+    printf '{"a":NaN,"text":"Hello world","b":[-Infinity,{"c":Infinity}]}' >"$tmp/m/nan.jsonl"
+    for f in "$tmp"/m/*; do is_hello "$f" || return; done
+    printf "a$bom" >"$tmp/inside.txt"       # not at the start: it is text
+    e=$("$TOKENIZE" --bytes --print-ids "$tmp/inside.txt")
+    [ "$e" = '[97,239,187,191]' ] || { say "a mark inside a text: $e"; return; }
+    for e in '{"text":NaN}' '{"text":"a","id":-NaN}' '{"text":"a","id":nan}' '{"text":"a","id":Infinit}'; do
+        echo "$e" >"$tmp/bad.jsonl"
+        rejects 2 'bad.jsonl: line 1, byte' tok -o "$tmp/p/s" "$tmp/bad.jsonl" || return
+    done
+    for e in UTF-16LE UTF-16BE UTF-32LE UTF-32BE UTF-16 UTF-32; do      # the last two have a byte order mark
+        echo "$hello" | iconv -f UTF-8 -t $e >"$tmp/wide.jsonl" || return
+        cp "$tmp/wide.jsonl" "$tmp/wide.txt"
+        for f in wide.jsonl wide.txt; do rejects 2 "$f: text in ${e:0:6}" tok -o "$tmp/p/s" "$tmp/$f" || return; done
+        rejects 2 "standard input: text in ${e:0:6}" tok -o "$tmp/p/s" <"$tmp/wide.jsonl" || return
+    done
+    nothing_left "$tmp/p" || return
+    echo "$hello" >"$tmp/other.txt"         # plain text by its name, but not without a word
+    tok --print-ids "$tmp/other.txt" 2>&1 >/dev/null | grep -q '^note: .*other.txt: read as plain text' ||
+        say "no note about other.txt"
+}
+
+# The largest document does not depend on its place in the file.
+test_giant() {
+    has_asan && { echo "skip: too slow with sanitizers"; return; }
+    local most=$((1 << 28)) first
+    lines() {       # FIRST BYTES: the first line or nothing, then a line of that many bytes
+        printf "$1"; printf '{"text":'; head -c $(($2 - 12)) /dev/zero | tr '\0' ' '; printf '"b"}'; printf "\n$1"
+    }
+    for first in '' '{"text":"b"}\n'; do
+        lines "$first" $most | quiet "$TOKENIZE" --bytes --print-ids >/dev/null || return
+        lines "$first" $((most + 1)) | rejects 2 'a line of more than 256 MB' "$TOKENIZE" --bytes --print-ids || return
+    done
+    mkfifo "$tmp/a.txt"
+    { printf 'a '; head -c $((most + 1)) /dev/zero | tr '\0' a; } >"$tmp/a.txt" &
+    rejects 2 'more than 256 MB without white space' tok --print-ids "$tmp/a.txt"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Validation tokens, empty input, counts
+
+shard_sizes() {     # FOLDER: names of its shards and their numbers of tokens
+    local f
+    for f in "$1"/*_val_* "$1"/*_train_*; do
+        [ ! -e "$f" ] || echo -n "${f##*/s_}:$((($(stat -c %s "$f") - 1024) / 2)) "
+    done
+}
+
+# Without --val-tokens 1% of the tokens are for validation, at most a shard, and the rest is for training.
+test_val_default() {
+    local n want size=(--bytes --shard-size 1000)
+    head -c 200000 "$data/sample.jsonl.zst" | od -An -v -tx1 | tr -d ' \n' >"$tmp/text"
+    while read -r n want; do    # a document of n bytes has n + 1 tokens
+        rm -rf "$tmp"/[ab]
+        head -c $n "$tmp/text" >"$tmp/t.txt"
+        quiet "$TOKENIZE" "${size[@]}" -o "$tmp/a/s" "$tmp/t.txt" || return
+        quiet "$TOKENIZE" "${size[@]}" --val-tokens 0 -o "$tmp/b/s" "$tmp/t.txt" || return
+        [ "$(shard_sizes "$tmp/a")" = "$want " ] || { say "$n bytes: $(shard_sizes "$tmp/a")"; return; }
+        tokens_of $(ls "$tmp"/a/*_val_* 2>/dev/null; ls "$tmp"/a/*_train_*) >"$tmp/stream"
+        tokens_of "$tmp"/b/*.bin | cmp - "$tmp/stream" || return
+        quiet "$TOKENIZE" --verify "$tmp/a/s" >"$tmp/out" || { cat "$tmp/out"; return 1; }
+    done <<'END'
+50 train_000000.bin:51
+98 train_000000.bin:99
+99 val_000000.bin:1 train_000001.bin:99
+999 val_000000.bin:10 train_000001.bin:990
+1000 val_000000.bin:10 train_000001.bin:990 train_000002.bin:1
+3333 val_000000.bin:33 train_000001.bin:967 train_000002.bin:1000 train_000003.bin:1000 train_000004.bin:334
+END
+    # the manifest's bytes of text are those of each shard
+    for n in 1 2 3 4 5 6 7; do echo "{\"text\":\"$(head -c $((n * 30)) "$tmp/text")\"}"; done >"$tmp/t.jsonl"
+    for ((n = 0; n < 5; n++)); do cat "$tmp/t.jsonl"; done >"$tmp/t5.jsonl"
+    quiet "$TOKENIZE" "${size[@]}" -o "$tmp/c/s" "$tmp/t5.jsonl" || return
+    for n in "$tmp"/c/*.bin; do
+        want=$("$TOKENIZE" --bytes --decode "$n" | sed 's/<|endoftext|>//g' | wc -c)
+        has "$tmp/c/s_manifest.json" "${n##*/}.*\"bytes\": $want," || { say "$n has $want bytes of text"; return; }
+    done
+    # much text: a whole shard, byte for byte as if it had been asked for
+    quiet "$TOKENIZE" "${size[@]}" -o "$tmp/d/s" "$tmp/text" || return
+    quiet "$TOKENIZE" "${size[@]}" --val-tokens 1000 -o "$tmp/e/s" "$tmp/text" || return
+    diff -r "$tmp/d" "$tmp/e" || return
+    # files one by one: the first decides, and an empty one decides nothing
+    : >"$tmp/empty.jsonl"
+    head -c 3000 "$tmp/text" >"$tmp/small.txt"
+    for n in empty.jsonl small.txt text; do
+        quiet "$TOKENIZE" "${size[@]}" --source "$tmp/$n" -o "$tmp/f/s" "$tmp/$n" || return
+    done
+    has "$tmp/f/s_manifest.json" '"val_tokens": 30,' || { say "$(head -9 "$tmp/f/s_manifest.json")"; return; }
+    quiet "$TOKENIZE" --verify "$tmp/f/s" >/dev/null || return
+    n=$tmp/t.jsonl
+    size+=(--source "$n")
+    rejects 2 'begun with .*--val-tokens 30' "$TOKENIZE" "${size[@]}" --val-tokens 31 -o "$tmp/f/s" "$n" || return
+    head -c 4000 "$tmp/text" >"$tmp/large.txt"
+    quiet "$TOKENIZE" --bytes --shard-size 1000 --source "$tmp/large.txt" -o "$tmp/g/s" "$tmp/large.txt" || return
+    has "$tmp/g/s_manifest.json" '"val_tokens": 1000,' || { say "$(head -9 "$tmp/g/s_manifest.json")"; return; }
+    # an explicit number that leaves nothing to train on is not silent
+    "$TOKENIZE" --bytes --val-tokens 5000 -o "$tmp/h/s" "$tmp/small.txt" 2>"$tmp/stderr"
+    has "$tmp/stderr" '^note: all tokens are for validation' || say "no note that all tokens are for validation"
+}
+
+# Input without text leaves no data set behind, so its name stays free.
+test_empty_input() {
+    local f
+    : >"$tmp/a.txt"
+    : >"$tmp/a.jsonl"
+    printf '\n \n' >"$tmp/blank.jsonl"
+    echo '{"text":null}' >"$tmp/null.jsonl"
+    echo '{"text":""}' >"$tmp/none.jsonl"
+    : | gzip -c >"$tmp/a.jsonl.gz"
+    printf '\xef\xbb\xbf' >"$tmp/bom.txt"
+    for f in a.txt a.jsonl blank.jsonl null.jsonl none.jsonl a.jsonl.gz bom.txt; do
+        rejects 2 'the input has no text' tok -o "$tmp/o/s" "$tmp/$f" || return
+        rejects 2 'the input has no text' tok --val-tokens 0 -o "$tmp/o/s" "$tmp/$f" || return
+    done
+    rejects 2 'the input has no text' tok -o "$tmp/o/s" </dev/null || return
+    nothing_left "$tmp/o" || return
+    quiet tok --print-ids "$tmp/a.jsonl" || return
+    echo "$hello" | quiet tok -o "$tmp/o/s"
+}
+
+# --tokens takes <|endoftext|> in a text for one token or for ordinary text, whichever the count was made with.
+test_special_tokens() {
+    local ordinary special
+    printf '{"text":"Hi<|endoftext|> world<|endoftext|>"}\n{"text":"<|endoftext|"}\n{"text":null}\n' >"$tmp/a.jsonl"
+    tok --print-ids "$tmp/a.jsonl" >"$tmp/ids" || return
+    special=$((4 + $(sed -n 2p "$tmp/ids" | tr , '\n' | wc -l)))        # Hi, the mark, world, the mark
+    ordinary=$(sed 2q "$tmp/ids" | tr , '\n' | wc -l)
+    quiet tok --tokens $ordinary -o "$tmp/a/s" "$tmp/a.jsonl" || return
+    quiet tok --tokens $special -o "$tmp/b/s" "$tmp/a.jsonl" || return
+    diff -r "$tmp/a" "$tmp/b" || return
+    rejects 2 "have $ordinary tokens, or $special if" tok --tokens 4 -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    rejects 2 'tokens.* instead of 22 ' "$TOKENIZE" --bytes --tokens 22 -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    nothing_left "$tmp/o"
+}
+
+# Folders and files with [ ] * ? in their names are taken as they are; what follows an existing folder may be a glob.
+test_brackets() {
+    local train=${TRAIN:-$(dirname "$TOKENIZE")/../train_t6} d glob
+    [ -x "$train" ] || { echo "skip: no $train"; return; }
+    train=$(realpath "$train")
+    try() {     # GLOB: the trainer finds shards
+        "$train" -i "$1" -v 0 -s 0 -m 0 -x 1 --n-layer 1 --n-embd 32 --n-head 2 --head-dim 16 -t 64 -b 1 -d 64 \
+            --threads 1 -o "$tmp/run" >"$tmp/log" 2>&1 || { say "-i $1: $(tail -1 "$tmp/log")"; return; }
+        rm -rf "$tmp/run"
+    }
+    head -c 3000 "$vocab" >"$tmp/t.txt"
+    for d in 'r[1]' 'a*b?' 'back\slash' '[' 'x]y'; do
+        quiet "$TOKENIZE" --bytes --val-tokens 0 --shard-size 1000 -o "$tmp/$d/x" "$tmp/t.txt" || return
+        for glob in x_train_000000.bin 'x_train_*.bin' 'x_train_00000[0-1].bin'; do try "$tmp/$d/$glob" || return; done
+        quiet "$TOKENIZE" --verify "$tmp/$d/x" >/dev/null || return
+    done
+    quiet "$TOKENIZE" --bytes --val-tokens 0 -o "$tmp/y[1]" "$tmp/t.txt" || return
+    try "$tmp/y[1]_train_000000.bin" || return
+    (cd "$tmp" && try 'r[1]/x_train_*.bin' && try 'y[1]_train_000000.bin') || return
+    rejects 2 'no such file' "$train" -i "$tmp/r[1]/y_*.bin" -v 0 -x 1 -o "$tmp/run"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 test_full_disk() {
     local rc
@@ -495,7 +770,7 @@ test_zstd() {
         for check in --check --no-check; do
             { printf '{"text":"'; head -c $n /dev/zero | tr '\0' ' '; printf '"}\n{"text":"b"}\n'; } |
                 zstd -q $check >"$tmp/a.jsonl.zst"
-            quiet "$TOKENIZE" --bytes -o "$tmp/o/s" "$tmp/a.jsonl.zst" || return
+            quiet "$TOKENIZE" --bytes --val-tokens 0 -o "$tmp/o/s" "$tmp/a.jsonl.zst" || return
             has $m "\"tokens\": $((n + 3)), " || { say "$n $check: $(cat $m)"; return; }
             rm -rf "$tmp/o"
         done
@@ -819,7 +1094,8 @@ test_validation_set() {
 
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
-    append full_disk memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
+    append packed formats encodings giant val_default empty_input
+    special_tokens brackets full_disk memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
 have_duckdb || {    # fineweb_edu.sh installs it
     DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" \
         >/dev/null 2>&1
