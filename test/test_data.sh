@@ -864,6 +864,8 @@ test_columns() {
     parquet_of "$p" "SELECT 'a' AS text, NULL::BIGINT AS token_count" && takes "$p" '|a' || return
     parquet_of "$p" "SELECT unnest(['a', 'b']) AS text, unnest([1, NULL]) AS token_count" && takes "$p" '|a|b' || return
     parquet_of "$p" "SELECT 'a' AS text, [1] AS token_count" && takes "$p" '|a' || return
+    # FineWeb's own counter takes <|endoftext|> in a text for one token
+    parquet_of "$p" "SELECT 'a <|endoftext|> b' AS text, 4 AS token_count" && takes "$p" '|a | b' || return
     parquet_of "$p" "SELECT unnest(['a', NULL]) AS text, unnest([1, 'nan'::DOUBLE]) AS token_count" &&
         takes "$p" '|a' || return
     parquet_of "$p" "SELECT 'a' AS text, 2 AS \"Token_Count\"" &&
