@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh Debian or Ubuntu to a trained model and a story written by it, in about four minutes on two cores:
 # installs what is missing, builds, makes the toy corpus, trains a small T6. With an NVIDIA GPU and nvcc it trains on
-# the GPU, in seconds. A second run reuses what is there.
+# the GPU, in seconds. A second run reuses what is there. On other distributions setup.sh names what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=out/quickstart
@@ -19,17 +19,20 @@ make -s $trainer generate_t6 data/toy_corpus
 entropy=$(sed -n 's/.*"val_bits_per_byte": *\([0-9.]*\).*/\1/p' data/toy/toy_entropy.json)
 loss=$(sed -n 's/.*"val_bits_per_byte":\([0-9.]*\).*/\1/p' "$out/metrics.jsonl" | tail -1)
 bytes=$(wc -c <data/toy/toy_val.txt)
-xz=$(xz -9e -c data/toy/toy_val.txt | wc -c)
+xz=0
+if command -v xz >/dev/null; then xz=$(xz -9e -c data/toy/toy_val.txt | wc -c); fi
 
 echo
-scripts/plot_log.sh "$out"
-echo
+if command -v gnuplot >/dev/null; then
+    scripts/plot_log.sh "$out"
+    echo
+fi
 echo "Bits per byte of the validation text:"
 awk -v loss="$loss" -v entropy="$entropy" -v xz="$xz" -v bytes="$bytes" 'BEGIN {
     printf "  this model             %.3f\n", loss
     printf "  entropy of the corpus  %.3f   (the best that any model can do; this one needs %.2f times that)\n",
         entropy, loss / entropy
-    printf "  xz -9                  %.3f\n", 8 * xz / bytes }'
+    if (xz) printf "  xz -9                  %.3f\n", 8 * xz / bytes }'
 echo
 echo "A story written by this model:"
 ./generate_t6 -e "$out" -p '<|endoftext|>' --echo 0 --temperature 0.5 --stats
