@@ -22,6 +22,7 @@
 #include <zstd.h>
 
 #include "data/jsonl.h"
+#include "llmc/cpu_features.h"
 #include "llmc/flags.h"
 #include "llmc/shard.h"
 #include "llmc/tokenizer.h"

@@ -28,9 +28,9 @@ LLMC_FN void cuda_check_(cudaError_t error, const char *statement, const char *f
 // B300.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000 || \
                                __CUDA_ARCH__ == 1030)
-constexpr int MULTIPROCESSOR_THREADS = 2048;
+enum { MULTIPROCESSOR_THREADS = 2048 };
 #else
-constexpr int MULTIPROCESSOR_THREADS = 1536;
+enum { MULTIPROCESSOR_THREADS = 1536 };
 #endif
 
 // An attribute of the current GPU.
