@@ -22,8 +22,11 @@ refuses() {
 }
 
 # english BYTES: that many bytes (at most 1.6 MB) of the documents in test/data. Tests train on these, not on a page of
-# the project, because an edit of such a page would change their losses.
-english() { zstd -qdc test/data/sample.jsonl.zst | sed 's/.*"text":"//; s/","url":.*//; s/\\n/\n/g' | head -c "$1"; }
+# the project, because an edit of such a page would change their losses. Needs the program zstd.
+english() {
+    command -v zstd >/dev/null || { echo "FAIL zstd is missing; scripts/setup.sh test installs it" >&2; exit 1; }
+    zstd -qdc test/data/sample.jsonl.zst | sed 's/.*"text":"//; s/","url":.*//; s/\\n/\n/g' | head -c "$1"
+}
 
 # shards FOLDER ARGUMENTS...: makes the token shards $tmp/FOLDER/t_* with $tokenize; ends the script if that fails.
 shards() {
