@@ -57,15 +57,15 @@ struct Launch {
 };
 
 // `where` as CUDA's launch configuration, which points to `attributes`. Shared memory that the GPU does not have is
-// refused here: the kernels were laid out for the 164 KB of an A100, and an RTX GPU has 99. More than 48 KB of shared memory or more than 8
-// blocks per cluster must be requested first. Once per kernel would do; repeating it is cheap and needs no state.
+// refused here: the kernels were laid out for the 163 KB of an A100, and an RTX GPU has 99. More than 48 KB or more than
+// 8 blocks per cluster must be requested first. Once per kernel would do; repeating it is cheap and needs no state.
 inline cudaLaunchConfig_t launch_config(const void *kernel, const Launch &where, cudaLaunchAttribute (&attributes)[2]) {
     auto check = [&](cudaError_t error, const char *what) { cuda_check_(error, what, where.file, where.line); };
     const int available = where.smem_bytes > 48 * 1024 ? device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) : 0;
     if (available && where.smem_bytes > (size_t)available)
-        die(EXIT_SYSTEM, "%s:%d: this model needs %zu bytes of shared memory per block and this GPU has %d: use an A100 "
-            "or H100, or a model with a smaller --head-dim (64), fewer heads or lower ranks", where.file, where.line,
-            where.smem_bytes, available);
+        die(EXIT_SYSTEM, "%s:%d: this model needs %zu bytes of shared memory per block and this GPU has %d: use an "
+            "A100 or H100, or a model with a smaller --head-dim (64), fewer heads or lower ranks", where.file,
+            where.line, where.smem_bytes, available);
     if (available)
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
               "cudaFuncSetAttribute(max dynamic shared memory)");

@@ -32,8 +32,8 @@ commands >"$tmp/plain"
 equal "make -n prints the commands of every target" "$(grep -c -- '-o train_t6cu ' "$tmp/plain")" 1
 
 # ---- the environment changes nothing
-for exports in "ARCH=x86_64 OUT=/nonexistent MPI=1 NCCL=1 BLAS=1 SANITIZE=1 PRECISION=FP32 WERROR=1" "MPI=0 NCCL=0 BLAS=0" \
-               "BLAS_LIBS=-lx COMM_FLAGS=-DX COMM_LIBS=-lx NCCL_FLAGS=-DX NCCL_LIBS=-lx"; do
+for exports in "ARCH=x86_64 OUT=/nonexistent MPI=1 NCCL=1 BLAS=1 SANITIZE=1 PRECISION=FP32 WERROR=1" \
+               "MPI=0 NCCL=0 BLAS=0" "BLAS_LIBS=-lx COMM_FLAGS=-DX COMM_LIBS=-lx NCCL_FLAGS=-DX NCCL_LIBS=-lx"; do
     unchanged "export $exports" env $exports make -nB $targets
 done
 unchanged "make -e" env OUT=/nonexistent ARCH=x86_64 make -e -nB $targets
@@ -131,7 +131,8 @@ done
 
 # ---- compilers that do not know an option: compiler NAME WORD... makes one that refuses these words
 compiler() {
-    printf '#!/bin/sh\nfor word; do case $word in %s) echo "no $word" >&2; exit 1 ;; esac; done\n' "$2" >"$tmp/scripts/$1"
+    printf '#!/bin/sh\nfor word; do case $word in %s) echo "no $word" >&2; exit 1 ;; esac; done\n' "$2" \
+        >"$tmp/scripts/$1"
     printf 'for word; do shift; [ "$word" = -mcpu=native ] || set -- "$@" "$word"; done\nexec cc "$@"\n' \
         >>"$tmp/scripts/$1"
     chmod +x "$tmp/scripts/$1"
