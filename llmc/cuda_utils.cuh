@@ -57,7 +57,7 @@ struct Launch {
 };
 
 // `where` as CUDA's launch configuration, which points to `attributes`. Shared memory that the GPU does not have is
-// refused here: the kernels were laid out for the 163 KB of an A100, and an RTX GPU has 99. More than 48 KB or more than
+// refused here: the kernels were laid out for the 163 KB of an A100, an RTX GPU has 99. More than 48 KB or more than
 // 8 blocks per cluster must be requested first. Once per kernel would do; repeating it is cheap and needs no state.
 inline cudaLaunchConfig_t launch_config(const void *kernel, const Launch &where, cudaLaunchAttribute (&attributes)[2]) {
     auto check = [&](cudaError_t error, const char *what) { cuda_check_(error, what, where.file, where.line); };
