@@ -38,6 +38,7 @@ HAVE_CJSON := $(call links,$(HASH)include <cjson/cJSON.h>,-lcjson)
 HAVE_XXHASH := $(call links,$(HASH)include <xxhash.h>)
 HAVE_UTF8PROC := $(call links,$(HASH)include <utf8proc.h>,-lutf8proc)
 HAVE_ZSTD := $(call links,$(HASH)include <zstd.h>,-lzstd)
+HAVE_ZLIB := $(call links,$(HASH)include <zlib.h>,-lz)
 HAVE_OPENBLAS := $(call links,$(HASH)include <cblas.h>,-lopenblas)
 HAVE_OPENMP := $(call links,$(HASH)include <omp.h>,-fopenmp)
 # mpicc says where mpi.h and libmpi are: --showme is Open MPI's option for it, -show is MPICH's.
@@ -129,11 +130,12 @@ help:
 	@echo 'make clean           remove what was built'
 	@echo 'compiler: $(CC); OpenMP: $(or $(HAVE_OPENMP),NO), OpenBLAS: $(or $(HAVE_OPENBLAS),no),' \
 	      'MPI: $(or $(HAVE_MPI),no), NCCL: $(or $(HAVE_NCCL),no), cJSON: $(or $(HAVE_CJSON),NO),' \
-	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO)'
+	      'xxHash: $(or $(HAVE_XXHASH),NO), utf8proc: $(or $(HAVE_UTF8PROC),NO), zstd: $(or $(HAVE_ZSTD),NO),' \
+	      'zlib: $(or $(HAVE_ZLIB),NO)'
 	@echo 'CUDA: $(or $(NVCC),no nvcc), code for $(foreach a,$(ARCH),sm_$(a)) ($(if $(GPU_ARCH),this GPU,no GPU here))'
 
 MISSING := $(if $(HAVE_CJSON),,cJSON) $(if $(HAVE_XXHASH),,xxHash) $(if $(HAVE_UTF8PROC),,utf8proc) \
-           $(if $(HAVE_ZSTD),,zstd) $(if $(HAVE_OPENMP),,OpenMP)
+           $(if $(HAVE_ZSTD),,zstd) $(if $(HAVE_ZLIB),,zlib) $(if $(HAVE_OPENMP),,OpenMP)
 OPENMP_HINT := $(if $(HAVE_OPENMP),,; OpenMP belongs to the compiler: clang needs libomp-dev (libomp elsewhere))
 check-libraries:
 	@$(if $(CC_WORKS),:,echo 'make: $(CC) does not build an empty program: check CC, CFLAGS and LDFLAGS' >&2; exit 1)
@@ -163,7 +165,7 @@ $(P)test_units: test/test_units.c Makefile | check-libraries
 
 $(P)data/tokenize: data/tokenize.c Makefile | check-libraries
 	@mkdir -p $(@D)
-	$(CC) $(COMMON) $< -o $@ $(LDFLAGS) -lzstd -lutf8proc -lcjson -lpthread
+	$(CC) $(COMMON) $< -o $@ $(LDFLAGS) -lzstd -lz -lutf8proc -lcjson -lpthread
 
 $(P)data/toy_corpus: data/toy_corpus.c Makefile | check-libraries
 	@mkdir -p $(@D)

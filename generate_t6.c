@@ -1,9 +1,9 @@
 // generate_t6.c: text from a T6 checkpoint on the CPU, through a cache of factors. llmc/generator.h is the program
 // around it.
 //
-// This is the reference for generating: the GPU's program is checked against it. It includes the trainer's model and
+// This is the reference for generating: the GPU program is checked against it. It includes the trainer's model and
 // uses its operators. Reading order:
-//     the cache | FlashTPA decoding | memory | the model: prefill and steps | the generating program's model
+//     the cache | FlashTPA decoding | memory | the model: prefill and steps | the generating program
 //
 // Shapes are train_t6.c's. A step appends n tokens to each of B sequences, which makes N = B*n rows.
 #define T6_MODEL_ONLY
@@ -22,78 +22,80 @@ enum { NUM_PARTS = 4 };     // aK, bK, aV, bV
 
 typedef struct {
     CacheKind kind;
-    int64_t L, B, capacity, W;
-    int64_t part[NUM_PARTS + 1];        // where each part starts in a row; the end
+    int64_t L, B, capacity, W;          // capacity: most tokens per sequence
+    int64_t part[NUM_PARTS + 1];        // where each part starts in a row, and the end
     float *numbers;                     // CACHE_NATIVE: (L, B, capacity, W)
     uint8_t *codes;                     // CACHE_FP8: (L, B, capacity, W) in e4m3
-    float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_PARTS), value of a part's code 1.0
-    float value[256];                   // of each code
+    float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_PARTS)
+    float value[256];                   // of each code, to be multiplied by the scale of its part
 } Cache;
 
-// Slots that are not in use hold NaN, so that reading one shows.
-static void cache_init(Cache *c, const Model *m, CacheKind kind, int64_t B, int64_t capacity) {
-    *c = (Cache){.kind = kind, .L = m->config.n_layer, .B = B, .capacity = capacity, .W = model_cache_width(m)};
-    int64_t start = m->k.a, part[] = {0, m->k.b - start, m->v.a - start, m->v.b - start, c->W};
-    memcpy(c->part, part, sizeof part);
-    size_t tokens = (size_t)(c->L * B * capacity);
-    for (int i = 0; i < 256; i++) c->value[i] = e4m3_to_float((uint8_t)i);
+// Slots that are not in use hold NaN, so that reading one by mistake shows in the logits.
+static void cache_init(Cache *cache, const Model *m, CacheKind kind, int64_t B, int64_t capacity) {
+    *cache = (Cache){.kind = kind, .L = m->config.n_layer, .B = B, .capacity = capacity, .W = model_cache_width(m)};
+    int64_t start = m->k.a, part[] = {0, m->k.b - start, m->v.a - start, m->v.b - start, cache->W};
+    memcpy(cache->part, part, sizeof part);
+    size_t tokens = (size_t)(cache->L * B * capacity);
+    for (int i = 0; i < 256; i++) cache->value[i] = e4m3_to_float((uint8_t)i);
     if (kind == CACHE_FP8) {
-        c->codes = xmalloc(tokens * (size_t)c->W);
-        memset(c->codes, 0x7F, tokens * (size_t)c->W);
-        c->scales = xmalloc(tokens * NUM_PARTS * sizeof *c->scales);
-        for (size_t i = 0; i < tokens * NUM_PARTS; i++) c->scales[i] = NAN;
+        cache->codes = xmalloc(tokens * (size_t)cache->W);
+        memset(cache->codes, 0x7F, tokens * (size_t)cache->W);
+        cache->scales = xmalloc(tokens * NUM_PARTS * sizeof *cache->scales);
+        for (size_t i = 0; i < tokens * NUM_PARTS; i++) cache->scales[i] = NAN;
     } else {
-        c->numbers = xmalloc(tokens * (size_t)c->W * sizeof *c->numbers);
-        for (size_t i = 0; i < tokens * (size_t)c->W; i++) c->numbers[i] = NAN;
+        cache->numbers = xmalloc(tokens * (size_t)cache->W * sizeof *cache->numbers);
+        for (size_t i = 0; i < tokens * (size_t)cache->W; i++) cache->numbers[i] = NAN;
     }
 }
 
-static int64_t cache_slot(const Cache *c, int64_t l, int64_t b, int64_t t) { return (l * c->B + b) * c->capacity + t; }
+static int64_t cache_slot(const Cache *cache, int64_t l, int64_t b, int64_t t) {
+    return (l * cache->B + b) * cache->capacity + t;
+}
 
-// Token t of sequence b in layer l becomes row (W).
-static void cache_write(Cache *c, int64_t l, int64_t b, int64_t t, const float *row) {
-    int64_t slot = cache_slot(c, l, b, t);
-    if (c->kind == CACHE_NATIVE) memcpy(c->numbers + slot * c->W, row, (size_t)c->W * sizeof *row);
+// Stores row (W) as token t of sequence b in layer l.
+static void cache_write(Cache *cache, int64_t l, int64_t b, int64_t t, const float *row) {
+    int64_t slot = cache_slot(cache, l, b, t);
+    if (cache->kind == CACHE_NATIVE) memcpy(cache->numbers + slot * cache->W, row, (size_t)cache->W * sizeof *row);
     else for (int i = 0; i < NUM_PARTS; i++) {
-        int64_t start = c->part[i], n = c->part[i + 1] - start;
-        c->scales[slot * NUM_PARTS + i] = e4m3_quantize(c->codes + slot * c->W + start, row + start, n);
+        int64_t start = cache->part[i], n = cache->part[i + 1] - start;
+        cache->scales[slot * NUM_PARTS + i] = e4m3_quantize(cache->codes + slot * cache->W + start, row + start, n);
     }
 }
 
-// The row (W) of that token. It may be in buffer (W).
-static const float *cache_read(const Cache *c, int64_t l, int64_t b, int64_t t, float *buffer) {
-    int64_t slot = cache_slot(c, l, b, t);
-    if (c->kind == CACHE_NATIVE) return c->numbers + slot * c->W;
-    const uint8_t *codes = c->codes + slot * c->W;
+// The row (W) of that token: in the cache itself, or decoded into buffer (W).
+static const float *cache_read(const Cache *cache, int64_t l, int64_t b, int64_t t, float *buffer) {
+    int64_t slot = cache_slot(cache, l, b, t);
+    if (cache->kind == CACHE_NATIVE) return cache->numbers + slot * cache->W;
+    const uint8_t *codes = cache->codes + slot * cache->W;
     for (int i = 0; i < NUM_PARTS; i++) {
-        float scale = c->scales[slot * NUM_PARTS + i];
-        for (int64_t j = c->part[i]; j < c->part[i + 1]; j++) buffer[j] = scale * c->value[codes[j]];
+        float scale = cache->scales[slot * NUM_PARTS + i];
+        for (int64_t j = cache->part[i]; j < cache->part[i + 1]; j++) buffer[j] = scale * cache->value[codes[j]];
     }
     return buffer;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // FlashTPA decoding (paper, Algorithm 2): attention of one token straight from the cached factors; k and v are never
-// rebuilt. For every cached token, with s over the vectors of k, r over those of q and u over those of v:
-//     dot[s][r] = <bK[s], bQ[r]>                                                     shared by all heads
-//     logit[h]  = scale_q scale_k / sqrt(HSK) sum_{s,r} aK[h][s] aQ[h][r] dot[s][r]
-//     p = exp(logit[h] - largest so far);   o[h] += p sum_u aV[h][u] bV[u]
-// and at the end y[h] = scale_v o[h] / sum p.
+// rebuilt. For every cached token, with rq over the vectors of q, rk over those of k and rv over those of v:
+//     dot[rk][rq] = <bK[rk], bQ[rq]>                                                       shared by all heads
+//     logit[h]    = scale_q scale_k / sqrt(HSK) sum_{rk,rq} aK[h][rk] aQ[h][rq] dot[rk][rq]
+//     p = exp(logit[h] - largest so far);   acc[h] += p sum_rv aV[h][rv] bV[rv]
+// and at the end y[h] = scale_v acc[h] / sum p. When `largest` grows, acc and sum are scaled down to match.
 // Grouped heads are the same with one term: head h uses vector h / (NH / R) with weight 1.
 
 // a sequence is split into at most SPLITS parts of at least MIN_SPLIT tokens
 enum { SPLITS = 16, MIN_SPLIT = 64 };
 
-// The vectors that head h is made of, first to first + count - 1, and their weights a (count); NULL: all are 1.
+// The vectors that head h is made of, first to first + count - 1, and their weights a (count). a NULL: all are 1.
 typedef struct { int64_t first, count; const float *a; } Terms;
 static inline Terms head_terms(const Heads *heads, const float *row, int64_t h, int64_t NH) {
     if (heads->kind == HEADS_GROUPED) return (Terms){h / (NH / heads->R), 1, NULL};
     return (Terms){0, heads->R, row + heads->a + h * heads->R};
 }
 
-// Tokens begin to end - 1 of sequence b, for the query with factor row fac (Pp). out: o (NH, HSV), the largest logits
-// (NH), the sums of p (NH). scratch: dot (RK, RQ), logit (NH) and a cache row (W).
-static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *c, int64_t l,
+// Tokens begin to end - 1 of sequence b, for the query with factor row fac (Pp). out: acc (NH, HSV), the largest
+// logits (NH), the sums of p (NH). scratch: dot (RK, RQ), logit (NH) and a cache row (W).
+static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *cache, int64_t l,
                            int64_t b, int64_t begin, int64_t end) {
     const Heads *q = &m->q, *k = &m->k, *v = &m->v;
     int64_t NH = m->config.n_head, HSK = m->HSK, HSV = m->HSV, RQ = q->R, RK = k->R;
@@ -103,40 +105,40 @@ static void flashtpa_split(float *out, float *scratch, const float *fac, const M
     for (int64_t i = 0; i < NH * HSV; i++) out[i] = 0;
     for (int64_t h = 0; h < NH; h++) largest[h] = -INFINITY, sum[h] = 0;
     for (int64_t t = begin; t < end; t++) {
-        const float *row = cache_read(c, l, b, t, buffer) - k->a;       // so that columns of the factor row hold
-        for (int64_t r = 0; r < RQ; r++)
-            for (int64_t s = 0; s < RK; s++) {
-                if (grouped && s != r / (RQ / RK)) continue;            // no head needs it
-                const float *bq = fac + q->b + r * HSK, *bk = row + k->b + s * HSK;
+        const float *row = cache_read(cache, l, b, t, buffer) - k->a;   // so that columns of the factor row hold
+        for (int64_t rq = 0; rq < RQ; rq++)
+            for (int64_t rk = 0; rk < RK; rk++) {
+                if (grouped && rk != rq / (RQ / RK)) continue;          // no head needs it
+                const float *bq = fac + q->b + rq * HSK, *bk = row + k->b + rk * HSK;
                 float total = 0;
                 #pragma omp simd reduction(+:total)
                 for (int64_t j = 0; j < HSK; j++) total += bk[j] * bq[j];
-                dot[s * RQ + r] = total;
+                dot[rk * RQ + rq] = total;
             }
         for (int64_t h = 0; h < NH; h++) {
             Terms tq = head_terms(q, fac, h, NH), tk = head_terms(k, row, h, NH);
             float total = 0;
-            for (int64_t s = 0; s < tk.count; s++) {
+            for (int64_t rk = 0; rk < tk.count; rk++) {
                 float inner = 0;
-                for (int64_t r = 0; r < tq.count; r++)
-                    inner += (tq.a ? tq.a[r] : 1) * dot[(tk.first + s) * RQ + tq.first + r];
-                total += (tk.a ? tk.a[s] : 1) * inner;
+                for (int64_t rq = 0; rq < tq.count; rq++)
+                    inner += (tq.a ? tq.a[rq] : 1) * dot[(tk.first + rk) * RQ + tq.first + rq];
+                total += (tk.a ? tk.a[rk] : 1) * inner;
             }
             logit[h] = scale * total;
         }
         for (int64_t h = 0; h < NH; h++) {
-            float *o = out + h * HSV;
+            float *acc = out + h * HSV;
             if (logit[h] > largest[h]) {
                 float shrink = exp(largest[h] - logit[h]);
-                for (int64_t j = 0; j < HSV; j++) o[j] *= shrink;
+                for (int64_t j = 0; j < HSV; j++) acc[j] *= shrink;
                 sum[h] *= shrink, largest[h] = logit[h];
             }
             float p = exp(logit[h] - largest[h]);
             Terms tv = head_terms(v, row, h, NH);
-            for (int64_t u = 0; u < tv.count; u++) {
-                const float *bv = row + v->b + (tv.first + u) * HSV;
-                float weight = p * (tv.a ? tv.a[u] : 1);
-                for (int64_t j = 0; j < HSV; j++) o[j] += weight * bv[j];
+            for (int64_t rv = 0; rv < tv.count; rv++) {
+                const float *bv = row + v->b + (tv.first + rv) * HSV;
+                float weight = p * (tv.a ? tv.a[rv] : 1);
+                for (int64_t j = 0; j < HSV; j++) acc[j] += weight * bv[j];
             }
             sum[h] += p;
         }
@@ -147,7 +149,8 @@ static void flashtpa_split(float *out, float *scratch, const float *fac, const M
 // the last of which is its own. Splits depend on a sequence's length alone, so y has the same bits with any number of
 // threads, sequences and queries. partial (B, SPLITS, NH, HSV + 2), scratch (threads, scratch_size)
 static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t scratch_size, const float *fac,
-                            const Model *m, const Cache *c, int64_t l, const int64_t *length, int64_t B, int64_t n) {
+                            const Model *m, const Cache *cache, int64_t l, const int64_t *length, int64_t B,
+                            int64_t n) {
     int64_t NH = m->config.n_head, HSV = m->HSV, size = NH * (HSV + 2);
     for (int64_t i = 0; i < n; i++) {
         #pragma omp parallel for collapse(2) schedule(dynamic)
@@ -157,7 +160,7 @@ static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t sc
                 if (part < MIN_SPLIT) part = MIN_SPLIT;
                 int64_t begin = split * part, end = begin + part < tokens ? begin + part : tokens;
                 flashtpa_split(partial + (b * SPLITS + split) * size, scratch + omp_get_thread_num() * scratch_size,
-                               fac + (b * n + i) * m->Pp, m, c, l, b, begin, end);
+                               fac + (b * n + i) * m->Pp, m, cache, l, b, begin, end);
             }
         #pragma omp parallel for collapse(2)
         for (int64_t b = 0; b < B; b++)
@@ -184,11 +187,11 @@ static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t sc
 struct Generator {
     Model model;
     Cache cache;
-    int64_t B, rows, prefill_rows;      // rows: of a step or a prefill, whichever is larger
+    int64_t B, rows, prefill_rows;      // rows: of the largest step or of the longest prefill, whichever is more
     int64_t *length;                    // (B) tokens of each sequence
     float *params;                      // (num_stored)
     // one row per token
-    float *x, *n, *rstd;                // (rows, C), (rows, C), (rows)
+    float *x, *n, *rstd;                // (rows, C), (rows, C), (rows)     residual stream, normed
     float *fac, *y, *u, *s;             // (rows, Pp), (rows, Dp), (rows, 2 Fp), (rows, Fp)
     // prefill
     float *q, *k, *v;                   // (prefill_rows, NH, HSK) twice, (prefill_rows, NH, HSV)
@@ -203,7 +206,7 @@ struct Generator {
 
 enum { NUM_GENERATOR_BUFFERS = 18 };
 
-// The table behind Generator's buffers: each pointer with its size.
+// The table of Generator's buffers: each pointer with its size. Sets g->rows, prefill_rows and decode_scratch_size.
 static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill,
                             Buffer out[NUM_GENERATOR_BUFFERS]) {
     const Config *c = &m->config;
@@ -225,18 +228,18 @@ static void generator_table(Generator *g, const Model *m, int64_t B, int64_t cap
 // ---------------------------------------------------------------------------------------------------------------------
 // The model
 
-// linear_forward for the few rows of a step, where reading the weights is the work. Unlike those of a library, its
-// sums do not depend on N: a sequence gets the same text alone and among others.
+// linear_forward for the few rows of a step, whose time is that of reading the weights. Unlike a library's, its sums do
+// not depend on N: a sequence gets the same text alone and among others.
 static void linear_step(float *out, const float *inp, const float *w, int64_t N, int64_t IC, int64_t OC,
                         OutputMode mode) {
     #pragma omp parallel for
-    for (int64_t o = 0; o < OC; o++)
+    for (int64_t oc = 0; oc < OC; oc++)
         for (int64_t n = 0; n < N; n++) {
-            const float *x = inp + n * IC, *row = w + o * IC;
+            const float *x = inp + n * IC, *row = w + oc * IC;
             float dot = 0;
             #pragma omp simd reduction(+:dot)
-            for (int64_t i = 0; i < IC; i++) dot += x[i] * row[i];
-            out[n * OC + o] = mode == ACCUMULATE ? out[n * OC + o] + dot : dot;
+            for (int64_t ic = 0; ic < IC; ic++) dot += x[ic] * row[ic];
+            out[n * OC + oc] = mode == ACCUMULATE ? out[n * OC + oc] + dot : dot;
         }
 }
 
@@ -248,8 +251,8 @@ static void linear(Pass pass, float *out, const float *inp, const float *w, int6
     (pass == PREFILL ? linear_forward : linear_step)(out, inp, w, N, IC, OC, mode);
 }
 
-// What qkv_forward is to training: g->fac of layer l from its normed input g->n, k's and v's part of it to the cache;
-// in a prefill g->q, k and v too. Sequences first to first + B - 1, n tokens each.
+// qkv_forward for decoding: the factor rows g->fac of layer l from its normed input g->n, and their k and v part into
+// the cache; in a prefill also g->q, k and v. For sequences first to first + B - 1, n tokens each.
 static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, Pass pass) {
     const Model *m = &g->model;
     int64_t N = B * n, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
@@ -268,8 +271,8 @@ static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_
     contract_forward(g->v, g->fac, &m->v, n, NH, Pp);
 }
 
-// Appends n tokens to each of the sequences first to first + B - 1, ids (B, n): fills their cache, and their rows of
-// g->logits with the logits of what follows. PREFILL: B = 1, and the sequence is empty.
+// Appends n tokens, ids (B, n), to each of the sequences first to first + B - 1: to their cache, and to g->length.
+// Their rows of g->logits become the logits of what follows. PREFILL: B = 1, and the sequence is empty.
 static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, int64_t n, Pass pass) {
     const Model *m = &g->model;
     const Config *c = &m->config;
@@ -280,7 +283,7 @@ static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, 
         const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
 
         rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);                 // n = x / rms(x)
-        qkv_decode(g, l, first, B, n, pass);                                    // factors, cache
+        qkv_decode(g, l, first, B, n, pass);                                    // factors, into the cache
         if (pass == PREFILL)                                                    // y = attention(q, k, v)
             attention_forward(g->y, g->lse, g->attention_scratch, g->q, g->k, g->v, 1, n, NH, m->HSK, m->HSV, Dp,
                               m->scale);
@@ -384,8 +387,8 @@ static void generator_logits(Generator *g, float *logits) {
 
 int main(int argc, char **argv) {
     static const GeneratorModel model = {
-        .title = "generate_t6: text from a T6 checkpoint, on the CPU. Without flags: from out, after the prompt on "
-                 "standard input.",
+        .title = "generate_t6: text from a T6 checkpoint, on the CPU. Without flags it continues standard input, "
+                 "by the model in out.",
         .pad = 1,
         .tolerance = 1e-5,      // test_t6.c's for golden files, which are checked in the same fp32
         .start = generator_start, .plan = generator_plan, .cache_bytes = generator_cache_bytes, .open = generator_open,

@@ -4,7 +4,7 @@
 // The same as generate_t6.c in the trainer's precision: bf16, with logits in fp32 (PRECISION=FP32 is for checking). A
 // prompt runs through the trainer's operators, its attention included, and leaves its factors in the cache. From then
 // on each token's attention reads the cache (llmc/flashtpa_decode.cuh). Reading order:
-//     memory | the model: prefill and steps | the generating program's model
+//     memory | the model: prefill and steps | the generating program
 //
 // Shapes are train_t6.cu's. A step appends n tokens to each of B sequences, which makes N = B*n rows.
 #ifndef T6_NO_MAIN      // test_t6.cu tests both programs, without their mains
@@ -25,12 +25,12 @@ struct Generator {
     int64_t B, capacity, prefill_rows;
     CacheShape shape;           // of a layer's cache
     floatX *params;             // (num_stored)
-    unsigned char *cache;       // (L, B, streams, pages)
+    unsigned char *cache;       // (L, B, streams, pages): llmc/factor_cache.cuh
     int32_t *lengths;           // (B) tokens of each sequence
     double *frequencies;        // (HSR / 2)
     // one row per token of a step or a prefill
     int32_t *ids;               // (rows)
-    floatX *x, *n;              // (rows, C)
+    floatX *x, *n;              // (rows, C)        residual stream, normed
     float *rstd;                // (rows)
     floatX *fac, *y, *u, *s;    // (rows, Pp), (rows, Dp), (rows, 2 Fp), (rows, Fp)
     // prefill
@@ -67,7 +67,7 @@ static int64_t prefill_length(int64_t n) {
 // Bytes of a number in the cache.
 static int cache_number_bytes(CacheKind kind) { return kind == CACHE_FP8 ? 1 : (int)sizeof(floatX); }
 
-// The table behind Generator's buffers: each pointer with its size.
+// The table of Generator's buffers: each pointer with its size. Sets g->shape, B, capacity and prefill_rows.
 static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill,
                             CacheKind kind, Buffer out[NUM_GENERATOR_BUFFERS]) {
     const Config *c = &m->config;
@@ -77,8 +77,8 @@ static void generator_table(Generator *g, const Model *m, int64_t B, int64_t cap
     g->shape = cache_shape(m, cache_number_bytes(kind)), g->B = B, g->capacity = capacity, g->prefill_rows = T;
     const Buffer table[] = {
         {(void **)&g->params, m->num_stored, X}, {(void **)&g->cache, L * cache_layer_bytes(g->shape, B, capacity), 1},
-        {(void **)&g->lengths, (size_t)B, sizeof(int32_t)}, {(void **)&g->frequencies, (size_t)m->HSR / 2,
-                                                             sizeof(double)},
+        {(void **)&g->lengths, (size_t)B, sizeof(int32_t)},
+        {(void **)&g->frequencies, (size_t)m->HSR / 2, sizeof(double)},
         {(void **)&g->ids, rows, sizeof(int32_t)}, {(void **)&g->x, rows * C, X}, {(void **)&g->n, rows * C, X},
         {(void **)&g->rstd, rows, f}, {(void **)&g->fac, rows * m->Pp, X}, {(void **)&g->y, rows * m->Dp, X},
         {(void **)&g->u, rows * 2 * m->Fp, X}, {(void **)&g->s, rows * m->Fp, X},
@@ -111,13 +111,13 @@ static void linear(Generator *g, floatX *out, floatX *scratch, const floatX *inp
     linear_forward(&g->matmul, out, input == MATVEC_AS_IS ? inp : scratch, w, N, IC, OC, mode, g->stream);
 }
 
-// Where layer l's cache of sequence `first` starts.
+// The cache of layer l, from sequence `first` on.
 static unsigned char *layer_cache(Generator *g, int64_t l, int64_t first) {
     return g->cache + (size_t)(l * g->B + first) * cache_layer_bytes(g->shape, 1, g->capacity);
 }
 
-// What qkv_forward is to training: g->fac of layer l from g->x, and k's and v's part of it to the cache; in a prefill
-// g->q, k and v too. Sequences first to first + B - 1, n tokens each, in rows of T.
+// qkv_forward for decoding: the factor rows g->fac of layer l from g->x, and their k and v part into the cache; in a
+// prefill also g->q, k and v. For sequences first to first + B - 1, each with n tokens in T rows.
 static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, int64_t T, Pass pass) {
     const Model *m = &g->model;
     const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
@@ -125,8 +125,7 @@ static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_
     CacheWrite write = {
         .cache = layer_cache(g, l, first), .fac = g->fac, .lengths = g->lengths + first, .frequencies = g->frequencies,
         .shape = g->shape, .q = m->q, .k = m->k, .v = m->v, .n = (int)n, .Pp = (int)m->Pp,
-            .pages = cache_pages(g->capacity),
-        .rotate_queries = pass == STEP,
+        .pages = cache_pages(g->capacity), .rotate_queries = pass == STEP,
     };
     cache_write(write, B, g->stream);
     if (pass == PREFILL) heads_forward(g->q, g->k, g->v, g->fac, g->rope, heads_shape(m, T), T, g->stream);
@@ -137,14 +136,13 @@ static void attention_decode(Generator *g, int64_t l, int64_t first, int64_t B, 
     const Model *m = &g->model;
     DecodeArgs args = {
         .cache = layer_cache(g, l, first), .lengths = g->lengths + first, .fac = g->fac, .out = g->y,
-            .scratch = g->scratch,
-        .shape = g->shape, .q = m->q, .B = (int)B, .n = (int)n, .NH = (int)m->config.n_head, .Pp = (int)m->Pp,
-        .pages = cache_pages(g->capacity),
+        .scratch = g->scratch, .shape = g->shape, .q = m->q, .B = (int)B, .n = (int)n, .NH = (int)m->config.n_head,
+        .Pp = (int)m->Pp, .pages = cache_pages(g->capacity),
     };
     flashtpa_decode(args, g->stream);
 }
 
-// g->logits of sequences first to first + B - 1 from the rows of their last tokens in g->x, of which each has T.
+// g->logits of sequences first to first + B - 1 from row n - 1, the last token, of each sequence's T rows in g->x.
 static void last_logits(Generator *g, int64_t first, int64_t B, int64_t n, int64_t T) {
     const Model *m = &g->model;
     const floatX *wte = g->params + m->wte;
@@ -161,8 +159,8 @@ static void last_logits(Generator *g, int64_t first, int64_t B, int64_t n, int64
            g->stream);
 }
 
-// Appends n tokens to each of the sequences first to first + B - 1, g->ids (B, n): fills their cache, and their rows
-// of g->logits with the logits of what follows. PREFILL: B = 1, and the sequence is empty.
+// Appends n tokens, g->ids (B, n), to each of the sequences first to first + B - 1: to their cache, and to g->lengths.
+// Their rows of g->logits become the logits of what follows. PREFILL: B = 1, and the sequence is empty.
 static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass) {
     const Model *m = &g->model;
     const Config *c = &m->config;
@@ -170,8 +168,7 @@ static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass
     encoder_forward(g->x, g->ids, g->params + m->wte, N, C, g->stream);                     // x = wte[idx]
     for (int64_t l = 0; l < c->n_layer; l++) {
         const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
-        // n = x / rms(x), factors, cache
-        qkv_decode(g, l, first, B, n, T, pass);
+        qkv_decode(g, l, first, B, n, T, pass);                                             // n, factors, cache
         if (pass == PREFILL)                                                                // y = attention(q, k, v)
             layer_attention_forward(g->y, g->lse, g->q, g->k, g->v, attention_shape(m, 1, T), g->stream);
         else
@@ -342,13 +339,12 @@ static const double GENERATOR_TOLERANCE = sizeof(floatX) == 2 ? 3e-3 : 1e-5;
 #ifndef T6_NO_MAIN      // test_t6.cu and dev/cuda/decode_step.cu include this file without it
 int main(int argc, char **argv) {
     static const GeneratorModel model = {
-        .title = "generate_t6cu: text from a T6 checkpoint, on the GPU. Without flags: from out, after the prompt on "
-                 "standard input.",
+        .title = "generate_t6cu: text from a T6 checkpoint, on the GPU. Without flags it continues standard input, "
+                 "by the model in out.",
         .pad = PAD, .tolerance = GENERATOR_TOLERANCE, .start = generator_start, .plan = generator_plan,
         .cache_bytes = generator_cache_bytes, .open = generator_open, .close = generator_close,
-            .model = generator_model,
-        .host_weights = generator_host_weights, .load_weights = generator_load_weights, .prefill = generator_prefill,
-        .step = generator_step, .sample = generator_sample, .logits = generator_logits,
+        .model = generator_model, .host_weights = generator_host_weights, .load_weights = generator_load_weights,
+        .prefill = generator_prefill, .step = generator_step, .sample = generator_sample, .logits = generator_logits,
     };
     return generator_main(argc, argv, &model);
 }

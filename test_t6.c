@@ -5,9 +5,8 @@
 //
 // Every tensor of a golden file must be known here and must have been compared, or the file fails.
 //
-// This file is compiled twice (Makefile): in fp32, the trainer's own precision, for the golden files and this
-// program; and with the trainer in double for the finite differences, whose error then is their own and not
-// rounding's.
+// This file is compiled twice (Makefile): in fp32, the trainer's own precision, for main and the golden files; and with
+// the trainer in double for the finite differences, so that rounding adds little to their own error.
 #define T6_MODEL_ONLY
 #include "train_t6.c"
 
@@ -16,7 +15,7 @@
 #include "llmc/sampler.h"
 #include "test/golden.h"
 
-// Mean loss, and its gradients in t6->grads.
+// Returns the mean loss of idx, targets (B, T); t6->grads = its gradients.
 static double loss_and_gradients(T6 *t6, const int32_t *idx, const int32_t *targets, int64_t B, int64_t T) {
     t6_zero_gradients(t6);
     t6_forward(t6, idx, B, T);
@@ -36,8 +35,9 @@ static double loss_and_gradients(T6 *t6, const int32_t *idx, const int32_t *targ
 enum { ENTRIES = 12 };
 static const double EPSILON = 1e-4, TOLERANCE = 1e-5;
 
-// Odd numbers on purpose: heads, widths and lengths that no vector or tile divides, more than one block of queries
-// and of classifier rows, groups for gqa, ranks from 1 on. pad 8 also checks that padding takes no part.
+// Odd numbers on purpose: heads, widths and lengths that are no multiple of a vector or tile, more than one block of
+// queries and of classifier rows, several groups for gqa, ranks from 1 up. pad 8 also checks that padding has no
+// effect.
 static const struct { Config config; int64_t B, T; int pad; } shapes[] = {
     //     attn            L  C  NH HS  V   RQ RK RV G  F   rope   eps     B  T   pad
     {SHAPE(ATTN_TPA,        2, 24, 5,  8, 61, 3, 2, 2, 1, 0,  10000, 1e-6),   2, 9,   1},
@@ -149,7 +149,7 @@ typedef struct {
     char worst_at[256];
 } GoldenCheck;
 
-// As golden_read and golden_tokens, but a file that has not what it must have ends the program.
+// As golden_read and golden_tokens, but a file without the tensor ends the program.
 static double *must_read(GoldenCheck *g, const char *name, int64_t elements) {
     Error err;
     double *values = golden_read(&g->file, name, elements, &err);
@@ -203,7 +203,7 @@ static void check_golden_gradients(GoldenCheck *g, T6 *t6, const int32_t *idx, c
     free(logits);
 }
 
-// Greedy tokens after idx[0], each by running the whole sequence again. Returns how many are wrong.
+// Greedy tokens after idx[0], each by running the whole sequence again. Returns how many differ from gen.tokens.
 static int64_t check_golden_generation(GoldenCheck *g, T6 *t6, const int32_t *idx) {
     int64_t T = g->file.T, end = T + g->file.new_tokens, V = t6->model.config.vocab_size, wrong = 0;
     int32_t *want = must_read_tokens(g, "gen.tokens", g->file.new_tokens);
@@ -223,7 +223,7 @@ static int64_t check_golden_generation(GoldenCheck *g, T6 *t6, const int32_t *id
     return wrong;
 }
 
-// The loss before each of some AdamW steps, which change the weights.
+// Compares the loss before each of adamw_steps AdamW steps on one batch. The steps change the weights.
 static void check_golden_adamw(GoldenCheck *g, T6 *t6, const int32_t *idx, const int32_t *targets) {
     const Model *m = &t6->model;
     AdamW o = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
@@ -239,7 +239,7 @@ static void check_golden_adamw(GoldenCheck *g, T6 *t6, const int32_t *idx, const
     free(want);
 }
 
-// One golden file, the model stored with padding to multiples of `pad`. Counts its kind in kinds[].
+// All checks of one golden file, with the model padded to multiples of `pad`. Counts the model's kind in kinds[].
 static void check_golden(Score *score, const char *path, int pad, int kinds[NUM_ATTN_KINDS]) {
     Error err;
     GoldenCheck g = {.bad = 0};

@@ -67,7 +67,7 @@ static Floats random_floats(Random *random, size_t n, double size = 1) {       /
     return x;
 }
 
-// An array on the GPU. Without values: poisoned.
+// An array on the GPU. Without values, it holds NaN.
 template <class X>
 struct Gpu {
     X *p = NULL;
@@ -238,7 +238,7 @@ static Floats expand_groups(const Floats &x, int64_t N, int NH, int NKV, int HS)
     return out;
 }
 
-// Its gradient: the sums of x (N, NH, HS) over each group, (N, NKV, HS).
+// The gradient of expand_groups: the sums of x (N, NH, HS) over each group, (N, NKV, HS).
 static Floats sum_groups(const Floats &x, int64_t N, int NH, int NKV, int HS) {
     Floats out((size_t)N * NKV * HS, 0.0f);
     for (int64_t n = 0; n < N; n++)
@@ -272,7 +272,7 @@ static void test_attention(Score *score, Random *random, int B, int T, int NH, i
     cpu::attention_backward(dq.data(), dk_all.data(), dv_all.data(), scratch.data(), dy.data(), y.data(), lse.data(),
                             q.data(), k_all.data(), v_all.data(), B, T, NH, HSK, HSV, D, scale);
     Floats dk = sum_groups(dk_all, N, NH, NKV, HSK), dv = sum_groups(dv_all, N, NH, NKV, HSV);
-    // with one token these are 0, and the reference has rounding noise
+    // with one token these are 0; the reference has only rounding noise there
     if (T == 1) std::fill(dq.begin(), dq.end(), 0.0f), std::fill(dk.begin(), dk.end(), 0.0f);
     check(score, (std::string("attention dq ") + where).c_str(), d_dq.read(), dq, tolerance);
     check(score, (std::string("attention dk ") + where).c_str(), d_dk.read(), dk, tolerance);
@@ -321,7 +321,7 @@ static void test_update(Score *score, Random *random, size_t n) {
     check(score, "global norm", Floats{d_norm.read()[0]}, Floats{(float)sqrt(sum)}, 1e-6);
     double lr = 0.01, scale = fmin(1, 0.5 / (sqrt(sum) + 1e-6));
     want_w = w, want_m = m, want_v = v;
-    for (int step = 1; step <= 2; step++) {     // in double, as the formula stands
+    for (int step = 1; step <= 2; step++) {     // the formula as is, in double
         double bias_m = 1 - pow(0.9, step), bias_v = 1 - pow(0.95, step);
         adamw_clipped_update(d_params.p, d_w.p, d_m.p, d_v.p, d_g.p, n, adamw_step(lr, 0.9, 0.95, 1e-8, 0.1, step),
                              norm, 0);
@@ -366,7 +366,7 @@ static void test_matvec(Score *score, Random *random, int64_t N, int64_t IC, int
     cpu::swiglu_forward(x.data(), inp.data(), N, IC);
     for (float &v : x) v = rounded(v);
     cpu::matmul(out.data(), OC, x.data(), IC, AS_IS, w.data(), IC, TRANSPOSED, N, OC, IC, OVERWRITE);
-    // s rounds the other way at times
+    // s is rounded after slightly different arithmetic, so now and then to the other neighbour
     check(score, (std::string("matvec of swiglu ") + where).c_str(), d_swiglu.read(), out, IS_BF16 ? 1e-3 : 2e-6);
 }
 
@@ -422,7 +422,7 @@ static void test_decode(Score *score, Random *random, const Config *config, std:
         Gpu<double> d_frequencies(c.frequencies);
         CacheWrite write = {.cache = cache.p, .fac = NULL, .lengths = d_zeros.p, .frequencies = d_frequencies.p,
                             .shape = shape, .q = m.q, .k = m.k, .v = m.v, .n = 0, .Pp = (int)Pp, .pages = pages,
-                                .rotate_queries = 0};
+                            .rotate_queries = 0};
         Floats queries;
         for (int64_t b = 0; b < B; b++) {
             Gpu<floatX> d_fac(c.fac[b]);
@@ -440,7 +440,7 @@ static void test_decode(Score *score, Random *random, const Config *config, std:
         cache_write(write, B, 0);
         DecodeArgs args = {.cache = cache.p, .lengths = d_before.p, .fac = d_queries.p, .out = fast.p,
                            .scratch = scratch.p, .shape = shape, .q = m.q, .B = (int)B, .n = n,
-                               .NH = (int)config->n_head, .Pp = (int)Pp, .pages = pages};
+                           .NH = (int)config->n_head, .Pp = (int)Pp, .pages = pages};
         flashtpa_decode(args, 0);
         args.out = again.p;
         flashtpa_decode(args, 0);
@@ -568,7 +568,7 @@ static TrainOptions options_of(const Config *config, int64_t B, int64_t T) {
     return o;
 }
 
-// Moves tensor i from one layout of the model to another.
+// Copies tensor i from one layout of the model to another.
 static void copy_tensor(const Model *to_model, float *to, const Model *from_model, const float *from, int i) {
     const Tensor *a = &to_model->tensors[i], *b = &from_model->tensors[i];
     for (int64_t r = 0; r < a->rows; r++) memcpy(to + a->offset + r * a->ld, from + b->offset + r * b->ld,
@@ -582,7 +582,7 @@ static Floats read_gpu(const float *p, size_t n) {
     return x;
 }
 
-// Random weights that both hold exactly.
+// Random weights that fp32 and floatX both hold exactly.
 static void rounded_weights(float *params, const Model *m, uint64_t seed) {
     random_weights(params, m, seed, 0);
     for (size_t i = 0; i < m->num_stored; i++) params[i] = rounded(params[i]);
@@ -602,7 +602,7 @@ static Batch random_batch(uint64_t seed, uint64_t i, int64_t N, int64_t V) {
     return b;
 }
 
-// The errors of a bf16 model. A tensor that is rounded once is off by 2^-9.2 = 0.17% of its norm, and independent
+// The errors of a bf16 model. Rounding a tensor once puts it off by 2^-9.2 = 0.17% of its norm, and independent
 // roundings add as squares. On the way to the logits there are 14 roundings per layer: x twice, n1, fac, the rotated
 // b twice, q, k, p, v, y, n2, u, s; and a few at the ends. On the way to a gradient there are as many again. That
 // makes 1.0% for the gradients of one layer, 1.4% for two and 1.7% for three; measured are 0.75%, 1.2% and 1.55% at
@@ -653,7 +653,7 @@ static void test_against_cpu(Score *score, const Config *config, int64_t B, int6
     t6_micro_step(t, batch.inputs.data(), batch.targets.data(), 1.0 / (double)N, 0);
     cpu::t6_micro_step(reference, batch.inputs.data(), batch.targets.data(), 1.0 / (double)N, 0);
     Floats grads = read_gpu(t->grads, m->num_stored), aligned(m->num_stored);
-    double worst = 0, worst_other = 0;       // of q and k in bf16, and of the others
+    double worst = 0, worst_other = 0;       // of tensors with the larger tolerance (q and k in bf16), of the others
     int bad = 0;
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *w = &m->tensors[i];
@@ -701,7 +701,7 @@ static void test_against_cpu(Score *score, const Config *config, int64_t B, int6
     cpu::t6_close(reference);
 }
 
-// Steps first .. last - 1 of a run, two micro-batches each; their losses go to `losses`.
+// Steps first .. last - 1 of a run, two micro-batches each. Appends the loss and the norm of each to `losses`.
 static void train_steps(T6 *t, const TrainOptions *o, uint64_t seed, int first, int last, std::vector<double> *losses) {
     int64_t N = o->batch_size * o->seq_len;
     for (int step = first; step < last; step++) {
@@ -729,7 +729,7 @@ static void test_bits(Score *score, const Config *config, int64_t B, int64_t T, 
     T6 *t = t6_open(&o), *other = t6_open(&o);
     set_weights(t, seed), set_weights(other, seed);
     train_steps(t, &o, seed, 0, 3, &losses);
-    T6 *late = t6_open(&o);                // goes on from t's state of now
+    T6 *late = t6_open(&o);                // resumes from the state that t has now
     HostWeights from = t6_host_weights(t, WITH_VALUES), to = t6_host_weights(late, ROOM_ONLY);
     size_t bytes = t->model.num_stored * sizeof(float);
     memcpy(to.params, from.params, bytes), memcpy(to.adam_m, from.adam_m, bytes), memcpy(to.adam_v, from.adam_v, bytes);

@@ -1,22 +1,24 @@
 // train_t6.c: T6, the transformer of "Tensor Product Attention Is All You Need" (arXiv 2501.06425), trained on the CPU.
 //
 // Tensor product attention (TPA) makes the queries, keys and values of a token from factors that are linear in the
-// token's normed vector n: head factors a_r (NH) and token factors b_r (HS), R of each (RQ, RK and RV).
+// token's normed vector n: R head factors a_r (NH) and R token factors b_r (HSK, for v HSV); R is RQ, RK or RV.
 //
 //     q = 1/RQ sum_r aQ_r (x) rope(bQ_r)      k = 1/RK sum_r aK_r (x) rope(bK_r)      v = 1/RV sum_r aV_r (x) bV_r
 //     y = softmax(q k^T / sqrt(HSK), causal) v, head by head
-//     x += y Wo
+//     x += y Wo^T
+// then the MLP (SwiGLU):  x += (silu(n W1^T) * (n W2^T)) W3^T
+// and after the last layer, with the embedding as output weights:  logits = n wte^T
 //
 // All factors of a token are one row of one matrix product, n Wqkv^T:
 //
 //     |   aQ    |    bQ    |   aK    |    bK    |   aV    |    bV    | pad |
 //     | NH x RQ | RQ x HSK | NH x RK | RK x HSK | NH x RV | RV x HSV |     |      P numbers, stored as Pp
 //
-// Decoding caches aK bK aV bV and nothing else. MHA, GQA and MQA are the same model with fixed a (Heads, llmc/model.h).
+// Decoding caches only aK bK aV bV. MHA, GQA and MQA are the same model with fixed a (Heads, llmc/model.h).
 //
 // This program is the reference: fp32, one plain function per operator, each forward next to its backward. The GPU
 // trainer is checked against it; test_t6.c checks it against finite differences and golden vectors. Reading order:
-//     matrix product | operators | memory | the model | update | the training program's model
+//     matrix product | operators | memory | the model | update | the training program
 //
 // Shapes:  B sequences of T tokens, N = B*T      C width       L layers          F MLP width        V vocabulary
 //          NH heads                              HSK numbers of a query/key head, HSV of a value head, D = NH*HSV
@@ -32,8 +34,8 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // Matrix product
 
-// out (M, N) = beta * out + alpha * left right on one thread, row-major, beta 0 or 1. ldx: elements from one stored
-// row of x to the next.
+// out (M, N) = beta * out + alpha * left right on one thread, row-major, beta 0 or 1. ldo, ldl, ldr: elements from one
+// stored row of out, left, right to the next.
 //   left is (M, K), or stored (K, M) when TRANSPOSED;  right is (K, N), or stored (N, K) when TRANSPOSED
 void gemm(real *out, int64_t ldo, const real *left, int64_t ldl, Layout left_is, const real *right, int64_t ldr,
           Layout right_is, int64_t M, int64_t N, int64_t K, real alpha, real beta) {
@@ -62,9 +64,9 @@ void gemm(real *out, int64_t ldo, const real *left, int64_t ldl, Layout left_is,
 #endif
 }
 
-// The same product on all threads, out = left right or out += left right, in tiles of the output (256 x 512, or
-// smaller where that makes fewer than 16). Tiles depend on the shape alone and each element is one sum in one order,
-// so the bits do not depend on the number of threads.
+// The same product on all threads, out = left right or out += left right, in tiles of the output: 256 x 512, halved
+// while there are fewer than 16. Tiles depend on the shape alone and each element is one sum in one order, so the bits
+// do not depend on the number of threads.
 void matmul(real *out, int64_t ldo, const real *left, int64_t ldl, Layout left_is, const real *right, int64_t ldr,
             Layout right_is, int64_t M, int64_t N, int64_t K, OutputMode mode) {
     int64_t tile_m = 256, tile_n = 512;
@@ -98,7 +100,7 @@ void encoder_forward(real *x, const int32_t *idx, const real *wte, int64_t N, in
     for (int64_t n = 0; n < N; n++) memcpy(x + n * C, wte + idx[n] * C, (size_t)C * sizeof *x);
 }
 
-// A thread adds up whole columns, so that a token that occurs twice is summed in one order.
+// dwte[idx[n]] += dx[n]. A thread adds up whole columns, so a token that occurs twice is summed in one order.
 void encoder_backward(real *dwte, const real *dx, const int32_t *idx, int64_t N, int64_t C) {
     #pragma omp parallel for
     for (int64_t c0 = 0; c0 < C; c0 += 64)
@@ -135,11 +137,12 @@ void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *r
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// RoPE on the token factors of a factor row, in place: the last HSR numbers of each vector are rotated in pairs (i, i
-// + HSR/2), at position t by the angle t base^(-2i/HSR). For TPA that is R vectors a token instead of NH heads
-// (paper, section 3.2).
+// RoPE on the token factors of a factor row, in place. Of the last HSR numbers of each vector, x1 = number i and
+// x2 = number i + HSR/2 make a pair. At position t, with the angle t base^(-2i/HSR), it becomes
+//     x1 cos + x2 sin,  x2 cos - x1 sin
+// For TPA that is R vectors per token instead of NH heads (paper, section 3.2).
 
-// table (T, HSR): cosines in the first half of a row, sines in the second.
+// table (T, HSR): row t has the cosines of position t in its first half, the sines in its second.
 void rope_table(real *table, int64_t T, int64_t HSR, double base) {
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < HSR / 2; i++) {
@@ -156,18 +159,20 @@ void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T
     for (int64_t n = 0; n < B * T; n++) {
         const real *cosine = table + n % T * HSR, *sine = cosine + HSR / 2;
         for (int64_t r = 0; r < heads->R; r++) {
-            real *x1 = fac + n * Pp + heads->b + r * HS + HS - HSR, *x2 = x1 + HSR / 2;
+            real *first = fac + n * Pp + heads->b + r * HS + HS - HSR, *second = first + HSR / 2;
             for (int64_t i = 0; i < HSR / 2; i++) {
-                real c = cosine[i], s = direction == ROTATE ? sine[i] : -sine[i], x = x1[i], y = x2[i];
-                x1[i] = x * c + y * s;
-                x2[i] = y * c - x * s;
+                real cos_i = cosine[i], sin_i = direction == ROTATE ? sine[i] : -sine[i];
+                real x1 = first[i], x2 = second[i];
+                first[i] = x1 * cos_i + x2 * sin_i;
+                second[i] = x2 * cos_i - x1 * sin_i;
             }
         }
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Contraction of factors: out (N, NH, HS), head i of a token = scale * sum_r a[i][r] b_r. fac (N, Pp), rotated
+// Contraction of factors: out (N, NH, HS), head i of a token = scale * sum_r a[i][r] b_r. fac (N, Pp), rotated.
+// Grouped heads (llmc/model.h) have no a: head i is the vector of its group.
 
 void contract_forward(real *out, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t Pp) {
     int64_t HS = heads->HS;
@@ -189,7 +194,7 @@ void contract_forward(real *out, const real *fac, const Heads *heads, int64_t N,
     }
 }
 
-// da[i][r] = scale <dout_i, b_r>;  db_r = scale sum_i a[i][r] dout_i
+// da[i][r] = scale <dout_i, b_r>;  db_r = scale sum_i a[i][r] dout_i. Writes the columns of `heads` in dfac (N, Pp).
 void contract_backward(real *dfac, const real *dout, const real *fac, const Heads *heads, int64_t N, int64_t NH,
                        int64_t Pp) {
     int64_t HS = heads->HS;
@@ -214,12 +219,13 @@ void contract_backward(real *dfac, const real *dout, const real *fac, const Head
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Causal attention: y = softmax(scale q k^T) v. q, k (B, T, NH, HSK), v (B, T, NH, HSV), y (B, T, Dp), lse (B, NH,
-// T): the logarithm of each softmax's denominator. Works on blocks of QUERIES rows; the T x T matrix is never whole.
+// Causal attention: y = softmax(scale q k^T) v, head by head. q, k (B, T, NH, HSK), v (B, T, NH, HSV), y (B, T, Dp);
+// lse (B, NH, T): the logarithm of each softmax's denominator. It works on blocks of QUERIES queries, so the T x T
+// matrix never exists as a whole.
 
 enum { QUERIES = 64 };
 
-// Numbers of scratch memory, (threads, 2, QUERIES, T), for both passes.
+// Numbers of scratch for either pass: (threads, 2, QUERIES, T).
 int64_t attention_scratch_size(int64_t T) { return omp_get_max_threads() * 2 * QUERIES * T; }
 
 // p (rows, end) = exp(scale q k^T - lse) for `rows` queries from position t0 on; 0 after each query's own position.
@@ -231,39 +237,39 @@ static void attention_probabilities(real *p, real *lse, const real *q, const rea
     gemm(p, end, q, ld, AS_IS, k, ld, TRANSPOSED, rows, end, HSK, (real)scale, 0);
     for (int64_t i = 0; i < rows; i++) {
         real *row = p + i * end;
-        int64_t n = t0 + i + 1;
+        int64_t visible = t0 + i + 1;
         real shift = lse[i];
         double sum = 0;
         if (mode == FIND_LSE) {
             shift = row[0];
             #pragma omp simd reduction(max:shift)
-            for (int64_t j = 1; j < n; j++) shift = row[j] > shift ? row[j] : shift;
+            for (int64_t j = 1; j < visible; j++) shift = row[j] > shift ? row[j] : shift;
         }
-        for (int64_t j = 0; j < n; j++) row[j] = exp(row[j] - shift);
-        for (int64_t j = n; j < end; j++) row[j] = 0;
+        for (int64_t j = 0; j < visible; j++) row[j] = exp(row[j] - shift);
+        for (int64_t j = visible; j < end; j++) row[j] = 0;
         if (mode == FIND_LSE) {
             #pragma omp simd reduction(+:sum)
-            for (int64_t j = 0; j < n; j++) sum += row[j];
+            for (int64_t j = 0; j < visible; j++) sum += row[j];
             lse[i] = shift + (real)log(sum);
-            for (int64_t j = 0; j < n; j++) row[j] *= (real)(1 / sum);
+            for (int64_t j = 0; j < visible; j++) row[j] *= (real)(1 / sum);
         }
     }
 }
 
 void attention_forward(real *y, real *lse, real *scratch, const real *q, const real *k, const real *v, int64_t B,
                        int64_t T, int64_t NH, int64_t HSK, int64_t HSV, int64_t Dp, double scale) {
-    int64_t K = NH * HSK, V = NH * HSV;     // numbers of a token's q or k, and of its v
+    int64_t QK = NH * HSK, D = NH * HSV;    // numbers of a token in q and in k; in v
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < NH; h++) {
             real *p = scratch + omp_get_thread_num() * 2 * QUERIES * T;
-            const real *q_head = q + b * T * K + h * HSK, *k_head = k + b * T * K + h * HSK;
-            const real *v_head = v + b * T * V + h * HSV;
+            const real *q_head = q + b * T * QK + h * HSK, *k_head = k + b * T * QK + h * HSK;
+            const real *v_head = v + b * T * D + h * HSV;
             for (int64_t t = 0; t < T; t += QUERIES) {
                 int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows;
-                attention_probabilities(p, lse + (b * NH + h) * T + t, q_head + t * K, k_head, t, rows, K, HSK, scale,
-                                        FIND_LSE);
-                gemm(y + (b * T + t) * Dp + h * HSV, Dp, p, end, AS_IS, v_head, V, AS_IS, rows, HSV, end, 1, 0);
+                attention_probabilities(p, lse + (b * NH + h) * T + t, q_head + t * QK, k_head, t, rows, QK, HSK,
+                                        scale, FIND_LSE);
+                gemm(y + (b * T + t) * Dp + h * HSV, Dp, p, end, AS_IS, v_head, D, AS_IS, rows, HSV, end, 1, 0);
             }
         }
 }
@@ -273,23 +279,23 @@ void attention_forward(real *y, real *lse, real *scratch, const real *q, const r
 void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real *dy, const real *y, const real *lse,
                         const real *q, const real *k, const real *v, int64_t B, int64_t T, int64_t NH, int64_t HSK,
                         int64_t HSV, int64_t Dp, double scale) {
-    int64_t K = NH * HSK, V = NH * HSV;
+    int64_t QK = NH * HSK, D = NH * HSV;
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < NH; h++) {
             real *p = scratch + omp_get_thread_num() * 2 * QUERIES * T, *ds = p + QUERIES * T;
-            int64_t qk = b * T * K + h * HSK, vv = b * T * V + h * HSV;     // where the head starts in q and k, in v
+            int64_t qk_at = b * T * QK + h * HSK, v_at = b * T * D + h * HSV;   // where the head starts
             for (int64_t t = 0; t < T; t++) {
-                memset(dk + qk + t * K, 0, (size_t)HSK * sizeof *dk);
-                memset(dv + vv + t * V, 0, (size_t)HSV * sizeof *dv);
+                memset(dk + qk_at + t * QK, 0, (size_t)HSK * sizeof *dk);
+                memset(dv + v_at + t * D, 0, (size_t)HSV * sizeof *dv);
             }
             for (int64_t t = 0; t < T; t += QUERIES) {
-                int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows, at = (b * T + t) * Dp + h * HSV;
-                const real *dy_t = dy + at, *y_t = y + at, *q_t = q + qk + t * K;
-                attention_probabilities(p, (real *)lse + (b * NH + h) * T + t, q_t, k + qk, t, rows, K, HSK, scale,
-                                        USE_LSE);
-                gemm(dv + vv, V, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HSV, rows, 1, 1);
-                gemm(ds, end, dy_t, Dp, AS_IS, v + vv, V, TRANSPOSED, rows, end, HSV, 1, 0);
+                int64_t rows = T - t < QUERIES ? T - t : QUERIES, end = t + rows, y_at = (b * T + t) * Dp + h * HSV;
+                const real *dy_t = dy + y_at, *y_t = y + y_at, *q_t = q + qk_at + t * QK;
+                attention_probabilities(p, (real *)lse + (b * NH + h) * T + t, q_t, k + qk_at, t, rows, QK, HSK,
+                                        scale, USE_LSE);
+                gemm(dv + v_at, D, p, end, TRANSPOSED, dy_t, Dp, AS_IS, end, HSV, rows, 1, 1);
+                gemm(ds, end, dy_t, Dp, AS_IS, v + v_at, D, TRANSPOSED, rows, end, HSV, 1, 0);
                 for (int64_t i = 0; i < rows; i++) {
                     real delta = 0;
                     #pragma omp simd reduction(+:delta)
@@ -297,14 +303,14 @@ void attention_backward(real *dq, real *dk, real *dv, real *scratch, const real 
                     for (int64_t j = 0; j < end; j++)
                         ds[i * end + j] = p[i * end + j] * (ds[i * end + j] - delta) * (real)scale;
                 }
-                gemm(dq + qk + t * K, K, ds, end, AS_IS, k + qk, K, AS_IS, rows, HSK, end, 1, 0);
-                gemm(dk + qk, K, ds, end, TRANSPOSED, q_t, K, AS_IS, end, HSK, rows, 1, 1);
+                gemm(dq + qk_at + t * QK, QK, ds, end, AS_IS, k + qk_at, QK, AS_IS, rows, HSK, end, 1, 0);
+                gemm(dk + qk_at, QK, ds, end, TRANSPOSED, q_t, QK, AS_IS, end, HSK, rows, 1, 1);
             }
         }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// SwiGLU: s (N, Fp) = silu(g) * z, the two halves of a row of u (N, 2 Fp); silu(g) = g / (1 + exp(-g))
+// SwiGLU: s (N, Fp) = silu(g) * z, where g and z are the halves of a row of u (N, 2 Fp); silu(g) = g / (1 + exp(-g))
 
 void swiglu_forward(real *s, const real *u, int64_t N, int64_t Fp) {
     #pragma omp parallel for
@@ -329,14 +335,14 @@ void swiglu_backward(real *du, const real *ds, const real *u, int64_t N, int64_t
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Classifier: logits = n wte^T, loss = -log softmax(logits)[target]. It runs on chunks of rows, so that the logits
-// are never whole; in training each chunk's dlogits, dn and dwte follow at once.
+// Classifier: logits = n wte^T, loss = -log softmax(logits)[target]. It runs on chunks of rows, so the logits of all
+// tokens never exist at once. In training, a chunk's dlogits, dn and dwte are computed before the next chunk.
 
 enum { CLASSIFIER_ROWS = 256 };
 
-// Returns the sum of the losses of `rows` tokens, at most CLASSIFIER_ROWS. LOSS_AND_DLOGITS: logits (rows, Vp) become
-// dlogits = (softmax - onehot) * dloss in place, the padding from V on exactly 0. LOSS_ONLY: they become nothing of
-// use.
+// Returns the sum of the losses of `rows` tokens, at most CLASSIFIER_ROWS; targets (rows). LOSS_AND_DLOGITS: logits
+// (rows, Vp) become dlogits = (softmax - onehot) * dloss in place, the padding from V on exactly 0. LOSS_ONLY: their
+// values are lost.
 double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows, int64_t V, int64_t Vp, double dloss,
                              LossMode mode) {
     double losses[CLASSIFIER_ROWS], total = 0;
@@ -365,16 +371,16 @@ double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows,
 // Memory: planned, printed and checked against what the machine has before any of it is allocated.
 
 typedef struct {
-    // kept from the forward to the backward pass, one slice a layer
+    // kept from the forward to the backward pass, one slice per layer
     real *n1, *rstd1;       // (L, N, C), (L, N)            normed input of attention
     real *fac;              // (L, N, Pp)                   factor rows, bQ and bK rotated
     real *y, *lse;          // (L, N, Dp), (L, B, NH, T)
     real *n2, *rstd2;       // (L, N, C), (L, N)            normed input of the MLP
-    real *u;                // (L, N, 2 Fp)                 its two halves: n2 W1 and n2 W2
+    real *u;                // (L, N, 2 Fp)                 its two halves: n2 W1^T and n2 W2^T
     // one for all layers
     real *x, *nf, *rstdf;   // (N, C), (N, C), (N)          residual stream, normed input of the classifier
-    real *q, *k, *v;        // (N, NH, HSK) twice, (N, NH, HSV)     rebuilt from the factors in the backward pass
-    real *s;                // (N, Fp)
+    real *q, *k, *v;        // (N, NH, HSK) twice, (N, NH, HSV): rebuilt from the factors in the backward pass
+    real *s;                // (N, Fp)                      output of SwiGLU, recomputed in the backward pass
     real *scratch;          // (attention_scratch_size)
     real *logits;           // (CLASSIFIER_ROWS, Vp)
     real *rope;             // (T, HSR)
@@ -385,10 +391,10 @@ typedef struct {
     real *du, *ds;          // (N, 2 Fp), (N, Fp)
 } Activations;
 
-typedef struct { real **pointer; int64_t elements; } Buffer;
+typedef struct { real **pointer; int64_t elements; } Buffer;     // one row of a table of memory
 enum { NUM_BUFFERS = 27 };
 
-// The table behind Activations: each pointer with its size, for batches up to B x T.
+// The table of all pointers in Activations with their sizes, for batches up to B x T.
 static void activation_table(Activations *acts, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
     const Config *c = &m->config;
     int64_t L = c->n_layer, N = B * T, C = c->n_embd, NH = c->n_head, QK = NH * m->HSK;
@@ -427,7 +433,7 @@ double activation_bytes(const Model *m, int64_t B, int64_t T) {
 }
 
 // Allocates what the model needs for batches up to B x T. Padding of every buffer starts at zero and stays zero.
-// world: ranks that share the model out; moments: this rank's slices of AdamW's state.
+// pad, world: as for model_init_shared. moments: this rank's slices of AdamW's state.
 void t6_alloc(T6 *t6, const Config *config, int64_t B, int64_t T, int pad, int world, Slice moments) {
     memset(t6, 0, sizeof *t6);
     model_init_shared(&t6->model, config, pad, world);
@@ -450,12 +456,12 @@ void t6_free(T6 *t6) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The model. What depends on the attention kind is between qkv_forward and qkv_backward.
+// The model. Only qkv_forward and qkv_backward depend on the attention kind, through Heads.
 
-// NEW_FACTORS: from the layer's normed input. KEPT_FACTORS: from the factor rows that the forward pass kept.
+// NEW_FACTORS: computed from the layer's normed input. KEPT_FACTORS: the rows that the forward pass kept.
 typedef enum { NEW_FACTORS, KEPT_FACTORS } FactorSource;
 
-// acts.q, k and v (N, NH, heads) of layer l from acts.n1 (N, C); fills acts.fac.
+// acts.q, k (N, NH, HSK) and v (N, NH, HSV) of layer l, by way of its factor rows acts.fac (N, Pp).
 static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, FactorSource source) {
     const Model *m = &t6->model;
     Activations *acts = &t6->acts;
@@ -513,8 +519,8 @@ void t6_forward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
     rmsnorm_forward(acts->nf, acts->rstdf, acts->x, N, C, c->rms_eps);
 }
 
-// Returns the sum of the N losses of the last forward pass. LOSS_AND_DLOGITS: also the gradients of the classifier,
-// each loss weighing dloss: acts.dn (N, C), and its share of dwte, added.
+// Returns the sum of the losses of the last forward pass; targets (N). LOSS_AND_DLOGITS: also, with every loss weighted
+// by dloss, the classifier's gradients: acts.dn (N, C) =, dwte +=.
 double t6_loss(T6 *t6, const int32_t *targets, int64_t N, double dloss, LossMode mode) {
     const Model *m = &t6->model;
     Activations *acts = &t6->acts;
@@ -547,9 +553,9 @@ void t6_backward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
         const real *n1 = acts->n1 + l * N * C, *n2 = acts->n2 + l * N * C;
         const real *y = acts->y + l * N * Dp, *lse = acts->lse + l * N * NH, *u = acts->u + l * N * 2 * Fp;
 
-        swiglu_forward(acts->s, u, N, Fp);                                          // s again, for dW3
+        swiglu_forward(acts->s, u, N, Fp);                                          // s again, for dW3 += dx^T s
         linear_backward(acts->ds, dw + m->w3, acts->dx, acts->s, w + m->w3, N, Fp, C);          // ds = dx W3
-        swiglu_backward(acts->du, acts->ds, u, N, Fp);                              // du = ds * silu'
+        swiglu_backward(acts->du, acts->ds, u, N, Fp);                              // du = [dg dz]
         linear_backward(acts->dn, dw + m->w12, acts->du, n2, w + m->w12, N, C, 2 * Fp);         // dn = du W12
         rmsnorm_backward(acts->dx, acts->dn, n2, acts->rstd2 + l * N, N, C);        // dx += gradient through the norm
 
@@ -563,7 +569,7 @@ void t6_backward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
     encoder_backward(t6->grads + m->wte, acts->dx, idx, N, C);                      // dwte[idx] += dx
 }
 
-// Logits (V) of what follows token n of the last forward pass.
+// out (V) = the logits of what follows token n, 0 <= n < N, of the last forward pass.
 void t6_logits(const T6 *t6, int64_t n, real *out) {
     const Model *m = &t6->model;
     int64_t C = m->config.n_embd, V = m->config.vocab_size;
@@ -573,20 +579,21 @@ void t6_logits(const T6 *t6, int64_t n, real *out) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Update
 
-// Norm of all gradients together. grads (num_stored / world): this rank's slices of them. Squares are summed in units
-// of SLICE_UNIT numbers, and those sums in order: the same bits with any number of threads and ranks. A collective.
+// Norm of all gradients together. grads (num_stored / world): this rank's slices. All ranks call; comm NULL: one
+// process. Squares are summed in units of SLICE_UNIT numbers, and those sums in order: the same bits with any number
+// of threads and ranks.
 double gradient_norm(const Model *m, const real *grads, Comm *comm) {
     size_t world = (size_t)comm_world(comm), rank = (size_t)comm_rank(comm), units = 0, at = 0;
     for (int k = 0; k < model_buckets(m); k++) units += (model_bucket(m, k).size + SLICE_UNIT - 1) / SLICE_UNIT;
     double *squares = xcalloc(units, sizeof *squares), total = 0;
     for (int k = 0; k < model_buckets(m); k++) {
-        Bucket b = model_bucket(m, k);
-        const real *g = grads + b.offset / world;
-        size_t n = b.size / world, first = at + rank * (n / SLICE_UNIT);
+        Bucket bucket = model_bucket(m, k);
+        const real *g = grads + bucket.offset / world;
+        size_t n = bucket.size / world, first = at + rank * (n / SLICE_UNIT);
         #pragma omp parallel for
         for (size_t i = 0; i < n; i += SLICE_UNIT)
             for (size_t j = i; j < n && j < i + SLICE_UNIT; j++) squares[first + i / SLICE_UNIT] += (double)g[j] * g[j];
-        at += (b.size + SLICE_UNIT - 1) / SLICE_UNIT;
+        at += (bucket.size + SLICE_UNIT - 1) / SLICE_UNIT;
     }
     comm_sum(comm, squares, units, "norm of the gradients");
     for (size_t i = 0; i < units; i++) total += squares[i];
@@ -614,8 +621,8 @@ void adamw_update(real *w, real *adam_m, real *adam_v, const real *dw, size_t n,
     }
 }
 
-// What to multiply gradients of this norm by so that it is at most max_norm, as torch.nn.utils.clip_grad_norm_ does.
-// max_norm 0: 1, never clip.
+// The factor that scales gradients of this norm to at most max_norm, as in torch.nn.utils.clip_grad_norm_. max_norm 0:
+// always 1.
 double clip_factor(double norm, double max_norm) {
     double factor = max_norm / (norm + 1e-6);
     return max_norm > 0 && factor < 1 ? factor : 1;
@@ -628,14 +635,14 @@ void t6_zero_gradients(T6 *t6) { memset(t6->grads, 0, t6->model.num_stored * siz
 #ifndef T6_MODEL_ONLY
 #include "llmc/trainer.h"
 
-// Gradients of a step. Of each round of `world` micro-batches rank r computes number r. After the round each rank
-// receives its slices of all their gradients and adds them to its sums in the order of the micro-batches: (g0 + g1) +
-// g2 ... No sum in this program depends on the number of ranks or threads, and so no bit of a run does. That costs
-// one exchange per round instead of one per step, little next to a CPU's time for it. (The GPU trainer adds up
-// locally first.)
+// Gradients of a step. In each round of `world` micro-batches, rank r computes number r. After the round each rank
+// receives its slices of all their gradients and adds them to its sums in the order of the micro-batches:
+// (g0 + g1) + g2 ... No sum in this program depends on the number of ranks or threads, so no bit of a run does. The
+// price is one exchange per round instead of one per step, which is little compared with a round's time on a CPU. (The
+// GPU trainer adds up locally first.)
 //   ZeRO stage 0: sums are gathered, and every rank updates all weights
-//   stages 1, 2:  each rank updates its slices, and weights are gathered. At every stage whole gradients exist for one
-//                 micro-batch only, so stage 2 has nothing left to share out.
+//   stages 1, 2:  each rank updates its slices, and weights are gathered. At every stage a rank has the whole gradients
+//                 of one micro-batch only, so stage 2 has nothing more to divide.
 struct Sums {
     Comm *comm;
     int64_t zero;
@@ -726,10 +733,10 @@ void t6_micro_step(T6 *t6, const int32_t *inputs, const int32_t *targets, double
         t6_backward(t6, inputs, t6->B, t6->T);
     }
     for (int i = 0; sums->grads != t6->grads && i < model_buckets(m); i++) {
-        Bucket b = model_bucket(m, i);
-        size_t part = b.size / (size_t)world;
-        comm_reduce_scatter(sums->comm, sums->grads + b.offset / (size_t)world, t6->grads + b.offset, sums->scratch,
-                            part, contributors, "gradients");
+        Bucket bucket = model_bucket(m, i);
+        size_t part = bucket.size / (size_t)world;
+        comm_reduce_scatter(sums->comm, sums->grads + bucket.offset / (size_t)world, t6->grads + bucket.offset,
+                            sums->scratch, part, contributors, "gradients");
     }
 }
 
@@ -747,33 +754,33 @@ void t6_update(T6 *t6, const TrainOptions *o, double lr, int64_t step, double *l
     *norm = gradient_norm(m, sums->grads, sums->comm);
     if (!isfinite(*norm) || *loss > sums->limits.loss || *norm > sums->limits.norm) return;
     for (int k = 0; k < model_buckets(m); k++) {
-        Bucket b = model_bucket(m, k), slice = model_slice(m, mine, k);
-        const real *grads = sums->grads + b.offset / (size_t)mine.world;
-        size_t part = slice.size, at = b.offset / (size_t)t6->moments.world;
+        Bucket bucket = model_bucket(m, k), slice = model_slice(m, mine, k);
+        const real *grads = sums->grads + bucket.offset / (size_t)mine.world;
+        size_t part = slice.size, at = bucket.offset / (size_t)t6->moments.world;
         if (mine.world > 1 && sums->zero == 0) {        // gather the sums, and update the whole bucket
             memcpy(t6->grads + slice.offset, grads, part * sizeof *grads);
-            comm_all_gather(sums->comm, t6->grads + b.offset, part, "sums of gradients");
-            grads = t6->grads + b.offset, slice = b;
+            comm_all_gather(sums->comm, t6->grads + bucket.offset, part, "sums of gradients");
+            grads = t6->grads + bucket.offset, slice = bucket;
         }
         adamw_update(t6->params + slice.offset, t6->adam_m + at, t6->adam_v + at, grads, slice.size, &options, step,
                      clip_factor(*norm, o->clip));
-        if (sums->zero) comm_all_gather(sums->comm, t6->params + b.offset, part, "weights");
+        if (sums->zero) comm_all_gather(sums->comm, t6->params + bucket.offset, part, "weights");
     }
 }
 
 void t6_position_logits(T6 *t6, float *logits, const int32_t *ids, int64_t n, const int64_t *positions,
-                               int64_t count) {
+                        int64_t count) {
     t6_forward(t6, ids, 1, n);
     for (int64_t i = 0; i < count; i++) t6_logits(t6, positions[i], logits + i * t6->model.config.vocab_size);
 }
 
-const float *t6_gradients(const T6 *t6) { return t6->sums->grads; }     // (num_stored); for test_t6.cu
+const float *t6_gradients(const T6 *t6) { return t6->sums->grads; }     // (num_stored / world); for test_t6.cu
 
 #ifndef T6_NO_MAIN      // test_t6.cu links this file without it
 int main(int argc, char **argv) {
     static const TrainerModel model = {
-        .title = "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: tiny, on "
-                 "the toy corpus.",
+        .title = "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: preset "
+                 "tiny, toy corpus.",
         .pad = 1, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
         .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
         .logits = t6_position_logits, .micro_step = t6_micro_step, .set_limits = t6_set_limits, .update = t6_update,

@@ -1,11 +1,14 @@
 // train_t6.cu: T6, the transformer of "Tensor Product Attention Is All You Need" (arXiv 2501.06425), trained on a GPU.
 //
 // The model of train_t6.c in the same order with the same names. Tensor product attention makes the queries, keys and
-// values of a token from head factors a_r (NH) and token factors b_r (HS), all linear in its normed vector n:
+// values of a token from R head factors a_r (NH) and R token factors b_r (HSK, for v HSV), all linear in its normed
+// vector n; R is RQ, RK or RV:
 //
 //     q = 1/RQ sum_r aQ_r (x) rope(bQ_r)      k = 1/RK sum_r aK_r (x) rope(bK_r)      v = 1/RV sum_r aV_r (x) bV_r
 //     y = softmax(q k^T / sqrt(HSK), causal) v, head by head
-//     x += y Wo
+//     x += y Wo^T
+// then the MLP (SwiGLU):  x += (silu(n W1^T) * (n W2^T)) W3^T
+// and after the last layer, with the embedding as output weights:  logits = n wte^T
 //
 // All factors of a token are one row of one matrix product, n Wqkv^T:
 //
@@ -15,7 +18,7 @@
 // Weights, activations and their gradients are bf16 (floatX of llmc/precision.cuh); master weights, gradients of
 // weights and AdamW's moments are fp32. test_t6.cu checks all of it against train_t6.c. Each operator has its own
 // header in llmc/. Reading order:
-//     memory | several ranks | the model | update | the training program's model
+//     memory | several ranks | the model | update | the training program
 //
 // Shapes:  B sequences of T tokens, N = B*T      C width       L layers          F MLP width        V vocabulary
 //          NH heads                              HSK numbers of a query/key head, HSV of a value head, D = NH*HSV
@@ -40,7 +43,7 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory: planned, printed and checked against what the GPU has before any of it is allocated.
 
-// of P, F and D: 16 bytes of bf16, the least that matrix units and our loads need
+// P, F and D are stored in multiples of PAD: 16 bytes of bf16, the least that matrix units and our loads need.
 static const int PAD = 8;
 static const int64_t CLASSIFIER_ROWS = 8192;    // tokens whose logits exist at a time
 
@@ -48,13 +51,13 @@ static const int64_t CLASSIFIER_ROWS = 8192;    // tokens whose logits exist at 
 typedef enum { KEEP_ALL, RECOMPUTE_MLP, RECOMPUTE_MLP_AND_FACTORS } Recompute;
 
 typedef struct {
-    // kept from the forward to the backward pass, one slice a layer
+    // kept from the forward to the backward pass, one slice per layer
     floatX *n1, *n2;            // (L, N, C)            normed inputs of attention and of the MLP
     float *rstd1, *rstd2;       // (L, N)
     floatX *fac;                // (L, N, Pp)           factor rows, not rotated; become dfac. One slice if recomputed
     floatX *y;                  // (L, N, Dp)
     float *lse;                 // (L, B, NH, T)
-    floatX *u;                  // (L, N, 2 Fp)         n2 W1 and n2 W2; become du. One slice if recomputed
+    floatX *u;                  // (L, N, 2 Fp)         n2 W1^T and n2 W2^T; become du. One slice if recomputed
     // one for all layers
     floatX *x, *nf;             // (N, C)               residual stream, normed input of the classifier
     float *rstdf;               // (N)
@@ -118,18 +121,19 @@ static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_si
 
 enum { NUM_BUFFERS = 35, NUM_WEIGHT_BUFFERS = 7 };
 
-// The table behind T6: each pointer with its size. The first NUM_WEIGHT_BUFFERS are weights, gradients and AdamW's
-// state.
+// The table of T6's buffers: each pointer with its size. The first NUM_WEIGHT_BUFFERS are weights, gradients and
+// AdamW's state.
 static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute recompute, Buffer out[NUM_BUFFERS]) {
     const Config *c = &m->config;
     Activations *acts = &t6->acts;
     size_t X = sizeof(floatX), f = sizeof(float), world = t6->mine.world;
-    size_t all = m->num_stored, own = all / t6->moments.world, held = t6->zero == 2 ? m->layers + 2 * m->layer_stride
-        : all;
+    size_t all = m->num_stored, own = all / t6->moments.world;
+    size_t held = t6->zero == 2 ? m->layers + 2 * m->layer_stride : all;
     size_t sums = t6->zero ? all / world : 0, part = t6->zero == 2 ? model_largest_bucket(m) / world : 0;
     size_t L = c->n_layer, N = B * T, C = c->n_embd, Dp = m->Dp, Fp = m->Fp, Pp = m->Pp,
         NKV = heads_stored(m->k, (int)c->n_head);
-    size_t Q = c->n_head * m->HSK, K = NKV * m->HSK, V = NKV * m->HSV, rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
+    size_t q = c->n_head * m->HSK, k = NKV * m->HSK, v = NKV * m->HSV;         // numbers of a token
+    size_t rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
     size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_fac = recompute >= RECOMPUTE_MLP_AND_FACTORS ? 1 : L;
     const Buffer table[] = {
         {(void **)&t6->params, all, X}, {(void **)&t6->master, own, f}, {(void **)&t6->grads, held, f},
@@ -141,12 +145,12 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
         {(void **)&acts->lse, L * N * c->n_head, f}, {(void **)&acts->u, L_u * N * 2 * Fp, X},
 
         {(void **)&acts->x, N * C, X}, {(void **)&acts->nf, N * C, X}, {(void **)&acts->rstdf, N, f},
-        {(void **)&acts->q, N * Q, X}, {(void **)&acts->k, N * K, X}, {(void **)&acts->v, N * V, X},
+        {(void **)&acts->q, N * q, X}, {(void **)&acts->k, N * k, X}, {(void **)&acts->v, N * v, X},
         {(void **)&acts->s, N * Fp, X}, {(void **)&acts->logits, rows * m->Vp, X}, {(void **)&acts->losses, N, f},
         {(void **)&acts->rope, (size_t)(T * m->HSR), f},
 
-        {(void **)&acts->dx, N * C, X}, {(void **)&acts->dn, N * C, X}, {(void **)&acts->dq, N * Q, X},
-        {(void **)&acts->dk, N * K, X}, {(void **)&acts->dv, N * V, X}, {(void **)&acts->dy, N * Dp, X},
+        {(void **)&acts->dx, N * C, X}, {(void **)&acts->dn, N * C, X}, {(void **)&acts->dq, N * q, X},
+        {(void **)&acts->dk, N * k, X}, {(void **)&acts->dv, N * v, X}, {(void **)&acts->dy, N * Dp, X},
         {(void **)&acts->attention_scratch, attention_backward_scratch_bytes(attention_shape(m, B, T)), 1},
         {(void **)&acts->batch, batch_size(N), sizeof(int32_t)},
         {(void **)&t6->results, 1, sizeof(Results)}, {(void **)&t6->norm_partial, NORM_BLOCKS, sizeof(double)},
@@ -299,7 +303,7 @@ static void sum_without_backward(T6 *t6) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The model. What depends on the attention kind is between qkv_forward and qkv_backward.
+// The model. Only qkv_forward, qkv_backward and attention_shape depend on the attention kind, through Heads.
 
 // Sends a batch to acts.batch: inputs and targets (B, T), targets may be NULL, and the groups that encoder_backward
 // needs.
@@ -330,13 +334,13 @@ static void layer_attention_forward(X *y, float *lse, const X *q, const X *k, co
 template <class X>
 static void layer_attention_backward(X *dq, X *dk, X *dv, const X *dy, const X *y, const float *lse, const X *q,
                                      const X *k, const X *v, float *scratch, const AttentionShape &s,
-                                         cudaStream_t stream) {
+                                     cudaStream_t stream) {
     if constexpr (sizeof(X) == 2)
         if (attention_is_fast(s)) return attention_backward(dq, dk, dv, dy, y, lse, q, k, v, scratch, s, stream);
     attention_plain_backward(dq, dk, dv, dy, y, lse, q, k, v, s, stream);
 }
 
-// NEW_FACTORS: from the layer's normed input. KEPT_FACTORS: from the factor rows that the forward pass kept.
+// NEW_FACTORS: computed from the layer's normed input. KEPT_FACTORS: the rows that the forward pass kept.
 typedef enum { NEW_FACTORS, KEPT_FACTORS } FactorSource;
 
 // The factor rows of layer l (N, Pp), and the input of its SwiGLU (N, 2 Fp): one slice for all layers if recomputed.
@@ -347,7 +351,7 @@ static floatX *layer_u(T6 *t6, int64_t l, int64_t N) {
     return t6->acts.u + (t6->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * t6->model.Fp;
 }
 
-// acts.q, k and v (N, heads) of layer l from acts.n1 (N, C); fills acts.fac.
+// acts.q, k and v of layer l, by way of its factor rows acts.fac (N, Pp).
 static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, FactorSource source) {
     const Model *m = &t6->model;
     Activations *acts = &t6->acts;
@@ -356,9 +360,8 @@ static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, FactorSource so
     floatX *fac = layer_factors(t6, l, N);
     if (source == NEW_FACTORS)                                                      // [aQ bQ aK bK aV bV] = n Wqkv^T
         linear_forward(&t6->matmul, fac, n1, w + m->wqkv, N, C, m->Pp, OVERWRITE, t6->stream);
-    heads_forward(acts->q, acts->k, acts->v, fac, acts->rope, heads_shape(m, T), N,
-                  // rope, q = 1/RQ sum_r aQ_r (x) bQ_r, ...
-                  t6->stream);
+    // bQ, bK = rope(bQ), rope(bK);  q = 1/RQ sum_r aQ_r (x) bQ_r, and so for k and v
+    heads_forward(acts->q, acts->k, acts->v, fac, acts->rope, heads_shape(m, T), N, t6->stream);
 }
 
 // acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv. The factor rows become dfac.
@@ -407,8 +410,8 @@ void t6_forward(T6 *t6, int64_t B, int64_t T) {
     rmsnorm_forward(acts->nf, acts->rstdf, acts->x, N, C, c->rms_eps, stream);
 }
 
-// Adds the N losses of the last forward pass to results->loss. LOSS_AND_DLOGITS: also the gradients of the
-// classifier, each loss weighing dloss: acts.dn (N, C), and its share of dwte.
+// Adds the N losses of the last forward pass to results->loss. LOSS_AND_DLOGITS: also, with every loss weighted by
+// dloss, the classifier's gradients: acts.dn (N, C) =, and dwte by `mode`.
 void t6_loss(T6 *t6, int64_t N, double dloss, LossMode what, OutputMode mode) {
     const Model *m = &t6->model;
     Activations *acts = &t6->acts;
@@ -429,7 +432,8 @@ void t6_loss(T6 *t6, int64_t N, double dloss, LossMode what, OutputMode mode) {
     loss_sum(&t6->results->loss, acts->losses, N, stream);
 }
 
-// From acts.dn to the gradients of all weights, which are summed over the ranks as they come if t6->summing.
+// From acts.dn to the gradients of all weights, by `mode`; that of wte adds to the classifier's. If t6->summing, each
+// bucket's sum over the ranks starts as soon as its gradient is there.
 void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
     const Model *m = &t6->model;
     const Config *c = &m->config;
@@ -515,7 +519,7 @@ static void clip_and_update(T6 *t6, AdamWStep step, double clip) {
     }
 }
 
-// Waits for everything that the GPU was asked to do.
+// The results, after everything that the GPU was asked to do.
 Results t6_results(T6 *t6) {
     CUDA_CHECK(cudaMemcpyAsync(t6->host_results, t6->results, sizeof(Results), cudaMemcpyDeviceToHost, t6->stream));
     if (t6->comm) gpu_comm_wait(t6->comm, t6->stream);
@@ -523,7 +527,7 @@ Results t6_results(T6 *t6) {
     return *t6->host_results;
 }
 
-// What this program's kernels need of a model, beyond what config_check knows. Errors end the program with one line.
+// Ends the program with one line if its kernels cannot run a model that config_check has accepted.
 static void check_model(const Model *m) {
     const Config *c = &m->config;
     if (c->n_embd % 8) die(EXIT_INPUT, "--n-embd is %" PRId64 "; on the GPU it must be a multiple of 8", c->n_embd);
@@ -594,7 +598,7 @@ void t6_close(T6 *t6) {
 
 const Model *t6_model(const T6 *t6) { return &t6->model; }
 
-// Every rank's host has whole weights; each rank has slices of the master weights, which WITH_VALUES gathers.
+// Every rank's host memory has room for whole weights. With ZeRO a GPU has slices of them, which WITH_VALUES gathers.
 HostWeights t6_host_weights(T6 *t6, HostCopy copy) {
     const Model *m = &t6->model;
     size_t own = m->num_stored / t6->moments.world, bytes = own * sizeof(float);
@@ -710,8 +714,8 @@ void t6_position_logits(T6 *t6, float *logits, const int32_t *ids, int64_t n, co
 #ifndef T6_NO_MAIN      // test_t6.cu includes this file without it
 int main(int argc, char **argv) {
     static const TrainerModel model = {
-        .title = "train_t6cu: trains T6, the tensor product attention transformer, on a GPU. Without flags: tiny, on "
-                 "the toy corpus.",
+        .title = "train_t6cu: trains T6, the tensor product attention transformer, on a GPU. Without flags: preset "
+                 "tiny, toy corpus.",
         .pad = PAD, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
         .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
         .logits = t6_position_logits, .micro_step = t6_micro_step, .set_limits = t6_set_limits, .update = t6_update,

@@ -1,6 +1,5 @@
-// What test_t6.cu calls of train_t6.c: its operators and its model. Each is explained where train_t6.c defines it.
-// test_t6.cu includes the four headers first and then this file inside a namespace, because train_t6.cu has the same
-// names.
+// The operators and the model of train_t6.c, for test_t6.cu. Each is explained where train_t6.c defines it. test_t6.cu
+// includes the four headers first and then this file inside a namespace, because train_t6.cu has the same names.
 #ifndef TRAIN_T6_H
 #define TRAIN_T6_H
 

@@ -11,36 +11,36 @@ usage() {
 usage: data/fineweb_edu.sh [10B|100B|350B] [options] [tokenize's --bytes --vocab --threads --shard-size --val-tokens]
 
 Makes DIR/fineweb_edu_val_000000.bin, DIR/fineweb_edu_train_000001.bin ... from one of FineWeb-Edu's samples (default
-10B), whose parquet files it downloads to DIR/parquet, or from your own parquet files. To resume, run it again.
+10B), whose parquet files it downloads to DIR/parquet, or from your own parquet files. To resume, run it again with the
+same flags.
 
   --out DIR           default data/fineweb_edu_10B (or 100B, 350B; data/fineweb_edu with --parquet)
   --parquet GLOB      use these files (quote the glob) instead of downloading
   --delete-parquet    delete each parquet file once its tokens are on disk
   --jobs N            files to download in parallel (default 4)
 
-Environment: HF_ENDPOINT (default https://huggingface.co), DUCKDB (the duckdb program), TOKENIZE (the tokenize program).
+Environment: HF_ENDPOINT (default https://huggingface.co), HF_TOKEN (sent there, if set), DUCKDB (the duckdb program),
+TOKENIZE (the tokenize program).
 END
 }
 
-die() { echo "fineweb_edu.sh: $*" >&2; exit "${code:-2}"; }
-say() { echo "fineweb_edu.sh: $*" >&2; }
-
-here=$(cd "$(dirname "$0")" && pwd)
-sample=10B out= glob= delete=0 jobs=4 has_vocab=0 pass=()
+program=fineweb_edu.sh
+here=$(unset CDPATH && cd "$(dirname "$0")" && pwd)
+. "$here/data_set.sh"
+sample=10B out='' glob='' delete=0 jobs=4 shard_size=100000000 val_tokens=''
 while [ $# -gt 0 ]; do
     case $1 in
     10B | 100B | 350B) sample=$1 ;;
     -h | --help) usage; exit 0 ;;
     --delete-parquet) delete=1 ;;
-    --bytes) pass+=("$1"); has_vocab=1 ;;
+    --bytes) tokenize_flag "$1" ;;
     --out | --parquet | --jobs | --vocab | --threads | --shard-size | --val-tokens)
-        [ $# -ge 2 ] || die "$1: a value is missing"
+        [ -n "${2:-}" ] || die "$1: a value is missing"
         case $1 in
         --out) out=$2 ;;
         --parquet) glob=$2 ;;
         --jobs) [[ $2 =~ ^[1-9][0-9]?$ ]] || die "--jobs $2: not a number from 1 to 99"; jobs=$2 ;;
-        --vocab) pass+=("$1" "$2"); has_vocab=1 ;;
-        *) pass+=("$1" "$2") ;;
+        *) tokenize_flag "$1" "$2" ;;
         esac
         shift ;;
     *) die "$1: not a flag or sample of this script; see --help" ;;
@@ -48,174 +48,348 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$out" ] || out=$here/fineweb_edu$([ -n "$glob" ] || echo "_$sample")
-tokenize=${TOKENIZE:-$here/tokenize}
+val_tokens=${val_tokens:-$shard_size}
 name=$out/fineweb_edu
+manifest=${name}_manifest.json
 parquet=$out/parquet
 url=${HF_ENDPOINT:-https://huggingface.co}
+url=${url%/}
+token=${HF_TOKEN:-}
+unset HF_TOKEN      # the programs that this script starts need not know it
+[[ $token =~ ^[A-Za-z0-9._~+/=-]*$ ]] || die "HF_TOKEN: not a token; it may have letters, digits and ._~+/=- only"
+[[ -z $token || $url =~ ^(https://|http://(localhost|127\.0\.0\.1)(:|/|$)) ]] ||
+    die "HF_ENDPOINT $url: HF_TOKEN is sent to https:// only; unset it, or name such an address"
 [ -x "$tokenize" ] || die "$tokenize does not exist; build it with: make tokenize"
-mkdir -p "$out" || code=1 die "$out: cannot make this folder"
+mkdir -p "$out" 2>/dev/null || code=1 die "$out: cannot make this folder"
 
 # One run at a time. Processes that survived a killed run hold the lock too, so this also waits for them.
 exec 9>"$out/.lock"
 flock -n 9 || { say "waiting for an earlier run that is still using $out"; flock 9; }
+check_existing "$manifest"
 scratch=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
-
-if [ $has_vocab = 0 ]; then
-    "$here/gpt2_vocab.sh" >/dev/null
-    pass+=(--vocab "$here/gpt2.tiktoken")
-fi
+tokenize_arguments
 
 # ----------------------------------------------------------------------------------------------------------------------
-# DuckDB: $DUCKDB, or the installed program, or one installed now, by DuckDB's installer or from PyPI's duckdb-cli
+# DuckDB: $DUCKDB, or the installed program, or one that pip or DuckDB's installer gets now
 
 find_duckdb() {
     local d
-    for d in "${DUCKDB:-}" "$(type -P duckdb || true)" "${HOME:-}/.duckdb/cli/latest/duckdb" "$here/duckdb/duckdb"; do
-        [ -n "$d" ] && "$d" -version >/dev/null 2>&1 && { echo "$d"; return; }
+    for d in "$(type -P duckdb || true)" "${HOME:-}/.duckdb/cli/latest/duckdb" "$here/duckdb/duckdb"; do
+        [ -n "$d" ] && "$d" -version >/dev/null 2>&1 && { realpath "$d"; return; }
     done
     return 1
 }
 
-install_duckdb() {
-    say "installing DuckDB's command-line program"
-    curl -fsSL --connect-timeout 10 https://install.duckdb.org 2>/dev/null | sh >/dev/null 2>&1 && return
-    # A wheel is a zip archive; the program in it is duckdb_cli/duckdb.
-    local page=${PIP_INDEX_URL:-https://pypi.org/simple} wheel
-    page=${page%/}/duckdb-cli/
-    wheel=$(curl -fsSL --connect-timeout 10 "$page" 2>/dev/null |
-        grep -o "href=\"[^\"#]*manylinux[^\"#]*_$(uname -m)\.whl" | sed 's/^href="//' | tail -n 1) || return 1
-    case $wheel in http*) ;; *) wheel=$page$wheel ;; esac
-    curl -fsSL "$wheel" -o "$scratch/duckdb.zip" 2>/dev/null || return 1
-    unzip -qo "$scratch/duckdb.zip" -d "$scratch/wheel" 2>/dev/null ||
-        python3 -m zipfile -e "$scratch/duckdb.zip" "$scratch/wheel" 2>/dev/null || return 1
-    mkdir -p "$here/duckdb"
-    chmod +x "$scratch/wheel/duckdb_cli/duckdb"
-    mv "$scratch/wheel/duckdb_cli/duckdb" "$here/duckdb/duckdb"
+# The package is a zip archive with the program in it. It goes to data/duckdb.
+install_from_package() {    # PIP...
+    local found
+    "$@" --version >/dev/null 2>&1 || return 1
+    rm -rf "$scratch/package"
+    "$@" download --quiet --no-deps --only-binary :all: --dest "$scratch/package" duckdb-cli >/dev/null 2>&1 ||
+        return 1
+    unzip -qo "$scratch"/package/*.whl -d "$scratch/package" 2>/dev/null ||
+        python3 -m zipfile -e "$scratch"/package/*.whl "$scratch/package" 2>/dev/null || return 1
+    found=$(find "$scratch/package" -type f -name duckdb | head -n 1)
+    [ -n "$found" ] && chmod +x "$found" && mkdir -p "$here/duckdb" 2>/dev/null || return 1
+    cp "$found" "$here/duckdb/duckdb.$$" && mv "$here/duckdb/duckdb.$$" "$here/duckdb/duckdb"
 }
 
-duckdb=$(find_duckdb) || { install_duckdb || true; duckdb=$(find_duckdb); } ||
-    code=1 die "DuckDB's command-line program is missing and cannot be installed from install.duckdb.org or PyPI's" \
-        "duckdb-cli (which needs unzip or python3); install it, or set DUCKDB to its path"
+install_duckdb() {
+    say "getting DuckDB's command-line program"
+    install_from_package python3 -m pip || install_from_package pip3 || install_from_package pip ||
+        curl -fsSL --connect-timeout 10 https://install.duckdb.org 2>/dev/null | sh >/dev/null 2>&1
+}
+
+if [ -n "${DUCKDB:-}" ]; then
+    duckdb=$(type -P "$DUCKDB") && "$duckdb" -version >/dev/null 2>&1 ||
+        die "DUCKDB=$DUCKDB: this program does not run"
+    duckdb=$(realpath "$duckdb")
+else
+    duckdb=$(find_duckdb) || { install_duckdb || true; duckdb=$(find_duckdb); } ||
+        code=1 die "DuckDB's command-line program is missing, and neither pip (duckdb-cli) nor install.duckdb.org" \
+            "has it; install it, or set DUCKDB to its path"
+fi
+
+# DuckDB reads the file under the name in.parquet, so that no folder or name is taken for a pattern or for columns.
+# Files from old programs have text without the mark of strings; it is text all the same.
+sql="read_parquet('in.parquet', binary_as_string = true)"
+set_input() { ln -sfn -- "$(absolute "$1")" "$scratch/in.parquet"; }    # FILE
+absolute() { case $1 in /*) printf %s "$1" ;; *) printf %s "$PWD/$1" ;; esac; }
+run_duckdb() { (cd "$scratch" && exec "$duckdb" -init /dev/null "$@"); }
 
 # Runs one statement and prints values as a|b. An error is one line that names FILE.
 query() {   # FILE SQL
-    "$duckdb" -init /dev/null -noheader -list -c "$2" 2>"$scratch/error" ||
-        die "$1: DuckDB: $(head -n 1 "$scratch/error")"
+    run_duckdb -noheader -list -c "$2" 2>"$scratch/error" || die "$1: DuckDB: $(head -n 1 "$scratch/error")"
 }
-sql_name() { printf "'%s'" "${1//\'/\'\'}"; }
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The list of files: paths[], and sizes[] if they are downloaded. Checksums are in SHA256SUMS in the same folder.
+# Checksums
 
-paths=() sizes=()
+# The file's SHA-256 in the SHA256SUMS of its folder, in any form that sha256sum reads or writes; nothing if it is not
+# listed.
+sha256_listed() {   # FILE
+    local sums folder found
+    folder=$(dirname -- "$1")
+    sums=$folder/SHA256SUMS
+    [ -e "$sums" ] || return 0
+    found=$(name=${1##*/} folder=${folder%/} LC_ALL=C awk '
+        { sub(/\r$/, ""); sum = file = "" }
+        NR == 1 { sub(/^\357\273\277/, "") }
+        /^SHA256 \(.*\) = [0-9A-Fa-f]+$/ {
+            sum = $NF; file = $0
+            sub(/^SHA256 \(/, "", file); sub(/\) = [0-9A-Fa-f]+$/, "", file)
+        }
+        sum == "" {
+            escaped = sub(/^\\/, "")
+            sum = $1; file = $0
+            sub(/^[^ \t]+[ \t]+\*?/, "", file)
+            if (escaped) gsub(/\\\\/, "\\", file)
+        }
+        {
+            if (index(file, ENVIRON["folder"] "/") == 1) file = substr(file, length(ENVIRON["folder"]) + 2)
+            while (sub(/^\.\/+/, "", file)) continue
+            if (file == ENVIRON["name"]) print tolower(sum)
+        }' "$sums" | sort -u)
+    [[ $found =~ ^([0-9a-f]{64})?$ ]] ||
+        die "$sums: lists ${1##*/} with two different sums, or with one that is not a SHA-256"
+    [ -n "$found" ] || [ -z "$glob" ] || say "note: $sums does not list ${1##*/}"
+    printf %s "$found"
+}
+
+has_sha256() { [ "$(sha256sum <"$1" | cut -d ' ' -f 1)" = "$2" ]; }     # FILE WANTED
+
+# Sets xxh64 to a file's. tokenize computes it, for the manifest of an empty data set.
+hash_file() {   # FILE
+    rm -rf "$scratch/hash"
+    printf '{"text":""}\n' | "$tokenize" --bytes --threads 1 --val-tokens 0 --source "$1" -o "$scratch/hash/x" \
+        2>"$scratch/error" || code=$? die "$(sed 's/^[^:]*: //' "$scratch/error")"
+    xxh64=$(sed -n 's/.*"documents": .*"xxh64": "\([0-9a-f]*\)".*/\1/p' "$scratch/hash/x_manifest.json")
+}
+
+# The manifest's line of a file, in part.
+line_of() { local n=${1//\\/\\\\}; printf '{"file": "%s", "documents": ' "${n//\"/\\\"}"; }     # LISTED NAME
+
+# Whether the tokens of a file are in the shards. A file on disk must have the listed content, and one to download the
+# listed size; where the content is that of a file of another name, it is that file. Other content under a listed name
+# is an error.
+is_done() {     # FILE LISTED-NAME [BYTES]
+    local bytes=${3:-}
+    [ -e "$manifest" ] || return 1
+    if [ -e "$1" ]; then
+        bytes=$(stat -Lc %s -- "$1")
+        if grep -q "\"documents\": .*\"bytes\": $bytes," "$manifest"; then
+            # what this script has downloaded and does not delete is known by its name
+            [ -n "$glob" ] || [ $delete = 1 ] || ! grep -qF "$(line_of "$2")" "$manifest" || return 0
+            hash_file "$1"
+            ! grep -q "\"documents\": .*\"bytes\": $bytes, \"xxh64\": \"$xxh64\"" "$manifest" || return 0
+        fi
+    fi
+    grep -qF "$(line_of "$2")" "$manifest" || return 1
+    [ ! -e "$1" ] && grep -F "$(line_of "$2")" "$manifest" | grep -q "\"bytes\": $bytes," ||
+        die "$1: $manifest already lists a different file of this name; if both belong to the set, rename this one"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Downloads
+
+# Prints the HTTP code. The token reaches curl on its standard input, where no list of processes shows it, and curl
+# sends it to the hub only, not to where the hub redirects.
+from_hub() {    # ADDRESS FILE [CURL'S FLAGS]; curl's error goes to the file scratch/FILE.error
+    if [ -n "$token" ]; then printf 'header = "Authorization: Bearer %s"\n' "$token"; fi |
+        curl -K - -fsSL --connect-timeout 20 --speed-limit 1 --speed-time 60 "${@:3}" -w '%{http_code}' -o "$2" "$1" \
+            2>"$scratch/${2##*/}.error"
+}
+refusal() {     # HTTP-CODE: what to say to 401, 403, ...
+    case $1 in
+    401 | 403) echo "$url answers $1: $([ -n "$token" ] && echo "it refuses HF_TOKEN" || echo "set HF_TOKEN")" ;;
+    *) echo "$url answers $1" ;;
+    esac
+}
+
+# Downloads one file, resuming an earlier try, and tries again, with growing waits, as long as five tries in a row have
+# not brought more of it. The file gets its name once its size and checksum are right. If it fails, the reason is in the
+# file scratch/NAME.why.
+fetch() {   # FILE BYTES
+    local part=$1.part base=${1##*/} have best=-1 tries=0 http rc why
+    size() { stat -c %s "$part" 2>/dev/null || echo 0; }
+    while :; do
+        have=$(size) rc=0 why=''
+        if [ "$have" -gt "$2" ]; then rm -f "$part"; have=0; fi
+        if [ "$have" -lt "$2" ]; then
+            http=$(from_hub "$url/datasets/HuggingFaceFW/fineweb-edu/resolve/main/sample/${sample}T/$base" "$part" \
+                --retry 2 -C -) || rc=$?
+            have=$(size)
+        fi
+        if [ "$have" = "$2" ]; then
+            if has_sha256 "$part" "$(sha256_listed "$1")"; then mv "$part" "$1"; return; fi
+            rm -f "$part"
+            why="damaged: its SHA-256 is not the hub's"
+        elif [ $rc = 0 ] || [ "$have" -gt "$2" ]; then
+            rm -f "$part"
+            why="$have bytes came instead of $2"
+        elif [ $rc = 33 ] || [ "$http" = 416 ]; then    # the server cannot send the rest of a file
+            rm -f "$part"
+            why="the server cannot resume, so it starts anew"
+        elif [ $rc = 22 ] && [[ $http = 4* && $http != 408 && $http != 429 ]]; then
+            refusal "$http" >"$scratch/$base.why"
+            return 1
+        else
+            why="the download stopped at $have of $2 bytes ($(head -n 1 "$scratch/$base.part.error"))"
+        fi
+        if [ "$have" -gt "$best" ]; then best=$have tries=0; fi
+        tries=$((tries + 1))
+        [ $tries -le 5 ] || { echo "$why" >"$scratch/$base.why"; return 1; }
+        say "$base: $why; trying again"
+        [ $rc = 33 ] || sleep $((1 << (tries - 1)))
+    done
+}
+
+# The hub's list of the sample's files: their sizes in DIR/parquet/files, their checksums in SHA256SUMS next to it.
+list_sample() {
+    local tree=$url/api/datasets/HuggingFaceFW/fineweb-edu/tree/main/sample/${sample}T http list
+    http=$(from_hub "$tree" "$scratch/tree" --retry 5) || {
+        [[ $http != [1-9]* ]] || code=1 die "$(refusal "$http")"
+        code=1 die "$url does not answer; without the network, pass the parquet files of FineWeb-Edu's" \
+            "sample/${sample}T with --parquet 'FOLDER/*.parquet'"
+    }
+    list="FROM read_json('tree') WHERE path LIKE '%.parquet' ORDER BY path"
+    query "$tree" "SELECT lfs.oid || '  ' || parse_filename(path) $list" >"$parquet/SHA256SUMS"
+    query "$tree" "SELECT size || ' ' || parse_filename(path) $list" >"$scratch/files"
+    [ -s "$scratch/files" ] || code=1 die "$url lists no parquet files for sample/${sample}T"
+    echo "$sample" >"$parquet/sample"
+    mv "$scratch/files" "$parquet/files.part" && mv "$parquet/files.part" "$parquet/files"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The list of files: paths[], the names under which the manifest lists them, and sizes[] if they are downloaded
+
+# Expands a glob, in the order of names. Its longest part that exists is taken as it is, whatever characters it has.
+expand() {  # GLOB
+    local there=$1 IFS=''
+    while [ -n "$there" ] && [ ! -e "$there" ]; do
+        case $there in */*) there=${there%/*} ;; *) there='' ;; esac
+    done
+    shopt -s nullglob
+    paths=("$there"${1#"$there"})
+    shopt -u nullglob
+    mapfile -d '' -t paths < <([ ${#paths[@]} = 0 ] || printf '%s\0' "${paths[@]}" | LC_ALL=C sort -z)
+}
+
+# Files of one name in several folders are listed with what differs of their paths: a%2F0.parquet, b%2F0.parquet.
+name_files() {
+    local i common=${paths[0]%/*}/ double
+    names=("${paths[@]##*/}")
+    declare -A seen=()
+    for i in "${!names[@]}"; do seen[${names[i]}]=$((${seen[${names[i]}]:-0} + 1)); done
+    for i in "${!paths[@]}"; do
+        while [[ ${paths[i]} != "$common"* ]]; do
+            common=${common%/}
+            case $common in */*) common=${common%/*}/ ;; *) common=''; break ;; esac
+        done
+    done
+    for i in "${!paths[@]}"; do
+        [ "${seen[${names[i]}]}" = 1 ] || { double=${paths[i]#"$common"}; names[i]=${double//\//%2F}; }
+    done
+}
+
+paths=() names=() sizes=()
 if [ -n "$glob" ]; then
-    while IFS= read -r f; do paths+=("$f"); done < <(compgen -G "$glob" | LC_ALL=C sort)
+    expand "$glob"
     [ ${#paths[@]} -gt 0 ] || die "--parquet $glob: no such file"
-    double=$(printf '%s\n' "${paths[@]##*/}" | LC_ALL=C sort | uniq -d | head -n 1)
-    [ -z "$double" ] || die "--parquet $glob: two files are named $double, but names must differ in the manifest"
+    for f in "${paths[@]}"; do
+        [ -e "$f" ] || die "--parquet $f: no such file"
+        [ -f "$f" ] && [ -r "$f" ] || die "--parquet $f: not a file that can be read"
+    done
+    name_files
 else
     mkdir -p "$parquet"
-    if [ ! -s "$parquet/files" ]; then
-        tree=$url/api/datasets/HuggingFaceFW/fineweb-edu/tree/main/sample/${sample}T
-        curl -fsL --connect-timeout 20 --retry 5 "$tree" -o "$scratch/tree.json" ||
-            code=1 die "$url does not answer; without the network, pass the parquet files of FineWeb-Edu's" \
-                "sample/${sample}T with --parquet 'FOLDER/*.parquet'"
-        list="FROM read_json($(sql_name "$scratch/tree.json")) WHERE path LIKE '%.parquet' ORDER BY path"
-        query "$tree" "SELECT lfs.oid || '  ' || parse_filename(path) $list" >"$parquet/SHA256SUMS"
-        query "$tree" "SELECT size || ' ' || parse_filename(path) $list" >"$scratch/files"
-        [ -s "$scratch/files" ] || code=1 die "$url lists no parquet files for sample/${sample}T"
-        mv "$scratch/files" "$parquet/files.part" && mv "$parquet/files.part" "$parquet/files"
-    fi
-    while read -r size f; do paths+=("$parquet/$f"); sizes+=("$size"); done <"$parquet/files"
+    [ ! -s "$parquet/sample" ] || [ "$(cat "$parquet/sample")" = "$sample" ] ||
+        die "$out has the sample $(cat "$parquet/sample"), not $sample; give another --out"
+    { [ -s "$parquet/files" ] && [ -s "$parquet/SHA256SUMS" ]; } || list_sample
+    while read -r size f; do paths+=("$parquet/$f"); names+=("$f"); sizes+=("$size"); done <"$parquet/files"
 fi
-
-# Whether the manifest lists the file. A different size means a different file of the same name, which is an error.
-is_done() {
-    local line bytes
-    line=$(grep -sF "{\"file\": \"${1##*/}\", \"documents\": " "${name}_manifest.json") || return 1
-    bytes=$(sed 's/.*"bytes": \([0-9]*\).*/\1/' <<<"$line")
-    [ ! -e "$1" ] || [ "$(stat -Lc %s "$1")" = "$bytes" ] ||
-        die "$1: ${name}_manifest.json already lists a different file of this name, with $bytes bytes"
-}
-
-sha256_wanted() {
-    local sums
-    sums=$(dirname "$1")/SHA256SUMS
-    awk -v f="${1##*/}" '{ g = $2; sub(/^\*/, "", g); if (g == f) print $1 }' "$sums" 2>/dev/null || true
-}
-
-check_sha256() {    # FILE WANTED NAME
-    [ "$(sha256sum <"$1" | cut -d ' ' -f 1)" = "$2" ] ||
-        { say "$3: damaged: its SHA-256 is not the one in SHA256SUMS"; return 1; }
-}
-
-# Downloads one file, resuming an earlier try. The file gets its name once its size and checksum are right.
-fetch() {   # FILE BYTES
-    local part=$1.part have
-    have=$(stat -c %s "$part" 2>/dev/null || echo 0)
-    if [ "$have" -lt "$2" ]; then
-        curl -fsSL --connect-timeout 20 --retry 10 --retry-delay 2 -C - -o "$part" \
-            "$url/datasets/HuggingFaceFW/fineweb-edu/resolve/main/sample/${sample}T/${1##*/}" ||
-            { say "${1##*/}: the download stopped; run this again to resume"; return 1; }
-    fi
-    have=$(stat -c %s "$part")
-    if [ "$have" != "$2" ] || ! check_sha256 "$part" "$(sha256_wanted "$1")" "${1##*/}"; then
-        rm -f "$part"
-        say "${1##*/}: the download was damaged ($have of $2 bytes) and has been deleted; run this again"
-        return 1
-    fi
-    mv "$part" "$1"
-}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The work, file by file
 
-add() {     # FILE: adds all of it to the shards, or nothing
-    local f=$1 sql wanted rows tokens='' expect status
-    wanted=$(sha256_wanted "$f")
-    sql="read_parquet($(sql_name "$f"))"
-    if [ -n "$glob" ] && [ -n "$wanted" ]; then check_sha256 "$f" "$wanted" "$f" || exit 2; fi
-    rows=$(query "$f" "SELECT count(*) FROM $sql")
+# Whether the file's column text can be used; if not, one line says why. DuckDB does not tell a from A in names of
+# columns, and renames the second of two.
+check_columns() {   # FILE
+    local why
+    why=$(query "$1" "
+        WITH c AS (SELECT column_name AS name, column_type AS type FROM (DESCRIBE FROM $sql)),
+            t AS (SELECT type FROM c WHERE lower(name) = 'text')
+        SELECT replace(CASE
+            WHEN (SELECT count(*) FROM t) = 0 THEN 'there is no column text; its columns are '
+                || (SELECT left(string_agg(name, ', '), 300) FROM c)
+            WHEN (SELECT type FROM t) NOT IN ('VARCHAR', 'JSON') THEN 'its column text is of type '
+                || (SELECT left(type, 300) FROM t) || ', not text'
+            WHEN EXISTS (FROM c WHERE regexp_matches(lower(name), '^text_[0-9]+$')
+                AND name NOT IN (SELECT name FROM parquet_schema('in.parquet')))
+                THEN 'it has several columns named text'
+            ELSE '' END, chr(10), ' ')") || exit
+    [ -z "$why" ] || die "$1: $why"
+}
+
+add() {     # FILE LISTED-NAME [checked]: adds all of it to the shards, or nothing
+    local f=$1 source=$1 wanted rows tokens=none expect status
+    wanted=$(sha256_listed "$f") || exit
+    [ -n "${3:-}" ] || [ -z "$wanted" ] || has_sha256 "$f" "$wanted" ||
+        die "$f: damaged: its SHA-256 is not the one in SHA256SUMS"
+    if [ "$2" != "${f##*/}" ]; then
+        source=$scratch/$2
+        ln -sfn -- "$(absolute "$f")" "$source"
+    fi
+    set_input "$f"
+    check_columns "$f"
+    rows=$(query "$f" "SELECT count(*) FROM $sql") || exit
     # Parquet files usually contain no checksums. Without SHA256SUMS, compare with the file's own token counts.
-    if [ -z "$wanted" ] && [[ " ${pass[*]} " != *" --bytes "* ]] &&
-        [ -n "$(query "$f" "SELECT 1 FROM (DESCRIBE FROM $sql) WHERE column_name = 'token_count'")" ]; then
-        tokens=$(query "$f" "SELECT sum(token_count)::BIGINT FROM $sql WHERE text IS NOT NULL")
+    if [ -z "$wanted" ] && [ $bytes = 0 ] &&
+        [ -n "$(query "$f" "SELECT 1 FROM (DESCRIBE FROM $sql) WHERE lower(column_name) = 'token_count'")" ]; then
+        tokens=$(query "$f" "
+            WITH counts AS (SELECT TRY_CAST(token_count::VARCHAR AS BIGINT) AS n FROM $sql WHERE text IS NOT NULL)
+            SELECT CASE WHEN count(*) != count(n) THEN 'none'
+                ELSE greatest(0, least(1e15::BIGINT, coalesce(sum(n), 0)))::VARCHAR END FROM counts") || exit
+        [ "$tokens" != none ] || say "note: $f: token_count is not a number in every row, so it is not checked"
     fi
     expect=(--rows "$rows")
-    [ -z "$tokens" ] || expect+=(--tokens "$tokens")
+    [ "$tokens" = none ] || expect+=(--tokens "$tokens")
     set +e
-    "$duckdb" -init /dev/null -c "SET memory_limit = '4GB'; SET temp_directory = $(sql_name "$scratch");
-        COPY (SELECT text FROM $sql) TO '/dev/stdout' (FORMAT json)" 2>"$scratch/error" |
-        "$tokenize" "${pass[@]}" "${expect[@]}" --source "$f" -o "$name"
+    run_duckdb -c "SET memory_limit = '4GB'; SET temp_directory = '.';
+        COPY (SELECT text::VARCHAR AS text FROM $sql) TO '/dev/stdout' (FORMAT json)" 2>"$scratch/error" |
+        "$tokenize" "${pass[@]}" "${expect[@]}" --source "$source" -o "$name"
     status=${PIPESTATUS[1]}
     set -e
     [ "$status" = 0 ] && return
     [ -s "$scratch/error" ] && say "$f: DuckDB: $(head -n 1 "$scratch/error")"
     code=$status
-    [ -z "$tokens" ] ||
+    [ "$tokens" = none ] ||
         die "$f: not added; if its number of tokens differs from its token_count column, it is damaged;" \
-            "if you know that it is not: (cd $(dirname "$f") && sha256sum ${f##*/} >>SHA256SUMS)"
+            "if you know that it is not: (cd $(printf %q "$(dirname -- "$f")") &&" \
+            "sha256sum $(printf %q "${f##*/}") >>SHA256SUMS)"
     die "$f: not added"
 }
 
 pids=() started=0
 for i in "${!paths[@]}"; do
-    f=${paths[i]}
+    f=${paths[i]} base=${paths[i]##*/}
     if [ -z "$glob" ]; then
         for (( ; started < ${#paths[@]} && started < i + jobs; started++)); do
-            is_done "${paths[started]}" || [ -e "${paths[started]}" ] ||
+            is_done "${paths[started]}" "${names[started]}" "${sizes[started]}" || [ -e "${paths[started]}" ] ||
                 { fetch "${paths[started]}" "${sizes[started]}" & pids[started]=$!; }
         done
-        [ -z "${pids[i]:-}" ] || wait "${pids[i]}" || code=1 die "not complete; finished files are kept"
+        [ -z "${pids[i]:-}" ] || wait "${pids[i]}" ||
+            code=1 die "$base: $(cat "$scratch/$base.why" 2>/dev/null || echo "the download failed");" \
+                "finished files are kept; run this again to resume"
     fi
-    if is_done "$f"; then
-        say "$((i + 1)) of ${#paths[@]}: ${f##*/} is in the shards already"
+    if is_done "$f" "${names[i]}" "${sizes[i]:-}"; then
+        say "$((i + 1)) of ${#paths[@]}: ${names[i]} is in the shards already"
     else
-        say "$((i + 1)) of ${#paths[@]}: ${f##*/}"
-        add "$f"
+        say "$((i + 1)) of ${#paths[@]}: ${names[i]}"
+        add "$f" "${names[i]}" "${pids[i]:+checked}"
     fi
-    [ $delete = 0 ] || rm -f "$f"
+    [ $delete = 0 ] || rm -f -- "$f"
 done
-say "done: ${name}_manifest.json"
+say "done: $manifest"

@@ -2,7 +2,9 @@
 //
 // A line must be one JSON object with exactly one "text" field at its top level, whose value is a string or null. The
 // values of other fields are checked and skipped, up to JSONL_MAX_DEPTH levels deep. Everything must be strict JSON,
-// with two exceptions for what real data holds:
+// with these exceptions for what real data holds:
+//   * A line may start with a UTF-8 byte order mark, as where files were joined.
+//   * Other fields may be NaN, Infinity or -Infinity, as Python writes them.
 //   * Bytes of a string that are not UTF-8 are kept as they are.
 //   * Half a surrogate pair ("\ud800") becomes U+FFFD, and the line is marked (lone_surrogate).
 //
@@ -155,7 +157,7 @@ LLMC_FN int jsonl_skip_number_(JsonLine *l) {
 }
 
 LLMC_FN int jsonl_skip_value_(JsonLine *l, int depth) {
-    static const char *const words[] = {"true", "false", "null"};
+    static const char *const words[] = {"true", "false", "null", "NaN", "Infinity", "-Infinity"};
     unsigned char *string;
     size_t bytes;
     jsonl_skip_blanks_(l);
@@ -176,7 +178,7 @@ LLMC_FN int jsonl_skip_value_(JsonLine *l, int depth) {
             else return jsonl_skip_char_(l, close, is_object ? "expected , or }" : "expected , or ]");
         }
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 6; i++) {
         size_t n = strlen(words[i]);
         if ((size_t)(l->end - l->at) >= n && memcmp(l->at, words[i], n) == 0) return l->at += n, 0;
     }
@@ -232,6 +234,7 @@ LLMC_FN int jsonl_parse_object_(JsonLine *l) {
 LLMC_FN JsonlResult jsonl_parse(JsonLine *l, unsigned char *line, unsigned char *end) {
     memset(l, 0, sizeof *l);
     l->at = line, l->end = end;
+    if (end - line >= 3 && memcmp(line, "\xEF\xBB\xBF", 3) == 0) l->at += 3;
     jsonl_skip_blanks_(l);
     if (l->at == end) return JSONL_BLANK;
     if (jsonl_parse_object_(l) != 0) return JSONL_ERROR;

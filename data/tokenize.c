@@ -1,6 +1,6 @@
 // From text to token shards (llmc/shard.h): JSON Lines or plain text in, shards and their manifest out.
 //
-//     gcc -O3 -Wall -Wextra -I. data/tokenize.c -o data/tokenize -lzstd -lutf8proc -lcjson -lpthread
+//     gcc -O3 -Wall -Wextra -I. data/tokenize.c -o data/tokenize -lzstd -lz -lutf8proc -lcjson -lpthread
 //
 // One thread reads the input in blocks of about a megabyte, cut where that does not change the tokens. N threads encode
 // blocks. The main thread writes them in the order in which they were read, so the output does not depend on N, and
@@ -8,7 +8,11 @@
 //
 // Memory: 2 N + 4 blocks of 3 MB, 4 MB per thread, and 5 MB for the vocabulary and the rest. A JSON Lines document must
 // fit in memory as a whole, and so must a stretch of plain text without a place to cut it. Such a giant is processed
-// alone. It takes 3 times its size, or up to 27 times if it is one single word, and may have 256 MB.
+// alone. It takes 3 times its size, or up to 27 times if it is one single word, and may have 256 MB, wherever in the
+// input it is. Packed input takes more (data/input.h).
+//
+// Without --val-tokens, how many tokens are for validation depends on how many there are. The first shard is then
+// written as if all of it were for validation, and split at the end.
 //
 // No file gets its final name before all input has been read without an error and all output is on disk: shards are
 // written as NAME.bin.tmp, flushed, then renamed together; the manifest is written last.
@@ -19,8 +23,8 @@
 #include <sched.h>
 #include <stdbool.h>
 #include <sys/file.h>
-#include <zstd.h>
 
+#include "data/input.h"
 #include "data/jsonl.h"
 #include "llmc/cpu_features.h"
 #include "llmc/flags.h"
@@ -56,6 +60,7 @@ typedef struct {
     uint16_t *tokens;                   // (count)
     size_t count, tokens_capacity;
     uint64_t lines, documents, null_texts, invalid_texts, text_bytes;
+    uint64_t special_tokens;            // tokens, less end-of-text, if <|endoftext|> in a text were one (--tokens)
     int exit_code;                      // not 0: the block is bad, and err says why
     uint64_t error_line;                // line number within the block; 0 if the error has none
     Error err;
@@ -79,6 +84,7 @@ typedef struct {
     Manifest manifest;
     char *folder, *name;                // DIR and NAME
     int first_new;                      // the first shard that this run writes; earlier ones stay unchanged
+    bool val_by_share;                  // --val-tokens is not given: decided when all tokens are written
     uint64_t position;                  // in the token stream
     int shard_fd;                       // the shard being written, the last of the manifest; -1: none
     int lock_fd;                        // the first shard of this run, locked until the end
@@ -87,115 +93,12 @@ typedef struct {
     Error source_err;
 
     uint64_t documents, null_texts, invalid_texts, tokens, text_bytes;  // of this run
+    uint64_t special_tokens;
     uint64_t file_lines;                // of the current file, before the current block
     bool file_invalid;                  // the current plain text has been counted in invalid_texts
     double start_time, last_progress;
     uint64_t total_bytes;               // of the input files; 0 if not known
 } Program;
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Input: a file or standard input, zstd unpacked
-
-typedef struct {
-    const char *path;
-    int fd;
-    ZSTD_DStream *zstd;                 // NULL: not packed
-    size_t frame_rest;                  // 0 at the end of a zstd frame
-    bool output_left;                   // zstd may have more output for what it has read
-    unsigned char *buffer;              // (BLOCK_BYTES) as in the file
-    size_t buffered, taken;
-    uint64_t bytes_read;
-} Input;
-
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
-}
-
-// One read() of the file, without unpacking.
-static ssize_t input_raw(Input *in, unsigned char *out, size_t capacity, Job *job) {
-    ssize_t n;
-    do n = read(in->fd, out, capacity); while (n < 0 && errno == EINTR);
-    if (n < 0) {
-        job->exit_code = errno == EISDIR ? EXIT_INPUT : EXIT_SYSTEM;
-        return fail(&job->err, "%s: cannot read: %s", in->path, strerror(errno));
-    }
-    in->bytes_read += (uint64_t)n;
-    return n;
-}
-
-static void input_close(Input *in) {
-    if (in->fd > 0) close(in->fd);
-    ZSTD_freeDStream(in->zstd);
-    free(in->buffer);
-}
-
-static int input_open(Input *in, const char *path, Job *job) {
-    memset(in, 0, sizeof *in);
-    bool is_stdin = strcmp(path, "-") == 0;
-    in->path = is_stdin ? "standard input" : path;
-    in->fd = is_stdin ? 0 : open(path, O_RDONLY);
-    if (in->fd < 0) {
-        job->exit_code = EXIT_INPUT;
-        return fail(&job->err, "%s: cannot open: %s", path, strerror(errno));
-    }
-    in->buffer = (unsigned char *)xmalloc(BLOCK_BYTES);
-    ssize_t n;
-    while (in->buffered < 4 && (n = input_raw(in, in->buffer + in->buffered, BLOCK_BYTES - in->buffered, job)) != 0) {
-        if (n < 0) return -1;
-        in->buffered += (size_t)n;
-    }
-    bool packed = in->buffered >= 4 && memcmp(in->buffer, "\x28\xB5\x2F\xFD", 4) == 0;
-    if (ends_with(path, ".zst") && !packed) {
-        job->exit_code = EXIT_INPUT;
-        return fail(&job->err, "%s: does not start like zstd data", in->path);
-    }
-    if (in->buffered >= 4 && memcmp(in->buffer, "PAR1", 4) == 0) {
-        job->exit_code = EXIT_INPUT;
-        return fail(&job->err, "%s: a parquet file; read it with data/fineweb_edu.sh --parquet", in->path);
-    }
-    if (packed && (is_stdin || ends_with(path, ".zst"))) {
-        in->zstd = ZSTD_createDStream();
-        if (!in->zstd) die(EXIT_SYSTEM, "out of memory for zstd");
-        in->frame_rest = 1;
-    }
-    return 0;
-}
-
-// Reads up to `capacity` bytes of the unpacked file. Returns how many, 0 at the end, -1 on an error.
-static ssize_t input_read(Input *in, unsigned char *out, size_t capacity, Job *job) {
-    if (!in->zstd) {
-        size_t n = in->buffered - in->taken < capacity ? in->buffered - in->taken : capacity;
-        if (n == 0) return input_raw(in, out, capacity, job);
-        memcpy(out, in->buffer + in->taken, n);                 // what input_open read to find the format
-        in->taken += n;
-        return (ssize_t)n;
-    }
-    for (;;) {
-        if (in->taken == in->buffered && !in->output_left) {
-            ssize_t n = input_raw(in, in->buffer, BLOCK_BYTES, job);
-            if (n < 0) return -1;
-            if (n == 0 && in->frame_rest == 0) return 0;
-            if (n == 0) {
-                job->exit_code = EXIT_INPUT;
-                return fail(&job->err, "%s: ends within its zstd data; the file was cut", in->path);
-            }
-            in->taken = 0, in->buffered = (size_t)n;
-        }
-        ZSTD_inBuffer from = {in->buffer, in->buffered, in->taken};
-        ZSTD_outBuffer to = {out, capacity, 0};
-        size_t rest = ZSTD_decompressStream(in->zstd, &to, &from);
-        if (ZSTD_isError(rest)) {
-            job->exit_code = EXIT_INPUT;
-            return fail(&job->err, "%s: damaged zstd data (%s) before byte %" PRIu64, in->path,
-                        ZSTD_getErrorName(rest), in->bytes_read);
-        }
-        in->frame_rest = rest;
-        in->output_left = rest != 0 && to.pos == to.size;
-        in->taken = from.pos;
-        if (to.pos > 0) return (ssize_t)to.pos;
-    }
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The reading thread: from files to blocks
@@ -241,22 +144,25 @@ static size_t last_line_end(const unsigned char *text, size_t bytes) {
 // Fills block number n up to the last place where the input can be cut; what follows it goes to carry.
 // Returns more than 0 when the block is ready, 0 when it is and the file ends with it, -1 on an error.
 static ssize_t read_block(Program *p, Input *in, Job *job, uint64_t n, Carry *carry) {
+    const size_t most = GIANT_BYTES + 1;                        // a giant and the line end or blank after it
     ssize_t got = 1;
     size_t cut = 0;
     for (size_t target = BLOCK_BYTES + carry->bytes; cut == 0; target *= 2) {
-        if (target > GIANT_BYTES) {
+        if (target > most) target = most;
+        if (job->raw_bytes == most) {
             job->exit_code = EXIT_INPUT;
             return fail(&job->err,
                         job->form == FORM_JSON_LINES ? "%s: a line of more than %zu MB; split this document"
-                                                     : "%s: %zu MB without white space; is this text?",
-                        in->path, job->raw_bytes >> 20);
+                                                     : "%s: more than %zu MB without white space; is this text?",
+                        in->path, GIANT_BYTES >> 20);
         }
         if (target > 2 * BLOCK_BYTES) wait_alone(p, n);         // a giant
         if (job->raw_capacity < target) job->raw = (unsigned char *)xrealloc(job->raw, job->raw_capacity = target);
         if (carry->bytes) memcpy(job->raw, carry->data, job->raw_bytes = carry->bytes);
         carry->bytes = 0;
         while (job->raw_bytes < target) {
-            got = input_read(in, job->raw + job->raw_bytes, target - job->raw_bytes, job);
+            got = input_read(in, job->raw + job->raw_bytes, target - job->raw_bytes, &job->err);
+            if (got < 0) job->exit_code = in->exit_code;
             if (got <= 0) return got;
             job->raw_bytes += (size_t)got;
         }
@@ -270,25 +176,27 @@ static ssize_t read_block(Program *p, Input *in, Job *job, uint64_t n, Carry *ca
     return got;
 }
 
-static Form form_of(const char *path) {
-    static const char *const json_names[] = {".jsonl", ".jsonl.zst", ".json", ".json.zst", ".ndjson", ".ndjson.zst"};
-    if (strcmp(path, "-") == 0) return FORM_JSON_LINES;
-    for (size_t i = 0; i < sizeof json_names / sizeof *json_names; i++)
-        if (ends_with(path, json_names[i])) return FORM_JSON_LINES;
-    return FORM_TEXT;
+// Whether a text starts with { and a quoted name.
+static bool starts_like_json(const unsigned char *text, size_t bytes) {
+    size_t i = 0;
+    if (bytes == 0 || text[i++] != '{') return false;
+    while (i < bytes && text[i] == ' ') i++;
+    return i < bytes && text[i] == '"';
 }
 
 // Reads one file as blocks number *n, *n + 1, ... Returns -1 if a block is bad, which is then the last one.
 static int read_file(Program *p, const char *path, uint64_t *n, uint64_t *input_done) {
     Input in = {0};
     Carry carry = {NULL, 0};
-    Form form = form_of(path);
+    Form form = strcmp(path, "-") == 0 || is_json_name(path) ? FORM_JSON_LINES : FORM_TEXT;
     ssize_t got = 1;
     for (bool is_first = true; got > 0; is_first = false) {
         Job *job = job_begin(p, *n, path, form);
         job->starts_file = is_first;
-        if (is_first && input_open(&in, path, job) != 0) got = -1;
+        if (is_first && input_open(&in, path, &job->err) != 0) got = -1, job->exit_code = in.exit_code;
         else got = read_block(p, &in, job, *n, &carry);
+        if (is_first && got >= 0 && form == FORM_TEXT && starts_like_json(job->raw, job->raw_bytes))
+            fprintf(stderr, "note: %s: read as plain text, which its name says, but it starts like JSON Lines\n", path);
         job->input_done = *input_done + in.bytes_read;
         job_finish(p, job, JOB_READ);
         (*n)++;
@@ -314,8 +222,13 @@ static void *reader(void *arg) {
 // The encoding threads: from blocks to tokens
 
 static void encode_document(Program *p, Job *job, const unsigned char *text, size_t bytes, EncodeScratch *s) {
-    job->count += tokenizer_encode(&p->tokenizer, text, bytes, job->tokens + job->count, s);
-    job->text_bytes += bytes;
+    uint16_t *out = job->tokens + job->count;
+    size_t special_tokens = 0;
+    bool is_special = p->o.tokens >= 0 && memmem(text, bytes, "<|endoftext|>", 13) != NULL;
+    if (is_special) special_tokens = tokenizer_encode_special(&p->tokenizer, text, bytes, out, s);
+    size_t tokens = tokenizer_encode(&p->tokenizer, text, bytes, out, s);
+    job->special_tokens += is_special ? special_tokens : tokens;
+    job->count += tokens, job->text_bytes += bytes;
 }
 
 // Stops at the first bad line.
@@ -401,6 +314,7 @@ static char *manifest_path(const char *folder, const char *name) {
 // Removes the shards that this run has written so far, prints the line and exits.
 __attribute__((noreturn)) static void give_up(Program *p, int exit_code, const char *line) {
     for (int i = p->first_new; i < p->manifest.num_shards; i++) {
+        if (!p->manifest.shards[i].file) continue;              // split_validation was moving it
         char *aside = shard_path(p, i, ".tmp");
         unlink(aside);
         free(aside);
@@ -435,9 +349,9 @@ static int shard_create(Program *p, int shard, Error *err) {
     return rc < 0 ? -1 : 0;
 }
 
-// Writes the token count, flushes the shard to disk and computes its checksum.
-static int shard_close(Program *p, Error *err) {
-    int shard = p->manifest.num_shards - 1, rc = 0;
+// Writes the token count of the shard being written, flushes it to disk and computes its checksum.
+static int shard_close(Program *p, int shard, Error *err) {
+    int rc = 0;
     if (p->shard_fd < 0) return 0;
     ManifestEntry *e = &p->manifest.shards[shard];
     int32_t header[SHARD_HEADER_INTS];
@@ -469,7 +383,7 @@ static int write_tokens(Program *p, const uint16_t *tokens, size_t count, uint64
     while (count > 0) {
         uint64_t shard_start = p->position - (p->shard_fd >= 0 ? m->shards[m->num_shards - 1].tokens : 0);
         if (p->shard_fd >= 0 && p->position - shard_start == shard_room(m, shard_start)) {
-            if (shard_close(p, err) != 0) return -1;
+            if (shard_close(p, m->num_shards - 1, err) != 0) return -1;
             shard_start = p->position;
         }
         if (p->shard_fd < 0) {
@@ -497,6 +411,24 @@ static int64_t read_tokens(int fd, const char *path, uint64_t at, uint64_t count
     return rc == 0 ? (int64_t)n : -1;
 }
 
+// Appends tokens number `at` to `end` - 1 of a shard with `count` tokens to the shard being written, and their bytes to
+// the checksum. Counts the bytes of their text in *text_bytes.
+static int copy_tokens(Program *p, int fd, const char *path, uint64_t at, uint64_t end, uint64_t *text_bytes,
+                       XXH64_state_t *checksum, Error *err) {
+    uint16_t *block = (uint16_t *)xmalloc(BLOCK_BYTES);
+    int rc = 0;
+    while (rc == 0 && at < end) {
+        int64_t n = read_tokens(fd, path, at, end, block, err);
+        if (n < 0) { rc = -1; break; }
+        rc = write_exactly(p->shard_fd, block, (size_t)n * sizeof *block, path, err);
+        if (checksum) XXH64_update(checksum, block, (size_t)n * sizeof *block);
+        *text_bytes += text_bytes_of(&p->tokenizer, block, (size_t)n);
+        at += (uint64_t)n;
+    }
+    free(block);
+    return rc;
+}
+
 // If the last shard of the data set is not full, starts a copy of it, to which this run appends. Only the tokens that
 // the manifest lists are copied, and they must match its checksum. The file may hold more, where a run was stopped
 // between renaming its shards and writing the manifest; the input holds those again.
@@ -512,25 +444,72 @@ static int shard_reopen(Program *p, Error *err) {
     char *path = shard_path(p, shard, "");
     int fd = open(path, O_RDONLY), rc = fd < 0 ? fail(err, "%s: cannot open: %s", path, strerror(errno)) : 0;
     int32_t header[SHARD_HEADER_INTS];
-    uint16_t *block = (uint16_t *)xmalloc(BLOCK_BYTES);
+    uint64_t text_bytes = 0;
     shard_fill_header(header, e->tokens);
-    XXH64_state_t *state = XXH64_createState();
-    XXH64_reset(state, 0);
-    XXH64_update(state, header, sizeof header);
+    XXH64_state_t *checksum = XXH64_createState();
+    XXH64_reset(checksum, 0);
+    XXH64_update(checksum, header, sizeof header);
     p->first_new = shard;
     if (rc == 0) rc = shard_create(p, shard, err);
-    for (uint64_t at = 0; rc == 0 && at < e->tokens;) {
-        int64_t n = read_tokens(fd, path, at, e->tokens, block, err);
-        if (n < 0) { rc = -1; break; }
-        rc = write_exactly(p->shard_fd, block, (size_t)n * sizeof *block, path, err);
-        XXH64_update(state, block, (size_t)n * sizeof *block);
-        at += (uint64_t)n;
-    }
-    if (rc == 0 && XXH64_digest(state) != e->xxh64)
+    if (rc == 0) rc = copy_tokens(p, fd, path, 0, e->tokens, &text_bytes, checksum, err);
+    if (rc == 0 && XXH64_digest(checksum) != e->xxh64)
         rc = fail(err, "%s: not what its manifest says; it was changed or damaged", path);
-    XXH64_freeState(state);
+    XXH64_freeState(checksum);
     if (fd >= 0) close(fd);
-    free(block);
+    free(path);
+    return rc;
+}
+
+// Renames a shard under its temporary name, from the manifest's name for it.
+static int shard_rename(Program *p, int shard, const char *split, int number, Error *err) {
+    ManifestEntry *e = &p->manifest.shards[shard];
+    char *file = xasprintf("%s_%s_%06d.bin", p->name, split, number), *from = shard_path(p, shard, ".tmp");
+    free(e->file);
+    e->file = file;
+    char *to = shard_path(p, shard, ".tmp");
+    int rc = rename(from, to);
+    if (rc != 0) fail(err, "%s: cannot rename to %s: %s", from, to, strerror(errno));
+    free(from), free(to);
+    return rc;
+}
+
+// How many tokens are for validation where --val-tokens does not say so: 1% of them, at most a shard. With --source
+// more files may follow: a shard, if this one fills four.
+static uint64_t default_val_tokens(const Program *p) {
+    uint64_t shard_size = p->manifest.shard_size;
+    if (p->o.source && p->position / 4 >= shard_size) return shard_size;
+    return p->position / 100 < shard_size ? p->position / 100 : shard_size;
+}
+
+// Where --val-tokens is not given, the first shard was written as if all of it were for validation, and is closed.
+// Makes a shard of training tokens from what is too much. The data set's later shards are already cut where they would
+// be without that.
+static int split_validation(Program *p, Error *err) {
+    Manifest *m = &p->manifest;
+    uint64_t val_tokens = m->val_tokens = default_val_tokens(p), count, val_bytes = 0, train_bytes = 0;
+    if (m->num_shards == 0 || val_tokens == m->shards[0].tokens) return 0;
+    if (val_tokens == 0) return shard_rename(p, 0, "train", 0, err);
+
+    manifest_add(&m->shards, &m->num_shards, NULL);
+    for (int i = m->num_shards - 2; i > 0; i--) {
+        m->shards[i + 1] = m->shards[i], m->shards[i].file = NULL;
+        if (shard_rename(p, i + 1, "train", i + 1, err) != 0) return -1;
+    }
+    char *path = shard_path(p, 0, ".tmp");
+    ManifestEntry *val = &m->shards[0], *train = &m->shards[1];
+    int fd = shard_open(path, &count, err), rc = fd < 0 ? -1 : 0;
+    train->file = xasprintf("%s_train_%06d.bin", p->name, 1);
+    train->tokens = count - val_tokens;
+    if (rc == 0) rc = shard_create(p, 1, err);
+    if (rc == 0) rc = copy_tokens(p, fd, path, val_tokens, count, &train_bytes, NULL, err);
+    if (rc == 0) rc = shard_close(p, 1, err);
+    if (fd >= 0) close(fd);
+    if (rc == 0 && (p->shard_fd = open(path, O_RDWR)) < 0) rc = fail(err, "%s: cannot open: %s", path, strerror(errno));
+    if (rc == 0 && ftruncate(p->shard_fd, (off_t)(SHARD_HEADER_BYTES + 2 * val_tokens)) != 0)
+        rc = fail(err, "%s: cannot cut: %s", path, strerror(errno));
+    val_bytes = val->bytes - train_bytes;
+    val->tokens = val_tokens, val->bytes = val_bytes, train->bytes = train_bytes;
+    if (rc == 0) rc = shard_close(p, 0, err);
     free(path);
     return rc;
 }
@@ -538,7 +517,7 @@ static int shard_reopen(Program *p, Error *err) {
 // Called when all input was good: gives the shards their final names, then lists them in the manifest.
 static int commit(Program *p, Error *err) {
     Manifest *m = &p->manifest;
-    if (shard_close(p, err) != 0) return -1;
+    if (shard_close(p, m->num_shards - 1, err) != 0 || (p->val_by_share && split_validation(p, err) != 0)) return -1;
     for (int i = p->first_new; i < m->num_shards; i++) {
         char *aside = shard_path(p, i, ".tmp"), *path = shard_path(p, i, "");
         int rc = rename(aside, path);
@@ -658,20 +637,26 @@ static void count_block(Program *p, const Job *job) {
     if (job->form == FORM_JSON_LINES) p->invalid_texts += job->invalid_texts;
     else if (job->invalid_texts && !p->file_invalid) p->invalid_texts++, p->file_invalid = true;
     p->tokens += job->count, p->text_bytes += job->text_bytes;
+    p->special_tokens += job->special_tokens;
 }
 
-// Checks --rows and --tokens.
+// Checks --rows and --tokens. Other programs count <|endoftext|> in a text as one token, as FineWeb does, or as the
+// ordinary text that it is here. Either count will do.
 static void check_totals(Program *p) {
     uint64_t rows = p->documents + p->null_texts, text_tokens = p->tokens - p->documents;
+    char special[80] = "";
     Error err;
     if (p->o.rows >= 0 && rows != (uint64_t)p->o.rows) {
         fail(&err, "the input has %" PRIu64 " rows instead of %" PRId64 " (--rows); the program that wrote it failed;"
                    " nothing is kept", rows, p->o.rows);
         give_up(p, EXIT_INPUT, err.text);
     }
-    if (p->o.tokens >= 0 && text_tokens != (uint64_t)p->o.tokens) {
-        fail(&err, "the texts have %" PRIu64 " tokens instead of %" PRId64 " (--tokens); they were changed or damaged;"
-                   " nothing is kept", text_tokens, p->o.tokens);
+    if (p->o.tokens >= 0 && text_tokens != (uint64_t)p->o.tokens &&
+        (p->o.bytes || p->special_tokens != (uint64_t)p->o.tokens)) {
+        if (p->special_tokens != text_tokens)
+            snprintf(special, sizeof special, ", or %" PRIu64 " if <|endoftext|> counts 1,", p->special_tokens);
+        fail(&err, "the texts have %" PRIu64 " tokens%s instead of %" PRId64 " (--tokens); they were changed or"
+                   " damaged; nothing is kept", text_tokens, special, p->o.tokens);
         give_up(p, EXIT_INPUT, err.text);
     }
 }
@@ -724,12 +709,15 @@ static bool open_data_set(Program *p) {
     char *path = manifest_path(p->folder, p->name);
     uint64_t shard_size = (uint64_t)p->o.shard_size;
     uint64_t val_tokens = p->o.val_tokens < 0 ? shard_size : (uint64_t)p->o.val_tokens;
+    bool val_given = p->o.val_tokens >= 0;
     if (make_dirs(p->folder, &err) != 0) die(EXIT_SYSTEM, "%s", err.text);
     bool exists = access(path, F_OK) == 0, is_new = true;
     if (exists && !p->o.source)
         die(EXIT_INPUT, "%s: there is a data set of this name; use a different name, or remove it first", path);
     if (exists) {
         if (manifest_read(m, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+        if (m->num_shards > 0 && !val_given) val_tokens = m->val_tokens;
+        if (m->num_shards == 0) m->val_tokens = val_tokens;     // so far the data set is empty
         if (m->vocab_size != p->tokenizer.vocab_size || m->shard_size != shard_size || m->val_tokens != val_tokens)
             die(EXIT_INPUT, "%s: begun with --shard-size %" PRIu64 " --val-tokens %" PRIu64 "%s; use the same, or a"
                             " different name", path, m->shard_size, m->val_tokens,
@@ -739,6 +727,7 @@ static bool open_data_set(Program *p) {
     }
     m->vocab_size = p->tokenizer.vocab_size, m->eot = p->tokenizer.eot;
     m->shard_size = shard_size, m->val_tokens = val_tokens;
+    p->val_by_share = !val_given && m->num_shards == 0;
     free(path);
     return is_new;
 }
@@ -756,6 +745,11 @@ static void make_shards(Program *p) {
     if (source && pthread_create(&hashing, NULL, hash_source, p) != 0)
         give_up(p, EXIT_SYSTEM, "cannot start a thread");
     tokenize(p);
+    if (!source && p->text_bytes == 0) {                        // a source may be empty: others follow
+        fail(&err, "the input has no text: %" PRIu64 " empty documents, %" PRIu64 " null texts;"
+                   " nothing is written", p->documents, p->null_texts);
+        give_up(p, EXIT_INPUT, err.text);
+    }
     if (source) {
         pthread_join(hashing, NULL);
         if (p->source_rc != 0) give_up(p, EXIT_INPUT, p->source_err.text);
@@ -766,8 +760,13 @@ static void make_shards(Program *p) {
     if (commit(p, &err) != 0) give_up(p, EXIT_SYSTEM, err.text);
     double seconds = now_seconds() - p->start_time;
     double mb_per_second = 1e-6 * (double)p->text_bytes / seconds;
-    fprintf(stderr, "%s: %" PRIu64 " documents, %" PRIu64 " bytes, %" PRIu64 " tokens in %d shards, %.1f s, %.1f MB/s"
-            "\n", program, p->documents, p->text_bytes, p->tokens, p->manifest.num_shards, seconds, mb_per_second);
+    uint64_t val_tokens = p->manifest.val_tokens < p->position ? p->manifest.val_tokens : p->position;
+    fprintf(stderr, "%s: %" PRIu64 " documents, %" PRIu64 " bytes, %" PRIu64 " tokens in %d shards (%" PRIu64 " for"
+            " validation), %.1f s, %.1f MB/s\n", program, p->documents, p->text_bytes, p->tokens,
+            p->manifest.num_shards, val_tokens, seconds, mb_per_second);
+    if (val_tokens == p->position && !source)
+        fprintf(stderr, "note: all tokens are for validation, none for training (--val-tokens %" PRIu64 ")\n",
+                p->manifest.val_tokens);
     if (p->null_texts) fprintf(stderr, "%s: skipped %" PRIu64 " rows whose text is null\n", program, p->null_texts);
     if (p->invalid_texts)
         fprintf(stderr, "%s: %" PRIu64 " documents have invalid UTF-8; its bytes are kept as is\n", program,
@@ -868,7 +867,7 @@ static const char help_head[] =
     "       tokenize --verify DIR/NAME...            check shards against their manifest\n"
     "\n"
     "A FILE named .jsonl, .json or .ndjson is JSON Lines with a \"text\" field; any other file is plain text and one\n"
-    "document. .zst is unpacked. Without FILE, or where it is -, JSON Lines are read from standard input.\n"
+    "document. gzip and zstd are unpacked. Without FILE, or where it is -, JSON Lines are read from standard input.\n"
     "Exit code 2: bad input or a bad flag; 1: the machine failed (disk, memory). Neither leaves shards behind.\n";
 
 static int tokenize_flags(Options *o, Flag out[], int room) {
@@ -882,11 +881,11 @@ static int tokenize_flags(Options *o, Flag out[], int room) {
         {0, "threads", FLAG_INT, &o->threads, NULL, 1, 1024, "encoding threads (one per core)", 0},
         {0, "shard-size", FLAG_INT, &o->shard_size, "100000000", 1, INT32_MAX, "tokens per shard", 0},
         {0, "val-tokens", FLAG_INT, &o->val_tokens, NULL, 0, many,
-            "the first N tokens are for validation; 0: none (one shard)", 0},
+            "the first N tokens are for validation; 0: none (1% of them, at most a shard)", 0},
         {0, "rows", FLAG_INT, &o->rows, NULL, 0, many,
             "fail unless the input has exactly N documents, null texts included", 0},
         {0, "tokens", FLAG_INT, &o->tokens, NULL, 0, many,
-            "fail unless the texts have exactly N tokens, end-of-text not counted", 0},
+            "fail unless the texts have N tokens; <|endoftext|> in a text may count 1", 0},
         {0, "source", FLAG_TEXT, &o->source, NULL, 0, 0,
             "add to the data set and list this file as a source; skip if it is listed", 0},
         {0, "print-ids", FLAG_SWITCH, &o->print_ids, "0", 0, 1, "print token ids, write no shards", 0},

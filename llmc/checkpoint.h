@@ -373,8 +373,8 @@ LLMC_FN int checkpoint_verify(const char *folder, int num_files, Error *err) {
         rc = hash_file(path, &hash, &bytes, err);
         snprintf(wanted, sizeof wanted, "%016" PRIx64 "  %s\n", hash, name);
         if (rc == 0 && strncmp(at, wanted, strlen(wanted)) != 0)
-            rc = fail(err, "%s: its checksum is not the one in CHECKSUMS, so it is damaged; delete %s to resume from "
-                      "the checkpoint before it", path, folder);
+            rc = fail(err, "%s: its checksum is not the one in CHECKSUMS, so it is damaged; use another copy, or an "
+                      "earlier checkpoint (to resume from that, delete %s)", path, folder);
         at += rc == 0 ? strlen(wanted) : 0;
         free(path);
         free(name);

@@ -15,14 +15,15 @@
 #include "utils.h"
 
 // Treats numbers below 1e-38 as zero, in this thread and those it starts. Sharp attention makes many of them, and
-// arithmetic on them is so slow that a step took twice its time. No gradient is that small.
+// arithmetic on them is so slow that a step took twice as long. Training does not need numbers that small.
 LLMC_FN void cpu_flush_denormals_(void) {
 #ifdef __SSE2__
     _mm_setcsr(_mm_getcsr() | 0x8040);      // flush to zero, denormals are zero
 #endif
 }
 
-// Call once, first. threads: 0 for all cores. ranks: processes on this host, which share its cores.
+// Call once, before other threads start. threads: 0 for all cores. ranks: processes on this host, which share its
+// cores.
 LLMC_FN void cpu_start(int64_t threads, int ranks) {
     int share = (int)sysconf(_SC_NPROCESSORS_ONLN) / ranks;
     cpu_flush_denormals_();

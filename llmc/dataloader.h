@@ -101,6 +101,25 @@ LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
     return rc;
 }
 
+// Finds the files that `pattern` names, a path or a glob, in the order of their names. Folders and files that exist are
+// taken as they are, with [ ] * ? in their names: only what follows the longest part that exists is a glob.
+LLMC_FN int loader_find_(const char *pattern, glob_t *files) {
+    size_t n = strlen(pattern), m = 0;
+    char *escaped = (char *)xmalloc(2 * n + 1), *part = xasprintf("%s", pattern);
+    while (n > 0 && access(part, F_OK) != 0) {
+        do n--; while (n > 0 && part[n] != '/');
+        part[n] = 0;
+    }
+    for (size_t i = 0; pattern[i]; i++) {
+        if (i < n && strchr("[]*?\\", pattern[i])) escaped[m++] = '\\';
+        escaped[m++] = pattern[i];
+    }
+    escaped[m] = 0;
+    int rc = glob(escaped, 0, NULL, files);
+    free(escaped), free(part);
+    return rc == 0 ? 0 : -1;
+}
+
 // Opens the shards that `pattern` names (a path or a glob), in the order of their names. ORDER_SEQUENTIAL skips the end
 // of a shard where it does not fill a micro-batch of unit = B windows, as llm.c does; unit = 1 skips nothing.
 LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrder order, uint64_t unit, uint64_t seed,
@@ -110,7 +129,7 @@ LLMC_FN int loader_open(DataLoader *d, const char *pattern, int64_t T, LoaderOrd
     d->T = T, d->order = order, d->seed = seed;
     if (order == ORDER_SHUFFLED) unit = 1;
     glob_t files;
-    if (glob(pattern, 0, NULL, &files) != 0) {
+    if (loader_find_(pattern, &files) != 0) {
         globfree(&files);
         return fail(err, "%s: no such file; make shards with data/tokenize or data/toy_corpus, or name others",
                     pattern);

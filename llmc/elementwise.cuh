@@ -1,10 +1,10 @@
-// One operation per element: sums of gradients, rounding of weights, lengths of sequences.
+// Operators with one thread per element: sums of gradients, rounding of weights, lengths of sequences.
 #ifndef LLMC_ELEMENTWISE_CUH
 #define LLMC_ELEMENTWISE_CUH
 
 #include "precision.cuh"
 
-// One thread per element.
+// Launches kernel(args..., n) with n threads.
 template <class... Params, class... Args>
 inline void launch_elementwise_(void (*kernel)(Params...), size_t n, cudaStream_t stream, Args... args) {
     launch(kernel, {(unsigned)ceil_div(n, (size_t)256), 256, 0, stream}, args..., n);

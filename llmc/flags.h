@@ -159,7 +159,7 @@ LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, 
     }
     if (first_argument) *first_argument = optind;
     else if (rc == 0 && optind < argc)
-        rc = fail(err, "%s: not a flag (flags start with - or --; see --help)", argv[optind]);
+        rc = fail(err, "\"%s\": not a flag (flags start with - or --; see --help)", argv[optind]);
     free(options);
     free(letters);
     return rc;

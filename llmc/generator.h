@@ -9,7 +9,8 @@
 #include "test/check_generator.h"
 #include "tokenizer.h"
 
-// The checkpoint that --model means: itself, or a run's last step_N. The caller frees the path. NULL: reason in err.
+// The checkpoint that --model means: that folder, or a run's last step_N in it. The caller frees the path. NULL: with
+// the reason in err.
 LLMC_FN char *generator_folder_(const char *model, Error *err) {
     struct stat info;
     if (stat(model, &info) != 0 || !S_ISDIR(info.st_mode)) {
@@ -29,34 +30,25 @@ LLMC_FN char *generator_folder_(const char *model, Error *err) {
 typedef struct { int32_t *ids; int64_t n; } Prompt;
 typedef struct { Prompt *list; int64_t count; } Prompts;
 
-// The end-of-text token of a model with V tokens, which are GPT-2's where they fit, else bytes where those fit. -1:
-// neither.
+// The end-of-text token of a vocabulary of V: GPT-2's if V has room for GPT-2's tokens, else that of bytes if it has
+// room for those, else -1.
 LLMC_FN int end_of_text(int64_t V) {
     return V >= GPT2_VOCAB_SIZE ? GPT2_VOCAB_SIZE - 1 : V >= BYTES_VOCAB_SIZE ? BYTES_VOCAB_SIZE - 1 : -1;
 }
 
-// Tokens of a text in which <|endoftext|> is that token, to ids, which has room for `bytes`. Returns how many.
+// Encodes a text, in which <|endoftext|> stands for that token. ids has room for `bytes` tokens. Returns their number.
 LLMC_FN int64_t encode_text_(const Tokenizer *t, const char *text, size_t bytes, int32_t *ids) {
-    static const char mark[] = "<|endoftext|>";
-    const size_t length = sizeof mark - 1;
-    uint16_t *part = (uint16_t *)xmalloc(bytes * sizeof *part);
+    uint16_t *tokens = (uint16_t *)xmalloc(bytes * sizeof *tokens);
     EncodeScratch scratch;
     encode_scratch_init(&scratch);
-    int64_t n = 0;
-    for (const char *at = text, *end = text + bytes; at < end; ) {
-        const char *found = at;
-        while (found < end && ((size_t)(end - found) < length || memcmp(found, mark, length) != 0)) found++;
-        size_t tokens = tokenizer_encode(t, at, (size_t)(found - at), part, &scratch);
-        for (size_t i = 0; i < tokens; i++) ids[n++] = part[i];
-        if (found < end) ids[n++] = t->eot;
-        at = found < end ? found + length : end;
-    }
+    int64_t n = (int64_t)tokenizer_encode_special(t, text, bytes, tokens, &scratch);
+    for (int64_t i = 0; i < n; i++) ids[i] = tokens[i];
     encode_scratch_free(&scratch);
-    free(part);
+    free(tokens);
     return n;
 }
 
-// The same from decimal token ids separated by white space. -1: with the reason in err.
+// The same for decimal token ids separated by white space, each below V. -1: with the reason in err.
 LLMC_FN int64_t encode_numbers_(const char *text, size_t bytes, int64_t V, int32_t *ids, Error *err) {
     char *copy = (char *)xmalloc(bytes + 1), *save = NULL;
     int64_t n = 0;
@@ -75,7 +67,7 @@ LLMC_FN int64_t encode_numbers_(const char *text, size_t bytes, int64_t V, int32
     return n;
 }
 
-// Adds a prompt; `what` names it in errors.
+// Encodes a prompt and appends it to p; `what` names it in errors.
 LLMC_FN int prompts_add_(Prompts *p, const GenerateOptions *o, const Tokenizer *t, int64_t V, const char *text,
                          size_t bytes, const char *what, Error *err) {
     Error why;
@@ -86,8 +78,8 @@ LLMC_FN int prompts_add_(Prompts *p, const GenerateOptions *o, const Tokenizer *
     else if (n == 0)
         rc = fail(err, "%s is empty; to start from nothing, start with end-of-text: --prompt '<|endoftext|>'", what);
     else if (o->context && n + o->max_tokens > o->context)
-        rc = fail(err, "%s has %" PRId64 " tokens; with --max-tokens %" PRId64 " that exceeds --context %" PRId64,
-                  what, n, o->max_tokens, o->context);
+        rc = fail(err, "%s has %" PRId64 " tokens; with --max-tokens %" PRId64 " that exceeds --context %" PRId64
+                  "; lower --max-tokens or raise --context", what, n, o->max_tokens, o->context);
     p->list = (Prompt *)xrealloc(p->list, ((size_t)p->count + 1) * sizeof *p->list);
     p->list[p->count++] = (Prompt){ids, n};
     return rc;
@@ -105,6 +97,13 @@ LLMC_FN char *read_standard_input_(size_t *bytes) {
     return text;
 }
 
+// The length of a text without the line end after it, "\n" or "\r\n".
+LLMC_FN size_t without_line_end_(const char *text, size_t bytes) {
+    if (bytes == 0 || text[bytes - 1] != '\n') return bytes;
+    return bytes - 1 - (bytes > 1 && text[bytes - 2] == '\r');
+}
+
+// All prompts that the options name: --prompt, the lines of --prompt-file, or standard input.
 LLMC_FN int read_prompts(Prompts *p, const GenerateOptions *o, const Tokenizer *t, int64_t V, Error *err) {
     size_t bytes;
     int rc = 0;
@@ -112,17 +111,22 @@ LLMC_FN int read_prompts(Prompts *p, const GenerateOptions *o, const Tokenizer *
     char *text = o->prompt_file ? read_small_file(o->prompt_file, (size_t)1 << 30, &bytes, err)
         : read_standard_input_(&bytes);
     if (!text) return -1;
-    if (!o->prompt_file) {
-        if (bytes > 0 && text[bytes - 1] == '\n') bytes--;      // the newline that echo appends
-        rc = prompts_add_(p, o, t, V, text, bytes, "the prompt on standard input", err);
-    } else if (bytes == 0) rc = fail(err, "--prompt-file: %s is empty", o->prompt_file);
-    for (const char *line = text, *end = text + bytes; o->prompt_file && rc == 0 && line < end; ) {
-        const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+    const char *line = text + byte_order_mark(text, bytes), *end = text + bytes, *wide = wide_encoding(text, bytes);
+    if (wide)
+        rc = fail(err, "%s%.500s: text in %s; convert it to UTF-8 first, with iconv -f %s -t UTF-8",
+                  o->prompt_file ? "--prompt-file: " : "", o->prompt_file ? o->prompt_file : "standard input", wide,
+                  wide);
+    else if (!o->prompt_file)           // without the newline that echo appends
+        rc = prompts_add_(p, o, t, V, line, without_line_end_(line, (size_t)(end - line)),
+                          "the prompt on standard input", err);
+    else if (line == end) rc = fail(err, "--prompt-file: %s is empty", o->prompt_file);
+    while (o->prompt_file && rc == 0 && line < end) {
+        const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
+        const char *next = newline ? newline + 1 : end;
         char *what = xasprintf("--prompt-file: line %" PRId64 " of %.200s", p->count + 1, o->prompt_file);
-        if (!stop) stop = end;
-        rc = prompts_add_(p, o, t, V, line, (size_t)(stop - line), what, err);
+        rc = prompts_add_(p, o, t, V, line, without_line_end_(line, (size_t)(next - line)), what, err);
         free(what);
-        line = stop + 1;
+        line = next;
     }
     free(text);
     return rc;
@@ -135,7 +139,7 @@ typedef struct {
     int32_t *ids;               // prompt and what followed
     int64_t n;
     int ended;
-    char *text;                 // what to print of them
+    char *text;                 // what to print of them, in bytes: length, allocated, already printed
     size_t bytes, room, printed;
 } Sequence;
 
@@ -167,7 +171,8 @@ LLMC_FN size_t utf8_begun(const char *text, size_t bytes) {
     return 0;
 }
 
-// Prints what can be printed. *turn is the text that streams now. Each of several texts is printed under a heading.
+// Prints what is new of text *turn, and moves *turn past texts that have ended (B: all have). Several texts get
+// headings.
 LLMC_FN void print_sequences(Sequence *s, int64_t B, int64_t *turn, const GenerateOptions *o) {
     for (; *turn < B; (*turn)++) {
         Sequence *now = &s[*turn];
@@ -189,7 +194,7 @@ LLMC_FN void print_sequences(Sequence *s, int64_t B, int64_t *turn, const Genera
 // ---------------------------------------------------------------------------------------------------------------------
 // Generating
 
-// What a run is about, once its input has been checked.
+// A run of the program: its input, checked.
 typedef struct {
     const GeneratorModel *ops;
     GenerateOptions o;
@@ -197,10 +202,11 @@ typedef struct {
     char *folder;               // of the checkpoint
     Tokenizer tokenizer;
     Prompts prompts;
-    int64_t B, capacity;        // texts = prompts x num_samples, and tokens that the longest can have
+    int64_t B;                  // texts: prompts x num_samples
+    int64_t capacity;           // most tokens of a text: of the longest prompt and --max-tokens
 } Generation;
 
-// What the run is, and its cache next to that of MHA with the same heads.
+// Prints the model, and its cache compared with that of MHA with the same heads.
 LLMC_FN void print_generation(const Generation *run, const Model *m) {
     const GenerateOptions *o = &run->o;
     const Config *c = &m->config;
@@ -224,7 +230,8 @@ LLMC_FN int compare_doubles_(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-// How long the parts of a run took. latency (steps): seconds of each step, which are sorted here.
+// Prints the speed of prefill and decoding. latency (steps): seconds of each step; it comes back sorted. A text's first
+// token is drawn from the logits of its prefill, so decoding made new_tokens - B.
 LLMC_FN void print_speed_(const Generation *run, int64_t prompt_tokens, double prefill_seconds, int64_t new_tokens,
                           double *latency, int64_t steps) {
     double decode_seconds = 0;
@@ -239,8 +246,7 @@ LLMC_FN void print_speed_(const Generation *run, int64_t prompt_tokens, double p
                 latency[(steps * 99 + 99) / 100 - 1] * 1e3);
 }
 
-// Ends the program where the weights, which may come from elsewhere without checksums, lead to logits that are not
-// finite.
+// Ends the program if logits are not finite after the prompts: weights from elsewhere may come without checksums.
 LLMC_FN void check_finite_(const Generation *run, Generator *g) {
     int64_t n = run->B * run->config.vocab_size, bad = 0;
     float *logits = (float *)xmalloc((size_t)n * sizeof *logits);
@@ -248,11 +254,11 @@ LLMC_FN void check_finite_(const Generation *run, Generator *g) {
     for (int64_t i = 0; i < n; i++) bad += !isfinite(logits[i]);
     free(logits);
     if (bad)
-        die(EXIT_INPUT, "--model: %" PRId64 " of %" PRId64 " logits after the prompts are no numbers; the weights are "
-            "damaged", bad, n);
+        die(EXIT_INPUT, "--model: %" PRId64 " of %" PRId64 " logits after the prompts are not finite; the weights "
+            "are damaged", bad, n);
 }
 
-// Adds the tokens `next` to the texts that have not ended. Returns how many.
+// Appends next[b] to each text b that has not ended. Returns how many tokens that were. step: 0 for the first.
 LLMC_FN int64_t add_tokens_(const Generation *run, Sequence *s, const int32_t *next, int64_t step) {
     int eot = end_of_text(run->config.vocab_size);
     int64_t added = 0;
@@ -266,7 +272,7 @@ LLMC_FN int64_t add_tokens_(const Generation *run, Sequence *s, const int32_t *n
     return added;
 }
 
-// Generates B texts and prints them.
+// Generates and prints the texts. Those that have ended take part in steps until all have, but grow no more.
 LLMC_FN void generate(const Generation *run, Generator *g) {
     const GeneratorModel *ops = run->ops;
     const GenerateOptions *o = &run->o;
@@ -306,7 +312,8 @@ LLMC_FN void generate(const Generation *run, Generator *g) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The program
 
-// Checks all input, what is quick to check first. Errors end the program with one line.
+// Checks all input, what is quick to check first, and completes run and its options. Errors end the program with one
+// line.
 LLMC_FN void plan_generation(Generation *run) {
     GenerateOptions *o = &run->o;
     Error err;
@@ -340,11 +347,11 @@ LLMC_FN void plan_generation(Generation *run) {
 }
 
 LLMC_FN int generator_main(int argc, char **argv, const GeneratorModel *ops) {
+    set_program_name(argv[0]);
+    if (argc > 1 && !strcmp(argv[1], "--golden")) return check_golden_files(argc, argv, ops);
     Error err;
     Generation *run = (Generation *)xcalloc(1, sizeof *run);
     int rc = 0;
-    set_program_name(argv[0]);
-    if (argc > 1 && !strcmp(argv[1], "--golden")) return check_golden_files(argc, argv, ops);
     if (generate_options(&run->o, argc, argv, ops->title, &err) != 0) die(EXIT_INPUT, "%s", err.text);
     run->ops = ops;
     ops->start(&run->o);

@@ -12,9 +12,9 @@ inline int current_device(void) {
     return device;
 }
 
-// Call once, first: this process uses GPU number `rank`, modulo how many there are. kernel: any of the program's, to
-// find out whether it was built for this GPU. What is missing ends the program with one line. Returns the GPU's
-// properties.
+// Call once, before any other CUDA call: selects GPU number `rank`, modulo how many there are, and returns its
+// properties. kernel: any one of the program's, to find out whether it was built for this GPU. Without a driver, a GPU
+// or code for it the program ends with one line.
 inline cudaDeviceProp gpu_start(int rank, const void *kernel) {
     int count = 0, driver = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
@@ -49,17 +49,18 @@ inline void gpu_describe(char *out, size_t size) {
              driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
 }
 
-// One row of a table of GPU memory: a pointer, and how much it points to.
+// One row of a table of GPU memory: a pointer, how many elements it points to, and the bytes of one.
 typedef struct { void **pointer; size_t elements, bytes; } Buffer;
 
-// Bytes of buffers first to last of a table, rounded up as cudaMalloc does.
+// Bytes of buffers first to last of a table, last included, each rounded up as cudaMalloc does.
 inline double memory_bytes(const Buffer *table, int first, int last) {
     double bytes = 0;
     for (int i = first; i <= last; i++) bytes += (double)round_up((int64_t)(table[i].elements * table[i].bytes), 512);
     return bytes;
 }
 
-// Allocates n buffers, filled with zero bytes. `lower` says what to lower where memory is short.
+// Allocates n buffers, filled with zero bytes. Where memory is short, ends the program with one line; `lower` is its
+// advice.
 inline void memory_alloc(const Buffer *table, int n, const char *lower, cudaStream_t stream) {
     for (int i = 0; i < n; i++) {
         size_t bytes = table[i].elements * table[i].bytes, free_bytes, total_bytes;

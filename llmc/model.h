@@ -1,10 +1,10 @@
 // What a T6 is: its configuration, the table of attention kinds, the presets, the description of q, k and v that
-// makes every kind one model, and the table of its tensors. Both trainers, the checkpoints, the optimizer and the
-// tests loop over that table.
+// makes every kind one model, and the table of its tensors. Initial values, checkpoints and tests loop over that
+// table; gradients are exchanged and weights updated in buckets of the buffer that it lays out.
 //
 // Shapes: C = n_embd, L = n_layer, NH = n_head, V = vocab_size, F = MLP width, P = width of a factor row. A query or
-// key head has HSK numbers, the last HSR of which RoPE rotates; a value head has HSV. Xp is X as stored, padded to a
-// multiple: padding is zero, and training keeps it zero.
+// key head has HSK numbers, the last HSR of which RoPE rotates; a value head has HSV. Xp is X as stored, rounded up:
+// the padding is zero, and training keeps it zero.
 #ifndef LLMC_MODEL_H
 #define LLMC_MODEL_H
 
@@ -31,7 +31,7 @@ typedef struct {
 
 LLMC_FN int64_t default_hidden(int64_t n_embd) { return (int64_t)floor(8.0 / 3.0 * (double)n_embd); }
 
-// The integers of a Config with their names and accepted ranges: for config.json and for the checks.
+// The integers of a Config with their names and accepted ranges, for config.json and the checks.
 typedef struct { const char *name; int64_t *value; int64_t min, max; } ConfigField;
 enum { NUM_CONFIG_FIELDS = 10 };
 LLMC_FN void config_fields(Config *c, ConfigField out[NUM_CONFIG_FIELDS]) {
@@ -57,7 +57,7 @@ LLMC_FN void config_fields(Config *c, ConfigField out[NUM_CONFIG_FIELDS]) {
 // What the NH heads of q, k or v are made of, for each token.
 typedef enum {
     FACTORS,        // R head factors a_r and R token factors b_r, both linear in the token; R is the config's rank
-    HEADS,          // NH vectors, one a head
+    HEADS,          // NH vectors, one per head
     GROUPS,         // n_kv_head vectors, each shared by NH / n_kv_head heads
     SINGLE          // one vector, shared by all heads
 } HeadSource;
@@ -67,11 +67,10 @@ typedef struct {
     const char *name;               // of --attn and config.json
     HeadSource q, k, v;
     const char *scope;              // published names of the projections: transformer.h.N.attn.<scope>c_q.weight
-    int heads[5];                   // of each preset, in the order of preset_table
+    int heads[5];                   // NH of each preset, in the order of preset_table
 } AttnInfo;
 
-// Heads are the paper's (Table 10), which gives every kind about the same number of parameters; those of "tiny" are
-// ours.
+// NH is the paper's (Table 10), chosen to give every kind about the same number of parameters; that of "tiny" is ours.
 LLMC_FN const AttnInfo *attn_info(AttnKind kind) {
     static const AttnInfo table[NUM_ATTN_KINDS] = {
         //                 name          q        k        v        scope     tiny 124M 353M 773M 1.5B
@@ -86,7 +85,7 @@ LLMC_FN const AttnInfo *attn_info(AttnKind kind) {
 
 LLMC_FN const char *attn_name(AttnKind kind) { return attn_info(kind)->name; }
 
-// Appends name i of n to a list in words: "tpa, mha or mqa".
+// Appends name i of n to a list in words, such as "tpa, mha or mqa". size: room in list.
 LLMC_FN void append_name_(char *list, size_t size, const char *name, int i, int n) {
     size_t at = strlen(list);
     snprintf(list + at, size - at, "%s%s", i == 0 ? "" : i + 1 < n ? ", " : " or ", name);
@@ -100,13 +99,14 @@ LLMC_FN const char *attn_names(void) {
     return list;
 }
 
+// 0, or -1 with the accepted names in err.
 LLMC_FN int attn_from_name(const char *name, AttnKind *kind, Error *err) {
     for (int i = 0; i < NUM_ATTN_KINDS; i++)
         if (!strcmp(name, attn_name((AttnKind)i))) { *kind = (AttnKind)i; return 0; }
     return fail(err, "attention kind \"%.40s\" is not known; use %s", name, attn_names());
 }
 
-// Fills in what 0 leaves open and refuses what cannot be built.
+// Sets `hidden` to its default where it is 0. -1, with the reason in err: such a model cannot be built.
 LLMC_FN int config_check(Config *c, Error *err) {
     if (c->hidden == 0) c->hidden = default_hidden(c->n_embd);
     ConfigField fields[NUM_CONFIG_FIELDS];
@@ -166,7 +166,7 @@ LLMC_FN const char *preset_names(void) {
     return list;
 }
 
-// What a config says where nothing else does: shapes are 0, to be filled in.
+// A config with all defaults that do not come from a preset; the other sizes are 0, to be filled in.
 LLMC_FN Config default_config(void) {
     Config c;
     memset(&c, 0, sizeof c);
@@ -191,7 +191,7 @@ LLMC_FN Config preset_config(const Preset *p, AttnKind attn) {
 // ---------------------------------------------------------------------------------------------------------------------
 // config.json
 
-// Refuses the switches of the paper's variants unless they are at their defaults: this program does not build them yet.
+// Refuses the switches of the paper's variants unless they are at their defaults: the variants are not supported yet.
 LLMC_FN int config_check_variants_(const cJSON *json, Error *err) {
     const char *const variants[] = {"a_contextual", "b_contextual", "share_kv_b", "order", "head_act"};
     for (int i = 0; i < 5; i++) {
@@ -204,6 +204,7 @@ LLMC_FN int config_check_variants_(const cJSON *json, Error *err) {
     return 0;
 }
 
+// Overwrites the fields of c that json has.
 LLMC_FN int config_read_fields_(Config *c, const cJSON *json, Error *err) {
     ConfigField fields[NUM_CONFIG_FIELDS];
     config_fields(c, fields);
@@ -214,18 +215,24 @@ LLMC_FN int config_read_fields_(Config *c, const cJSON *json, Error *err) {
             return fail(err, "\"%s\" is not an integer", fields[i].name);
         *fields[i].value = (int64_t)item->valuedouble;
     }
-    const cJSON *attn = cJSON_GetObjectItemCaseSensitive(json, "attn"), *item;
-    if (attn && !cJSON_IsString(attn)) return fail(err, "\"attn\" is not a text");
-    if (attn && attn_from_name(attn->valuestring, &c->attn, err) != 0) return -1;
     struct { const char *name; double *value; } reals[] = {{"rope_base", &c->rope_base}, {"rms_eps", &c->rms_eps}};
-    for (int i = 0; i < 2; i++)
-        if ((item = cJSON_GetObjectItemCaseSensitive(json, reals[i].name)) && cJSON_IsNumber(item))
-            *reals[i].value = item->valuedouble;
+    for (int i = 0; i < 2; i++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, reals[i].name);
+        if (!item || cJSON_IsNull(item)) continue;
+        if (!cJSON_IsNumber(item)) return fail(err, "\"%s\" is not a number", reals[i].name);
+        *reals[i].value = item->valuedouble;
+    }
+    const cJSON *attn = cJSON_GetObjectItemCaseSensitive(json, "attn");
+    if (attn && !cJSON_IsNull(attn)) {
+        if (!cJSON_IsString(attn)) return fail(err, "\"attn\" is not a string");
+        if (attn_from_name(attn->valuestring, &c->attn, err) != 0) return -1;
+    }
     return config_check_variants_(json, err);
 }
 
 // Reads the text of a checkpoint's config.json, or the same object inside a golden file. `where` names it in the
-// error. Keys that are missing have the defaults of the published code (the paper's 124M); unknown keys are ignored.
+// error. Missing keys have the defaults of the published code (the paper's 124M); unknown keys are ignored. On -1 *c is
+// unchanged.
 LLMC_FN int config_from_json(Config *c, const char *text, const char *where, Error *err) {
     Error why;
     cJSON *json = cJSON_Parse(text);
@@ -260,10 +267,10 @@ LLMC_FN char *config_to_json(const Config *config) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// One idea, many attentions. Each of q, k and v has R vectors b_r a token, and head i is a weighted sum of them:
+// One idea, many attentions. Each of q, k and v has R vectors b_r per token, and head i is a weighted sum of them:
 //     head_i = scale * sum_r a[i][r] b_r
-// TPA computes the weights a from the token too. MHA, GQA and MQA have fixed weights: R = NH, G or 1 vectors, and
-// a[i][r] = 1 where head i belongs to group r (paper, section 3.4).
+// TPA computes the weights a from the token too. MHA, GQA and MQA have fixed weights: R = NH, n_kv_head or 1 vectors,
+// and a[i][r] = 1 where head i belongs to group r, else 0 (paper, section 3.4).
 //
 // All a and b of a token are one factor row (P), the output of one projection:
 //     [aQ (NH, RQ) | bQ (RQ, HSK) | aK (NH, RK) | bK (RK, HSK) | aV (NH, RV) | bV (RV, HSV) | padding to Pp]
@@ -276,11 +283,11 @@ typedef enum {
 
 typedef struct {
     HeadsKind kind;
-    int R;              // vectors of a token: the rank, or the number of groups
-    int HS;             // numbers of a vector: HSK of q and k, HSV of v
-    int HSR;            // how many of them, the last, RoPE rotates: 0 for v
-    int a;              // column of a (NH, R) in the factor row, head-major; FACTORED only
-    int b;              // column of b (R, HS), rank-major
+    int R;              // vectors per token: the rank, or the number of groups
+    int HS;             // numbers per vector: HSK of q and k, HSV of v
+    int HSR;            // RoPE rotates the last HSR of them; 0 for v
+    int a;              // first column of a (NH, R) in the factor row; HEADS_FACTORED only
+    int b;              // first column of b (R, HS) in the factor row
     double scale;
 } Heads;
 
@@ -299,11 +306,11 @@ typedef struct {
     Config config;
     Heads q, k, v;
     int64_t HSK, HSV;   // sizes of a query/key head and of a value head
-    int64_t HSR;        // numbers of a query/key head that RoPE rotates, its last
+    int64_t HSR;        // RoPE rotates the last HSR numbers of a query/key head
     double scale;       // of the softmax: 1 / sqrt(HSK)
     int64_t P, Pp;      // width of a factor row, as computed and as stored
-    int64_t F, Fp, Vp;  // MLP width, as computed and as stored; vocabulary as stored
-    int64_t D, Dp;      // NH * HSV, width of the concatenated heads, as computed and as stored
+    int64_t F, Fp, Vp;  // MLP width, as computed and as stored; vocabulary, as stored
+    int64_t D, Dp;      // NH * HSV, the width of all heads' outputs side by side, as computed and as stored
     // Parameter buffer: wte (Vp, C), then per layer wqkv (Pp, C), wo (C, Dp), w12 (2 Fp, C), w3 (C, Fp)
     size_t wte, layers, layer_stride;   // offsets in the buffer
     size_t wqkv, wo, w12, w3;           // offsets in a layer
@@ -320,6 +327,7 @@ enum { SLICE_UNIT = 1024 };     // also the unit in which gradient_norm (train_t
 typedef struct { size_t offset, size; } Bucket;
 typedef struct { int rank, world; } Slice;      // {0, 1}: the whole
 
+// Bucket 0 is wte, bucket 1 + l is layer l.
 LLMC_FN int model_buckets(const Model *m) { return 1 + (int)m->config.n_layer; }
 LLMC_FN Bucket model_bucket(const Model *m, int k) {
     if (k == 0) return (Bucket){m->wte, m->layers};
@@ -351,8 +359,8 @@ LLMC_FN void model_add_tensor_(Model *m, size_t offset, int64_t rows, int64_t co
     m->num_parameters += (size_t)(rows * cols);
 }
 
-// Adds the weights that make q, k or v (`which`) to the fused projection, from its row `row` on. Returns the next
-// free row.
+// Adds the weights that make q, k or v (`which`) to a layer's fused projection, from its row `row` on. base: offset of
+// the projection in the parameter buffer. Returns the next free row.
 LLMC_FN int64_t model_add_heads_(Model *m, const Heads *heads, char which, int layer, size_t base, int64_t row) {
     const Config *c = &m->config;
     const AttnInfo *kind = attn_info(c->attn);
@@ -365,7 +373,7 @@ LLMC_FN int64_t model_add_heads_(Model *m, const Heads *heads, char which, int l
         snprintf(name, sizeof name, "transformer.h.%d.attn.%sW_B_%c.weight", layer, kind->scope, which);
         model_add_tensor_(m, base + (size_t)(row * C), R * HS, C, C, sqrt(6.0 / (double)((C + R) * HS)), name);
     } else {
-        int with_factors = kind->k == FACTORS;      // then the dense q is initialised like the factors, after Xavier
+        int with_factors = kind->k == FACTORS;      // tpa_kvonly: its dense q has Xavier values like the factors
         double init = with_factors ? sqrt(6.0 / (double)(C + R * HS)) : 1 / sqrt((double)C);
         snprintf(name, sizeof name, "transformer.h.%d.attn.%sc_%c.weight", layer, kind->scope, which);
         model_add_tensor_(m, base + (size_t)(row * C), R * HS, C, C, init, name);
@@ -373,7 +381,7 @@ LLMC_FN int64_t model_add_heads_(Model *m, const Heads *heads, char which, int l
     return row + R * HS;
 }
 
-// Describes q, k or v and gives it columns of the factor row, from *column on.
+// Describes q, k or v, and gives it columns of the factor row from *column on, which moves past them.
 LLMC_FN Heads heads_(const Config *c, HeadSource source, int64_t rank, int64_t HS, int64_t HSR, int64_t *column) {
     Heads h;
     int factored = source == FACTORS;
@@ -406,9 +414,9 @@ LLMC_FN void model_add_layer_(Model *m, int l) {
     model_add_tensor_(m, base + m->w3, C, m->F, m->Fp, 0, name);
 }
 
-// Lays out the model of a checked config. P, F and D are stored padded to multiples of `pad` (what the matrix unit
-// wants; 1: no padding), the vocabulary always to 128. world: ranks that share the parameters out. Free with
-// model_free.
+// Lays out the model of a checked config. P, F and D are padded to multiples of `pad` (what the GPU's matrix units
+// need; 1: no padding), the vocabulary always to a multiple of 128. world: number of ranks, for the size of buckets.
+// Free with model_free.
 LLMC_FN void model_init_shared(Model *m, const Config *config, int pad, int world) {
     memset(m, 0, sizeof *m);
     const Config *c = &m->config;
@@ -452,7 +460,7 @@ LLMC_FN double rope_frequency(int64_t i, int64_t HSR, double base) {
     return pow(base, -2.0 * (double)i / (double)HSR);
 }
 
-// Initial value of element (row, col) of tensor i; it does not depend on storage, program or number of threads.
+// Initial value of element (row, col) of tensor i. It does not depend on storage, program or number of threads.
 LLMC_FN double model_initial_value(const Model *m, uint64_t seed, int i, int64_t row, int64_t col) {
     const Tensor *t = &m->tensors[i];
     return t->init * (2 * rng_uniform(rng_stream(seed, (uint64_t)i), (uint64_t)(row * t->cols + col)) - 1);

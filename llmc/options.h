@@ -14,7 +14,7 @@ typedef struct {
     int64_t seq_len, shuffle, seed, reset_data;
     // model
     const char *model, *attn;
-    Config config;              // what the flags set; 0 elsewhere
+    Config config;              // first what the flags set, 0 where they were not given; then the complete model
     // training
     int64_t batch_size, tokens_per_step, max_steps, warmup_steps;
     double lr, min_lr, weight_decay, clip, beta1, beta2, adam_eps, skip_spikes;
@@ -33,7 +33,7 @@ typedef struct {
     void *gpu_comm;             // GpuComm of llmc/comm.cuh, for the GPU trainer
     // derived
     Schedule schedule;
-    int64_t accum;              // micro-batches a step, of all ranks together
+    int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
 enum { NUM_TRAIN_FLAGS = 62 };
@@ -47,7 +47,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         FLAGS_SECTION("Data"),
         {'i', "train-data", FLAG_TEXT, &o->train_data, "data/toy/toy_train_*.bin", 0, 0,
          "training shards: a path or a glob", 0},
-        {'j', "val-data", FLAG_TEXT, &o->val_data, "data/toy/toy_val_*.bin", 0, 0, "validation shards", 0},
+        {'j', "val-data", FLAG_TEXT, &o->val_data, NULL, 0, 0,
+         "validation shards (NAME_val_*.bin next to --train-data's NAME_train_*.bin; none there: no validation)", 0},
         {'t', "seq-len", FLAG_INT, &o->seq_len, NULL, 1, 1 << 24, "T, tokens of a sequence (preset)", 0},
         {0, "shuffle", FLAG_SWITCH, &o->shuffle, "1", 0, 1,
          "1: seeded order of shards and windows; 0: as stored, llm.c's order", 0},
@@ -134,7 +135,7 @@ LLMC_FN void config_override_(Config *c, Config *given) {
     if (given->rms_eps != 0) c->rms_eps = given->rms_eps;
 }
 
-// Says where two configs differ: "n_layer is 12 there and 4 here". Returns 0 where they are the same.
+// 0 if two configs are the same, or -1 with the first difference in `what`: "n_layer is 12 there and 4 here".
 LLMC_FN int config_difference(const Config *there, const Config *here, Error *what) {
     Config a = *there, b = *here;
     ConfigField fa[NUM_CONFIG_FIELDS], fb[NUM_CONFIG_FIELDS];
@@ -150,8 +151,8 @@ LLMC_FN int config_difference(const Config *there, const Config *here, Error *wh
     return 0;
 }
 
-// The model that --model, --attn and the size flags describe, in o->config. *preset: the recipe for what the flags
-// leave open.
+// Sets o->config to the model that --model, --attn and the size flags describe, and *preset to the recipe for what the
+// flags leave open.
 LLMC_FN int model_options_(TrainOptions *o, AttnKind attn, int attn_given,
                            int (*load_config)(const char *, Config *, Error *), const Preset **preset, Error *err) {
     Config given = o->config, base, merged;
@@ -190,7 +191,8 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     if (flags_parse(argc, argv, help_head, flags, n, err) != 0) return -1;
 
     AttnKind attn = ATTN_TPA;
-    if (attn_from_name(o->attn, &attn, err) != 0) return -1;
+    Error why;
+    if (attn_from_name(o->attn, &attn, &why) != 0) return fail(err, "--attn: %s", why.text);
     int attn_given = 0;
     for (int i = 0; i < n; i++) attn_given |= flags[i].name && !strcmp(flags[i].name, "attn") && flags[i].given;
     const Preset *p = NULL;

@@ -33,8 +33,7 @@ static inline void blas_gemm(real *out, int64_t ldo, const real *left, int64_t l
     CBLAS_TRANSPOSE tr = right_is == TRANSPOSED ? CblasTrans : CblasNoTrans;
     _Generic(alpha, float: cblas_sgemm, double: cblas_dgemm)(
         CblasRowMajor, tl, tr, (int)M, (int)N, (int)K, alpha, (const void *)left, (int)ldl, (const void *)right,
-            (int)ldr,
-        beta, (void *)out, (int)ldo);
+        (int)ldr, beta, (void *)out, (int)ldo);
 }
 #endif
 #endif

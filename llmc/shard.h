@@ -11,9 +11,9 @@
 // end-of-text counts 0; it turns a loss into bits per byte. "xxh64" is XXH64 with seed 0 of the whole file, as `xxhsum`
 // prints it.
 //
-// For adding to a data set later, the manifest also has "shard_size" and "val_tokens" as requested, "null_texts"
-// (documents that were skipped), "invalid_utf8_texts" (documents in which some bytes are not UTF-8; they are kept), and
-// "sources", the files that were added one by one:
+// For adding to a data set later, the manifest also has "shard_size" and "val_tokens" as requested or chosen,
+// "null_texts" (documents that were skipped), "invalid_utf8_texts" (documents in which some bytes are not UTF-8; they
+// are kept), and "sources", the files that were added one by one:
 //   [{"file": "000_00000.parquet", "bytes": N, "xxh64": "...", "documents": N, "tokens": N}, ...]
 // The manifest is written last, so it never lists a shard that is not on disk. Shards it does not list do not count.
 #ifndef LLMC_SHARD_H
@@ -123,6 +123,7 @@ LLMC_FN ManifestEntry *manifest_add(ManifestEntry **list, int *count, char *file
 
 // The XXH64 and the size of a file.
 LLMC_FN int hash_file(const char *path, uint64_t *xxh64, uint64_t *bytes, Error *err) {
+    *xxh64 = *bytes = 0;
     int fd = open(path, O_RDONLY);
     if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
     size_t capacity = 1 << 20;
@@ -130,7 +131,7 @@ LLMC_FN int hash_file(const char *path, uint64_t *xxh64, uint64_t *bytes, Error 
     XXH64_state_t *state = XXH64_createState();
     XXH64_reset(state, 0);
     ssize_t n;
-    for (*bytes = 0; (n = read(fd, buffer, capacity)) > 0; *bytes += (uint64_t)n)
+    for (; (n = read(fd, buffer, capacity)) > 0; *bytes += (uint64_t)n)
         XXH64_update(state, buffer, (size_t)n);
     if (n < 0) fail(err, "%s: read error at byte %" PRIu64 ": %s", path, *bytes, strerror(errno));
     *xxh64 = XXH64_digest(state);

@@ -62,6 +62,27 @@ typedef struct {
 } EncodeScratch;
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Encodings. A text is UTF-8, or at least bytes of which most are ASCII.
+
+// The length of a UTF-8 byte order mark at the start of a text, or 0. It says how the text is encoded, and is no part
+// of it.
+LLMC_FN size_t byte_order_mark(const void *text, size_t bytes) {
+    return bytes >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+}
+
+// "UTF-16" or "UTF-32" where a text starts like that: with a byte order mark, or with characters of which all bytes but
+// one are 0. Else NULL.
+LLMC_FN const char *wide_encoding(const void *text, size_t bytes) {
+    const unsigned char *s = (const unsigned char *)text;
+    if (bytes >= 4 && (memcmp(s, "\xFF\xFE\0", 4) == 0 || memcmp(s, "\0\0\xFE\xFF", 4) == 0)) return "UTF-32";
+    if (bytes >= 2 && (memcmp(s, "\xFF\xFE", 2) == 0 || memcmp(s, "\xFE\xFF", 2) == 0)) return "UTF-16";
+    if (bytes < 8) return NULL;
+    int letters = 0;                        // bit i: byte i is not 0
+    for (int i = 0; i < 8; i++) letters |= (s[i] != 0) << i;
+    return letters == 0x55 || letters == 0xAA ? "UTF-16" : letters == 0x11 || letters == 0x88 ? "UTF-32" : NULL;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Vocabularies
 
 LLMC_FN void tokenizer_free(Tokenizer *t) {
@@ -438,6 +459,22 @@ LLMC_FN size_t tokenizer_encode(const Tokenizer *t, const void *text, size_t byt
         }
     }
     return (size_t)(o - out);
+}
+
+// The same where <|endoftext|> in a text is that token, as in prompts and in other programs' counts of tokens.
+LLMC_FN size_t tokenizer_encode_special(const Tokenizer *t, const void *text, size_t bytes, uint16_t *out,
+                                        EncodeScratch *s) {
+    static const char mark[] = "<|endoftext|>";
+    const size_t length = sizeof mark - 1;
+    const char *at = (const char *)text, *end = at + bytes;
+    size_t n = 0;
+    for (const char *c = at; (c = (const char *)memchr(c, '<', (size_t)(end - c))) != NULL; ) {
+        if ((size_t)(end - c) < length || memcmp(c, mark, length) != 0) { c++; continue; }
+        n += tokenizer_encode(t, at, (size_t)(c - at), out + n, s);
+        out[n++] = (uint16_t)t->eot;
+        at = c += length;
+    }
+    return n + tokenizer_encode(t, at, (size_t)(end - at), out + n, s);
 }
 
 // The last place where a text can be cut so that its parts encode to the tokens of the whole: before a blank, tab or

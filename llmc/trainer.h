@@ -12,7 +12,7 @@
 #include "options.h"
 #include "tokenizer.h"
 
-// steps skipped in a row, as spikes or for a gradient that is not finite, before a run stops
+// A run stops after so many steps in a row were skipped, as spikes or for a gradient that is not finite.
 enum { MAX_BAD_STEPS = 10 };
 
 #ifndef T6_CODE
@@ -20,8 +20,10 @@ enum { MAX_BAD_STEPS = 10 };
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The contract: what the training program calls of a model. inputs, targets (B, T) and ids are in host memory, and
-// free to change when the function returns. With several ranks all of them make the same calls in the same order.
+// The contract: the functions of a model that the training program calls. inputs, targets (B, T) and ids are in host
+// memory, and free to change when the function returns. All ranks make the same calls in the same order, except that
+// each computes the `loss` of its own validation batches, and only rank 0 calls `logits`. A function that fails ends
+// the program with one line.
 
 typedef struct T6 T6;
 
@@ -30,23 +32,24 @@ typedef struct {
     int pad;                                            // widths are stored in multiples of it (model_init)
     void (*start)(TrainOptions *o);                     // sets up threads, GPU, NCCL; called once, first
     void (*describe)(char *out, size_t size);           // device, driver and libraries in one line
-    // Prints what memory the run takes, and stops with one line where the machine has less.
+    // Prints the memory that the run needs, and ends the program with one line where the machine has less.
     void (*plan)(const TrainOptions *o, const Model *m, Logger *log);
     T6 *(*open)(const TrainOptions *o);                 // allocates, for batches up to (o->batch_size, o->seq_len)
     void (*close)(T6 *t6);
     const Model *(*model)(const T6 *t6);
-    HostWeights (*host_weights)(T6 *t6, HostCopy copy); // host memory of the weights and moments
-    void (*load_weights)(T6 *t6, LoadWhat what);        // the model takes the values that are in its host memory
-    // Sum of the losses of B sequences.
+    HostWeights (*host_weights)(T6 *t6, HostCopy copy); // host memory of the weights and moments; the model owns it
+    void (*load_weights)(T6 *t6, LoadWhat what);        // loads the values in that memory into the model
+    // Sum of the losses of all tokens of B sequences.
     double (*loss)(T6 *t6, const int32_t *inputs, const int32_t *targets, int64_t B);
     // Logits of what follows chosen tokens of ids (n): logits (count, V), row i for ids[positions[i]].
     void (*logits)(T6 *t6, float *logits, const int32_t *ids, int64_t n, const int64_t *positions, int64_t count);
-    // Forward and backward of this rank's micro-batch k of a step, number k * world + rank of all; gradients add up.
-    // Each loss weighs dloss. inputs NULL: fewer micro-batches than ranks were left, and this rank has none.
+    // Round k of a step: forward and backward of micro-batch k * world + rank, every loss weighted by dloss. k = 0
+    // starts the step's gradients, later rounds add to them. inputs NULL: this rank has no micro-batch in this round.
     void (*micro_step)(T6 *t6, const int32_t *inputs, const int32_t *targets, double dloss, int64_t k);
-    // Steps with a larger sum of losses or norm than these change nothing, nor do those that are not finite.
+    // The next update changes nothing where the step's sum of losses or its norm exceeds these.
     void (*set_limits)(T6 *t6, SpikeLimits limits);
-    // Sums over the ranks, clips and updates. Returns the sum of the step's losses and the norm of its gradient.
+    // Sums over the ranks, clips and updates; step = 1, 2, ... A norm that is not finite changes nothing either. *loss:
+    // the sum of all losses of the step; *norm: of its gradient, before clipping.
     void (*update)(T6 *t6, const TrainOptions *o, double lr, int64_t step, double *loss, double *norm);
 } TrainerModel;
 
@@ -62,30 +65,74 @@ typedef struct {
     int64_t last_checkpoint;        // its step, found in --out; -1: none
     TrainState now;                 // what a checkpoint saves: step, place in the data, spikes
     int32_t *inputs, *targets;      // (B, T)
-    double flop_per_step, smooth_seconds;
+    double flop_per_step;           // of all ranks
+    double smooth_seconds;          // per step, for the time that is left; 0: no step yet
 } Run;
 
 // The figures of one step, for its log line.
 typedef struct {
-    double loss, norm, lr, seconds, comm_seconds;
+    double loss;                    // mean over the step's tokens
+    double norm, lr, seconds;
+    double comm_seconds;            // spent in collectives, part of seconds
     int skipped;
 } StepResult;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Plan
 
+// The validation shards of the data set that a training shard belongs to: DIR/NAME_val_*.bin, as a glob, for
+// DIR/NAME_train_000001.bin. NULL: there are none. The caller frees it.
+LLMC_FN char *val_shards_of_(const char *shard) {
+    static const char end[] = "_manifest.json";
+    char *set = manifest_path_(shard), *pattern = NULL;
+    if (!set) return NULL;
+    size_t n = strlen(set) - strlen(end), m = 0;
+    char *escaped = (char *)xmalloc(2 * n + 1);
+    for (size_t i = 0; i < n; i++) {
+        if (strchr("[]*?\\", set[i])) escaped[m++] = '\\';
+        escaped[m++] = set[i];
+    }
+    escaped[m] = 0;
+    glob_t files;
+    pattern = xasprintf("%s_val_*.bin", escaped);
+    if (glob(pattern, 0, NULL, &files) != 0) free(pattern), pattern = NULL;
+    globfree(&files);
+    free(escaped), free(set);
+    return pattern;
+}
+
+// Opens the validation data. Without --val-data they are those of the training data's set; where it has none, there is
+// no validation.
+LLMC_FN int open_val_data(Run *run, Error *err) {
+    TrainOptions *o = &run->o;
+    DataLoader *train = &run->train, *val = &run->val;
+    Error why;
+    char *own = o->val_every && !o->val_data ? val_shards_of_(train->shards[0].path) : NULL;
+    const char *pattern = o->val_data ? o->val_data : own;
+    int rc = 0;
+    if (o->val_every && !pattern) {
+        if (run->comm.rank == 0)
+            fprintf(stderr, "note: no validation: %s has no validation shards next to it, and --val-data names none\n",
+                    train->shards[0].path);
+        o->val_every = 0;
+    }
+    if (o->val_every && loader_open(val, pattern, o->seq_len, ORDER_SEQUENTIAL, 1, 0, &why) != 0)
+        rc = fail(err, "--val-data: %s%s", why.text, own ? "; --val-every 0 trains without validation" : "");
+    if (o->val_every && rc == 0 && strcmp(train->vocab, val->vocab))
+        rc = fail(err, "--val-data: its tokens are %s, those of --train-data are %s", val->vocab, train->vocab);
+    free(own);
+    return rc;
+}
+
 // Opens the data, and the tokenizer of samples.
 LLMC_FN int open_data(Run *run, Error *err) {
     const TrainOptions *o = &run->o;
-    DataLoader *train = &run->train, *val = &run->val;
+    DataLoader *train = &run->train;
     Error why;
     LoaderOrder order = o->shuffle ? ORDER_SHUFFLED : ORDER_SEQUENTIAL;
     if (loader_open(train, o->train_data, o->seq_len, order, (uint64_t)o->batch_size, (uint64_t)o->seed, &why) != 0)
         return fail(err, "--train-data: %s", why.text);
-    if (o->val_every && loader_open(val, o->val_data, o->seq_len, ORDER_SEQUENTIAL, 1, 0, &why) != 0)
-        return fail(err, "--val-data: %s", why.text);
-    if (o->val_every && strcmp(train->vocab, val->vocab))
-        return fail(err, "--val-data: its tokens are %s, those of --train-data are %s", val->vocab, train->vocab);
+    if (open_val_data(run, err) != 0) return -1;
     if (train->windows < (uint64_t)o->batch_size)
         return fail(err, "--train-data: %" PRIu64 " tokens, fewer than one batch of %" PRId64 " x %" PRId64 "; lower "
                     "--batch-size (-b) or --seq-len (-t), or use more data", train->tokens, o->batch_size, o->seq_len);
@@ -213,9 +260,9 @@ LLMC_FN void print_plan(Run *run) {
                   ", MLP %" PRId64 ", vocabulary %" PRId64 "\n", o->model, attn_name(c->attn),
                   (double)m.num_parameters / 1e6, c->n_layer, c->n_embd, c->n_head, c->head_dim, m.F, c->vocab_size);
     if (m.k.kind == HEADS_FACTORED)
-        logger_printf(log, "ranks: q %d, k %d, v %d; the cache takes %" PRId64 " numbers per token and layer, MHA's %"
-                      PRId64 "\n", m.q.kind == HEADS_FACTORED ? m.q.R : 0, m.k.R, m.v.R, model_cache_width(&m),
-                      c->n_head * (m.HSK + m.HSV));
+        logger_printf(log, "factor ranks: q %d, k %d, v %d; the cache takes %" PRId64 " numbers per token and layer, "
+                      "MHA's %" PRId64 "\n", m.q.kind == HEADS_FACTORED ? m.q.R : 0, m.k.R, m.v.R,
+                      model_cache_width(&m), c->n_head * (m.HSK + m.HSV));
     logger_printf(log, "step: %" PRId64 " x %" PRId64 " x %" PRId64 " = %" PRId64 " tokens (accumulation x batch x "
                   "sequence), %.3g TFLOP; %" PRId64 " steps, %.4g tokens\n", o->accum, o->batch_size, o->seq_len,
                   o->tokens_per_step, run->flop_per_step / 1e12, o->max_steps, tokens);
@@ -270,8 +317,8 @@ LLMC_FN void init_weights(float *params, const Model *m, uint64_t seed) {
     }
 }
 
-// Puts the loader at the checkpoint's place in the data, which must be the same data in the same order. --reset-data
-// leaves it at the start.
+// Moves the loader to the checkpoint's place in the data, which must be the same data in the same order. With
+// --reset-data it stays at the start.
 LLMC_FN int restore_data(Run *run, const TrainState *saved, Error *err) {
     const TrainOptions *o = &run->o;
     DataLoader *train = &run->train;
@@ -282,8 +329,8 @@ LLMC_FN int restore_data(Run *run, const TrainState *saved, Error *err) {
         {"set of training shards", "--train-data", saved->shards, run->now.shards}};
     for (int i = 0; i < 4; i++)
         if (same[i].then != same[i].now)
-            return fail(err, "%s: the checkpoint has a different %s (%s), so its place in the data means nothing here: "
-                        "restore it, or add --reset-data 1", o->out, same[i].what, same[i].flag);
+            return fail(err, "%s: the checkpoint has a different %s, so its place in the data means nothing here: use "
+                        "the same %s, or add --reset-data 1", o->out, same[i].what, same[i].flag);
     if (saved->position >= (int64_t)train->windows)
         return fail(err, "%s: the checkpoint's place in the data is beyond the end of the shards; add --reset-data 1 "
                     "to start them over", o->out);
@@ -302,8 +349,8 @@ LLMC_FN int check_resumed_(const char *folder, const Config *config, Error *err)
     return 0;
 }
 
-// Weights, optimizer state and place in the data from a checkpoint. Rank 0 reads the weights and judges them; each
-// rank reads its part of the moments.
+// Loads the checkpoint to resume, with optimizer state and place in the data, or the weights of --model's. Rank 0 reads
+// and checks the weights; each rank reads its part of the moments.
 LLMC_FN void load_checkpoint(Run *run) {
     const TrainOptions *o = &run->o;
     const Model *m = run->ops->model(run->t6);
@@ -347,7 +394,7 @@ LLMC_FN void restore_run(Run *run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Step
 
-// One update. Micro-batch i of a step goes to rank i % world.
+// One step: all its micro-batches, of which number i goes to rank i % world, and the update.
 LLMC_FN StepResult train_step(Run *run) {
     const TrainOptions *o = &run->o;
     Comm *comm = &run->comm;
@@ -435,7 +482,7 @@ LLMC_FN void sample(Run *run) {
     int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len - 1;
     int32_t *ids = (int32_t *)xmalloc((size_t)(n + 1) * sizeof *ids);
     float *logits = (float *)xmalloc((size_t)V * sizeof *logits);
-    uint64_t stream = rng_stream((uint64_t)o->seed ^ 0x73616d706c65, (uint64_t)run->now.step);
+    uint64_t stream = rng_stream((uint64_t)o->seed ^ 0x73616d706c65, (uint64_t)run->now.step);     // "sample"
     ids[0] = eot;
     logger_printf(log, "--- sample\n");
     for (int64_t i = 0; i < n; i++) {
@@ -487,7 +534,8 @@ LLMC_FN void save_checkpoint(Run *run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The program
 
-// What is due after a step, saving first: nothing that fails later can cost weights. Returns 1 where the run ends here.
+// Saves, validates and samples where that is due after a step. It saves first, so that no later failure costs weights.
+// Returns 1 where the run ends here: after the last step, or after a signal.
 LLMC_FN int after_step(Run *run, int stop) {
     const TrainOptions *o = &run->o;
     int64_t step = run->now.step;
@@ -504,9 +552,9 @@ LLMC_FN int after_step(Run *run, int stop) {
 }
 
 LLMC_FN void train_steps(Run *run) {
-    int done = run->now.step >= run->o.max_steps;       // resumed after its last step
+    int done = run->now.step >= run->o.max_steps;               // resumed after its last step: nothing is left to do
     stop_on_signals();
-    if (run->o.max_steps == 0) done = after_step(run, 0);
+    if (run->o.max_steps == 0) done = after_step(run, 0);       // saves and evaluates the initial weights
     while (!done) {
         StepResult r = train_step(run);
         log_step(run, &r);
@@ -528,7 +576,7 @@ LLMC_FN int trainer_main(int argc, char **argv, const TrainerModel *ops) {
     Run *run = (Run *)xcalloc(1, sizeof *run);
     set_program_name(argv[0]);
     run->ops = ops;
-    plan_run(run, argc, argv);          // flags, data, output folder; what it takes
+    plan_run(run, argc, argv);          // flags, data, output folder, memory
     if (!run->o.plan) {
         restore_run(run);               // weights, fresh or from a checkpoint
         train_steps(run);               // step, log, save, evaluate

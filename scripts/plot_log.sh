@@ -62,7 +62,8 @@ quoted() { printf "'%s'" "${1//\'/\'\'}"; }     # as a string of gnuplot's
 names=()
 for run in "${runs[@]}"; do
     [ -d "$run" ] || stop 2 "$run: no such folder"
-    [ -s "$run/metrics.jsonl" ] || stop 2 "$run/metrics.jsonl is missing or empty; is $run the --out folder of a run?"
+    [ -f "$run/metrics.jsonl" ] && [ -s "$run/metrics.jsonl" ] ||
+        stop 2 "$run/metrics.jsonl is missing or empty; is $run the --out folder of a run?"
     names+=("$(basename "$(cd "$run" && pwd)")")
 done
 script="" curves="" most=0

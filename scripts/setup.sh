@@ -6,7 +6,7 @@
 set -euo pipefail
 
 packages="ca-certificates curl gcc g++ make libc6-dev binutils gnuplot-nox xz-utils unzip zstd"
-packages="$packages libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev libopenblas-dev"
+packages="$packages libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev zlib1g-dev libopenblas-dev"
 [ "${1:-}" = mpi ] || [ "${1:-}" = test ] && packages="$packages openmpi-bin libopenmpi-dev"
 [ "${1:-}" = test ] && packages="$packages clang libomp-dev python3 python3-venv iproute2 openssh-client"
 

@@ -1,4 +1,4 @@
-// How generate_t6 checks itself: every way to the logits of what follows some tokens must lead to the same logits.
+// How generate_t6 checks itself: every way to compute the logits of what follows some tokens must give the same logits.
 //   generate_t6 --check               for the user's model and prompt
 //   generate_t6 --golden FILE...      and greedy tokens, for golden files
 #ifndef TEST_CHECK_GENERATOR_H
@@ -26,12 +26,11 @@ LLMC_FN Generator *generator_load(const GeneratorModel *ops, const GenerateOptio
     return g;
 }
 
-// An fp8 number is off by at most 2^-4 of itself, 2.6% in the root mean square. Logits were off by 0.05% to 5% in the
-// models of the tests, and by 7.5% at the worst place of one with sharp attention. A mistake (a scale, a code, a
-// slot) makes 100%.
+// An fp8 number is off by at most 2^-4 of itself, 2.6% RMS. Logits were off by 0.05% to 5% in the models of the tests,
+// and by 7.5% at the worst place of one with sharp attention. A mistake (a scale, a code, a slot) makes about 100%.
 #define FP8_TOLERANCE 0.25
-// Rounding errors of logits grow with the sharpness of attention: 1e-7 to 5e-6 in trained models in fp32. Golden
-// files have no sharp attention.
+// The tolerance of --check is this times that of golden files: rounding errors of logits grow with the sharpness of
+// attention, 1e-7 to 5e-6 in trained models in fp32, and golden files have no sharp attention.
 #define CHECK_MARGIN 10
 
 typedef struct {
@@ -40,7 +39,7 @@ typedef struct {
     int passed;
 } WayErrors;
 
-// Compares logits (V) with those wanted, and raises *worst to their difference.
+// Compares logits (V) with those wanted, and raises *worst to their relative difference if that is larger.
 LLMC_FN void compare_logits_(WayErrors *e, double *worst, const float *logits, const float *want, int64_t V) {
     double difference = 0, size = 0;
     for (int64_t i = 0; i < V; i++) difference += pow((double)logits[i] - want[i], 2), size += pow(want[i], 2);
@@ -49,9 +48,9 @@ LLMC_FN void compare_logits_(WayErrors *e, double *worst, const float *logits, c
     e->hash = XXH64(logits, (size_t)V * sizeof *logits, e->hash);
 }
 
-// The logits (V) after ids (n >= 2): by one prefill, by a prefill and steps of every size, among shorter sequences,
-// and with an fp8 cache. want (V): what those of one prefill should be, or NULL if not known. tolerance: of all but
-// fp8.
+// Computes the logits (V) after ids (n >= 2) by one prefill, by a prefill and steps of every size, in a batch with a
+// shorter sequence, and with an fp8 cache, and compares all with those of one prefill. want (V): what these should be,
+// or NULL if that is not known. tolerance: of all but fp8.
 LLMC_FN WayErrors check_ways(const GeneratorModel *ops, const GenerateOptions *options, const Config *c,
                              WeightSource from, const int32_t *ids, int64_t n, const float *want, double tolerance) {
     GenerateOptions o = *options;
@@ -106,12 +105,13 @@ LLMC_FN int check_prompt(const GeneratorModel *ops, const GenerateOptions *o, co
     return !e.passed;
 }
 
-// Greedy tokens after ids (T), through the cache; want (new_tokens) follows them in ids. Returns how many are wrong.
+// Generates greedy tokens after the first T ids, through the cache, and compares them with the next new_tokens ids.
+// Returns how many are wrong.
 LLMC_FN int64_t check_greedy_(const GeneratorModel *ops, const GenerateOptions *o, Golden *golden, WeightSource from,
                               const int32_t *ids) {
     int64_t T = golden->T, end = T + golden->new_tokens, wrong = 0;
     Generator *g = generator_load(ops, o, &golden->config, 1, end, from);
-    SamplerOptions greedy = {0, 0, 1, 0};
+    SamplerOptions greedy = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0};
     ops->prefill(g, 0, ids, T);
     for (int64_t i = T; i < end; i++) {
         int32_t next;

@@ -17,8 +17,8 @@ typedef struct {
     unsigned char *compared;    // one flag per tensor of the file: golden_read has read it
 } Golden;
 
-// Opens a golden file. -1: it cannot be read or is no golden file, -2: its config is of a model that is not built
-// here; with the reason in err, and nothing left open.
+// Opens a golden file. -1: it cannot be read or is not a golden file. -2: its config is of a model that is not
+// supported. Either with the reason in err, and nothing left open.
 LLMC_FN int golden_open(Golden *g, const char *path, Error *err) {
     memset(g, 0, sizeof *g);
     g->path = path;
@@ -51,8 +51,8 @@ LLMC_FN void golden_close(Golden *g) {
     safetensors_close(&g->file);
 }
 
-// The tensor of that name as doubles, which the caller frees. NULL, with the reason in err, where it is missing or has
-// another size.
+// The tensor of that name as doubles, which the caller frees. NULL, with the reason in err: it is missing or has a
+// different size.
 LLMC_FN double *golden_read(Golden *g, const char *name, int64_t elements, Error *err) {
     const SafeTensor *t = safetensors_find(&g->file, name);
     double *out = (double *)xmalloc((size_t)elements * sizeof *out);
@@ -68,7 +68,7 @@ LLMC_FN double *golden_read(Golden *g, const char *name, int64_t elements, Error
     return NULL;
 }
 
-// The same as tokens, each of which must be in the vocabulary.
+// The same for a tensor of n tokens, each of which must be in the vocabulary.
 LLMC_FN int32_t *golden_tokens(Golden *g, const char *name, int64_t n, Error *err) {
     double *values = golden_read(g, name, n, err);
     if (!values) return NULL;

@@ -35,25 +35,25 @@ fi
 
 # ---- aarch64: its libraries come from the distribution, into a folder of their own
 libraries() {
-    local apt=$out/apt
-    [ -e "$out/ready" ] && return
+    local apt=$out/apt packages
+    packages="libc6-dev libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev zlib1g-dev libgomp1"
+    [ "$(cat "$out/ready" 2>/dev/null)" = "$packages" ] && return
     mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$out/root"
     : >"$apt/status"
     set -- -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root \
         -o Dir::State="$apt" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt"
-    apt-get "$@" update && apt-get "$@" install -d -y --no-install-recommends \
-        libcjson-dev libxxhash-dev libutf8proc-dev libzstd-dev libgomp1 || return 1
+    # shellcheck disable=SC2086
+    apt-get "$@" update && apt-get "$@" install -d -y --no-install-recommends $packages || return 1
     for package in "$apt"/archives/*.deb; do dpkg-deb -x "$package" "$out/root" || return 1; done
-    touch "$out/ready"
+    echo "$packages" >"$out/ready"
 }
 cross=aarch64-linux-gnu-gcc
 if ! has $cross; then echo "skip aarch64: no $cross"
 elif ! has apt-get || ! libraries >"$tmp/log" 2>&1; then
     echo "skip aarch64: no libraries for it: $(tail -1 "$tmp/log")"
 else
-    lib=$out/root/usr/lib/aarch64-linux-gnu
-    flags="-O2 -isystem $out/root/usr/include"
-    compile() { builds "$1" CC=$cross LDFLAGS="-L$lib -Wl,-rpath-link,$lib" "${@:2}"; }
+    flags="-O2 --sysroot=$out/root"
+    compile() { builds "$1" CC=$cross "${@:2}"; }
     compile "the CPU programs build for aarch64" CFLAGS="$flags" OUT="$out" $(printf "$out/%s " $programs)
     compile "... and for a newer processor" CFLAGS="$flags -mcpu=neoverse-v1" OUT="$out/v1" "$out/v1/data/toy_corpus"
     if has qemu-aarch64; then

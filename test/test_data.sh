@@ -85,8 +85,8 @@ test_cases() {
 }
 
 test_sample() {
-    quiet tok -o "$tmp/a/s" "$data/sample.jsonl.zst" || return
-    tokens_of "$tmp/a/s_val_000000.bin" | cmp - "$data/sample.u16" || return
+    quiet tok --val-tokens 0 -o "$tmp/a/s" "$data/sample.jsonl.zst" || return
+    tokens_of "$tmp/a/s_train_000000.bin" | cmp - "$data/sample.u16" || return
     local m=$tmp/a/s_manifest.json
     has $m '"documents": 200,' && has $m '"tokens": 393524, "bytes": 1648206,' || say "$(cat $m)"
 }
@@ -108,9 +108,9 @@ test_threads() {
         printf '{"text":"'; head -c 900000 /dev/zero | tr '\0' a; printf '"}\n'
         for n in {1..15}; do cat "$tmp/s.jsonl"; done
     } >"$tmp/late.jsonl"
-    for n in 1 2 3; do quiet tok --threads $n -o "$tmp/late$n/s" "$tmp/late.jsonl" || return; done
+    for n in 1 2 3; do quiet tok --threads $n --val-tokens 0 -o "$tmp/late$n/s" "$tmp/late.jsonl" || return; done
     for n in {1..15}; do cat "$data/sample.u16"; done >"$tmp/late.u16"
-    tokens_of "$tmp"/late1/s_val_000000.bin | tail -c $((15 * 787048)) | cmp - "$tmp/late.u16" || return
+    tokens_of "$tmp"/late1/s_train_000000.bin | tail -c $((15 * 787048)) | cmp - "$tmp/late.u16" || return
     diff -r "$tmp/late1" "$tmp/late2" && diff -r "$tmp/late1" "$tmp/late3" || return
     [ "$(stat -c %s "$tmp/1/s_val_000001.bin")" = $((1024 + 2 * 20000)) ] || say "validation is not 70000 tokens"
     quiet "$TOKENIZE" --verify "$tmp/1/s" | tail -n 1 | grep -q '^ok .*400 documents' || say "--verify fails"
@@ -119,7 +119,7 @@ test_threads() {
 test_plain_text() {
     local form f i
     zstd -qdc "$data/sample.jsonl.zst" >"$tmp/a.txt"
-    head -c 100000 /dev/urandom >"$tmp/b.bin"
+    { printf b; head -c 100000 /dev/urandom; } >"$tmp/b.bin"     # b, so that it does not start like a packed file
     : >"$tmp/c.txt"
     for f in a.txt b.bin c.txt; do printf '<|endoftext|>'; cat "$tmp/$f"; done >"$tmp/expected"
     for form in --vocab=$vocab --bytes; do
@@ -146,8 +146,8 @@ test_json() {
 {"text":"\ud800x\udc00\ud800\ud800\udc00"}
 END
     printf '{"text":"a\xff\xc3"}\r\n{"text":"last"}' >>"$tmp/a.jsonl"
-    quiet tok -o "$tmp/o/s" "$tmp/a.jsonl" || return
-    quiet tok --decode "$tmp/o/s_val_000000.bin" >"$tmp/back"
+    quiet tok --val-tokens 0 -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    quiet tok --decode "$tmp/o/s_train_000000.bin" >"$tmp/back"
     local e='<|endoftext|>'
     {
         printf "${e}A\xf0\x9f\x98\x80\"\\\\/\b\f\n\r\t\xc3\xa9\0z${e}key${e}${e}"
@@ -235,8 +235,9 @@ test_bad_input() {
     done
     for ((i = 0; i < flips; i++)); do
         flip "$z" "$tmp/flip.jsonl.zst" $(((RANDOM * 32768 + RANDOM) % (size - 4) + 4)) $((RANDOM % 8))
-        if tok -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then     # some bits of a zstd header are unused
-            tokens_of "$tmp/o/s_val_000000.bin" | cmp -s - "$data/sample.u16" ||
+        if tok --val-tokens 0 -o "$tmp/o/s" "$tmp/flip.jsonl.zst" 2>"$tmp/stderr"; then
+            # some bits of a zstd header are unused
+            tokens_of "$tmp/o/s_train_000000.bin" | cmp -s - "$data/sample.u16" ||
                 { say "a flipped bit changed the tokens without an error"; return; }
             rm -rf "$tmp/o"
         else
@@ -325,6 +326,280 @@ test_append() {
     all_whole "$tmp/one"
 }
 
+# ----------------------------------------------------------------------------------------------------------------------
+# What a file is, its content says
+
+hello='{"text":"Hello world"}'
+is_hello() {    # FILE: it holds the document of $hello, and nothing else
+    local name=${1##*/}
+    rm -rf "$tmp/o"
+    quiet tok --val-tokens 0 -o "$tmp/o/x" "$1" || { say "$name is refused"; return; }
+    tokens_of "$tmp"/o/*.bin | od -An -tu2 | grep -qx ' 50256 15496   995' || say "$name has other tokens"
+}
+bytes() { local hex="$*"; printf "$(sed 's/../\\x&/g' <<<"${hex// /}")"; }     # from hex digits
+has_asan() { nm -D "$TOKENIZE" 2>/dev/null | grep -q __asan; }
+
+# gzip and zstd in all their forms, under any name.
+test_packed() {
+    local f m=$tmp/m i size
+    mkdir "$m"
+    echo "$hello" >"$tmp/a.jsonl"
+    gzip -c "$tmp/a.jsonl" >"$m/a.jsonl.gz"
+    cp "$m/a.jsonl.gz" "$m/content.jsonl"
+    cp "$m/a.jsonl.gz" "$m/content.JSON.zst"
+    zstd -qc "$tmp/a.jsonl" >"$m/a.jsonl.zstd"
+    cp "$m/a.jsonl.zstd" "$m/content.ndjson"
+    printf 'Hello world' | gzip -c >"$m/text"
+    printf 'Hello world' | zstd -qc >"$m/text.txt"
+    printf 'Hello world' | zstd -qc >"$m/text.gz"
+    # members and frames, also empty ones, and those that are to be skipped
+    { printf '{"text":' | gzip -1; printf '' | gzip; printf '"Hello world"}' | gzip -9; } >"$m/members.json.gz"
+    { cat "$m/members.json.gz"; head -c 1000 /dev/zero; } >"$m/padded.json.gz"
+    { printf '{"text":"Hello' | zstd -q; printf '' | zstd -q; printf ' world"}\n' | zstd -q; } >"$m/frames.json.zst"
+    { bytes 502A4D18 04000000; printf abcd; cat "$m/a.jsonl.zstd"; bytes 5F2A4D18 00000000; } >"$m/skipped.jsonl.zst"
+    type -P pzstd >/dev/null && pzstd -qc "$tmp/a.jsonl" >"$m/pzstd.jsonl.zst"
+    for f in "$m"/*; do is_hello "$f" || return; done
+    for f in a.jsonl.gz skipped.jsonl.zst; do
+        [ "$(tok --print-ids <"$m/$f")" = '[15496,995]' ] || { say "$f on standard input"; return; }
+    done
+    # a window of 2 GB, as with zstd --long=31: one uncompressed block
+    { bytes 28B52FFD 00 A8 B90000; cat "$tmp/a.jsonl"; } >"$m/long.jsonl.zst"
+    if ! has_asan; then
+        is_hello "$m/long.jsonl.zst" || return
+        has "$tmp/stderr" 'note: .*takes 20[0-9][0-9] MB' || { say "no word of memory: $(cat "$tmp/stderr")"; return; }
+        (ulimit -v 1000000; rejects 1 'out of memory: zstd --long' tok -o "$tmp/p/s" "$m/long.jsonl.zst") || return
+    fi
+    # damaged, cut, or with something else after it
+    for f in members.json.gz frames.json.zst; do
+        size=$(stat -c %s "$m/$f")
+        for ((i = 4; i < size; i += 7)); do
+            head -c $i "$m/$f" >"$tmp/cut.json.${f##*.}"
+            rejects 2 'cut.json[^ ]*: ' tok -o "$tmp/p/s" "$tmp/cut.json.${f##*.}" || return
+        done
+        { cat "$m/$f"; printf junk; } >"$tmp/more.json.${f##*.}"
+        rejects 2 'something else follows\|damaged' tok -o "$tmp/p/s" "$tmp/more.json.${f##*.}" || return
+    done
+    zstd -qdc "$data/sample.jsonl.zst" | gzip -c >"$tmp/s.jsonl.gz"
+    quiet tok --print-ids "$tmp/s.jsonl.gz" | cmp - <(tok --print-ids "$data/sample.jsonl.zst") || return
+    size=$(stat -c %s "$tmp/s.jsonl.gz")
+    for ((i = 0; i < flips; i++)); do   # not the first ten bytes: some of them are a date that nothing protects
+        flip "$tmp/s.jsonl.gz" "$tmp/flip.jsonl.gz" $(((RANDOM * 32768 + RANDOM) % (size - 10) + 10)) $((RANDOM % 8))
+        rejects 2 'flip.jsonl.gz: ' tok -o "$tmp/p/s" "$tmp/flip.jsonl.gz" || return
+    done
+    nothing_left "$tmp/p"
+}
+
+# Formats that tokenize does not read are refused by name, packed or not, under any name.
+test_formats() {
+    local what mark n=0 f
+    while read -r what mark; do
+        for f in x.txt x.jsonl; do
+            { bytes $mark; head -c 600 /dev/zero; } >"$tmp/$f"
+            rejects 2 "$f: an\? \?${what//_/ }; \|$f: ${what//_/ }; " tok -o "$tmp/o/s" "$tmp/$f" || return
+        done
+        gzip -c "$tmp/x.txt" >"$tmp/x.gz"
+        rejects 2 "x.gz: .*${what//_/ } in gzip data; " tok -o "$tmp/o/s" "$tmp/x.gz" || return
+        zstd -qc "$tmp/x.txt" >"$tmp/x"
+        rejects 2 "standard input: .*${what//_/ } in zstd data; " tok -o "$tmp/o/s" - <"$tmp/x" || return
+        n=$((n + 1))
+    done <<'END'
+bzip2_data 425A6839314159265359
+xz_data FD377A585A00
+lzma_data 5D00008000
+lz4_data 04224D18
+zip_archive 504B0304
+7z_archive 377ABCAF271C
+rar_archive 526172211A07
+parquet_file 50415231
+Arrow_file 4152524F57310000
+Avro_file 4F626A01
+NumPy_file 934E554D5059
+SQLite_database 53514C69746520666F726D6174203300
+PDF_file 255044462D
+token_shard 88D8340101000000
+END
+    { head -c 257 /dev/zero | tr '\0' n; printf 'ustar  '; head -c 700 /dev/zero; } >"$tmp/a.tar"
+    gzip -c "$tmp/a.tar" >"$tmp/a.tgz"
+    rejects 2 'a.tar: a tar archive' tok -o "$tmp/o/s" "$tmp/a.tar" || return
+    rejects 2 'a.tgz: a tar archive in gzip data' tok -o "$tmp/o/s" "$tmp/a.tgz" || return
+    echo "$hello" | gzip | zstd -q >"$tmp/twice.jsonl.zst"
+    rejects 2 'packed twice, gzip data in zstd data' tok -o "$tmp/o/s" "$tmp/twice.jsonl.zst" || return
+    for f in gz zst zstd bz2 xz zip parquet; do         # a name that promises packed data which are not there
+        echo "$hello" >"$tmp/no.jsonl.$f"
+        rejects 2 'does not start like' tok -o "$tmp/o/s" "$tmp/no.jsonl.$f" || return
+    done
+    for f in 'BZh9 is a sign' '7z is short' 'Obj 1' 'Rar! said he' 'ustar' 'PK'; do     # text that resembles them
+        printf '%s' "$f" >"$tmp/b.txt"
+        "$TOKENIZE" --bytes --print-ids "$tmp/b.txt" >/dev/null || { say "refused: $f"; return; }
+    done
+    nothing_left "$tmp/o" && echo "$n formats"
+}
+
+test_encodings() {
+    local e f bom='\xef\xbb\xbf'
+    mkdir "$tmp/m"
+    printf "$bom$hello\n" >"$tmp/m/bom.jsonl"
+    printf "$bom$hello\r\n" | gzip -c >"$tmp/m/bom.jsonl.gz"
+    printf "$bom\n$bom$hello\n$bom" >"$tmp/m/joined.jsonl"
+    printf "${bom}Hello world" >"$tmp/m/bom.txt"
+    printf '{"a":NaN,"text":"Hello world","b":[-Infinity,{"c":Infinity}]}' >"$tmp/m/nan.jsonl"
+    for f in "$tmp"/m/*; do is_hello "$f" || return; done
+    printf "a$bom" >"$tmp/inside.txt"       # not at the start: it is text
+    e=$("$TOKENIZE" --bytes --print-ids "$tmp/inside.txt")
+    [ "$e" = '[97,239,187,191]' ] || { say "a mark inside a text: $e"; return; }
+    for e in '{"text":NaN}' '{"text":"a","id":-NaN}' '{"text":"a","id":nan}' '{"text":"a","id":Infinit}'; do
+        echo "$e" >"$tmp/bad.jsonl"
+        rejects 2 'bad.jsonl: line 1, byte' tok -o "$tmp/p/s" "$tmp/bad.jsonl" || return
+    done
+    for e in UTF-16LE UTF-16BE UTF-32LE UTF-32BE UTF-16 UTF-32; do      # the last two have a byte order mark
+        echo "$hello" | iconv -f UTF-8 -t $e >"$tmp/wide.jsonl" || return
+        cp "$tmp/wide.jsonl" "$tmp/wide.txt"
+        for f in wide.jsonl wide.txt; do rejects 2 "$f: text in ${e:0:6}" tok -o "$tmp/p/s" "$tmp/$f" || return; done
+        rejects 2 "standard input: text in ${e:0:6}" tok -o "$tmp/p/s" <"$tmp/wide.jsonl" || return
+    done
+    nothing_left "$tmp/p" || return
+    echo "$hello" >"$tmp/other.txt"         # plain text by its name, but not without a word
+    tok --print-ids "$tmp/other.txt" 2>&1 >/dev/null | grep -q '^note: .*other.txt: read as plain text' ||
+        say "no note about other.txt"
+}
+
+# The largest document does not depend on its place in the file.
+test_giant() {
+    has_asan && { echo "skip: too slow with sanitizers"; return; }
+    local most=$((1 << 28)) first
+    lines() {       # FIRST BYTES: the first line or nothing, then a line of that many bytes
+        printf "$1"; printf '{"text":'; head -c $(($2 - 12)) /dev/zero | tr '\0' ' '; printf '"b"}'; printf "\n$1"
+    }
+    for first in '' '{"text":"b"}\n'; do
+        lines "$first" $most | quiet "$TOKENIZE" --bytes --print-ids >/dev/null || return
+        lines "$first" $((most + 1)) | rejects 2 'a line of more than 256 MB' "$TOKENIZE" --bytes --print-ids || return
+    done
+    mkfifo "$tmp/a.txt"
+    { printf 'a '; head -c $((most + 1)) /dev/zero | tr '\0' a; } >"$tmp/a.txt" &
+    rejects 2 'more than 256 MB without white space' tok --print-ids "$tmp/a.txt"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Validation tokens, empty input, counts
+
+shard_sizes() {     # FOLDER: names of its shards and their numbers of tokens
+    local f
+    for f in "$1"/*_val_* "$1"/*_train_*; do
+        [ ! -e "$f" ] || echo -n "${f##*/s_}:$((($(stat -c %s "$f") - 1024) / 2)) "
+    done
+}
+
+# Without --val-tokens 1% of the tokens are for validation, at most a shard, and the rest is for training.
+test_val_default() {
+    local n want size=(--bytes --shard-size 1000)
+    head -c 200000 "$data/sample.jsonl.zst" | od -An -v -tx1 | tr -d ' \n' >"$tmp/text"
+    while read -r n want; do    # a document of n bytes has n + 1 tokens
+        rm -rf "$tmp"/[ab]
+        head -c $n "$tmp/text" >"$tmp/t.txt"
+        quiet "$TOKENIZE" "${size[@]}" -o "$tmp/a/s" "$tmp/t.txt" || return
+        quiet "$TOKENIZE" "${size[@]}" --val-tokens 0 -o "$tmp/b/s" "$tmp/t.txt" || return
+        [ "$(shard_sizes "$tmp/a")" = "$want " ] || { say "$n bytes: $(shard_sizes "$tmp/a")"; return; }
+        tokens_of $(ls "$tmp"/a/*_val_* 2>/dev/null; ls "$tmp"/a/*_train_*) >"$tmp/stream"
+        tokens_of "$tmp"/b/*.bin | cmp - "$tmp/stream" || return
+        quiet "$TOKENIZE" --verify "$tmp/a/s" >"$tmp/out" || { cat "$tmp/out"; return 1; }
+    done <<'END'
+50 train_000000.bin:51
+98 train_000000.bin:99
+99 val_000000.bin:1 train_000001.bin:99
+999 val_000000.bin:10 train_000001.bin:990
+1000 val_000000.bin:10 train_000001.bin:990 train_000002.bin:1
+3333 val_000000.bin:33 train_000001.bin:967 train_000002.bin:1000 train_000003.bin:1000 train_000004.bin:334
+END
+    # the manifest's bytes of text are those of each shard
+    for n in 1 2 3 4 5 6 7; do echo "{\"text\":\"$(head -c $((n * 30)) "$tmp/text")\"}"; done >"$tmp/t.jsonl"
+    for ((n = 0; n < 5; n++)); do cat "$tmp/t.jsonl"; done >"$tmp/t5.jsonl"
+    quiet "$TOKENIZE" "${size[@]}" -o "$tmp/c/s" "$tmp/t5.jsonl" || return
+    for n in "$tmp"/c/*.bin; do
+        want=$("$TOKENIZE" --bytes --decode "$n" | sed 's/<|endoftext|>//g' | wc -c)
+        has "$tmp/c/s_manifest.json" "${n##*/}.*\"bytes\": $want," || { say "$n has $want bytes of text"; return; }
+    done
+    # much text: a whole shard, byte for byte as if it had been asked for
+    quiet "$TOKENIZE" "${size[@]}" -o "$tmp/d/s" "$tmp/text" || return
+    quiet "$TOKENIZE" "${size[@]}" --val-tokens 1000 -o "$tmp/e/s" "$tmp/text" || return
+    diff -r "$tmp/d" "$tmp/e" || return
+    # files one by one: the first decides, and an empty one decides nothing
+    : >"$tmp/empty.jsonl"
+    head -c 3000 "$tmp/text" >"$tmp/small.txt"
+    for n in empty.jsonl small.txt text; do
+        quiet "$TOKENIZE" "${size[@]}" --source "$tmp/$n" -o "$tmp/f/s" "$tmp/$n" || return
+    done
+    has "$tmp/f/s_manifest.json" '"val_tokens": 30,' || { say "$(head -9 "$tmp/f/s_manifest.json")"; return; }
+    quiet "$TOKENIZE" --verify "$tmp/f/s" >/dev/null || return
+    n=$tmp/t.jsonl
+    size+=(--source "$n")
+    rejects 2 'begun with .*--val-tokens 30' "$TOKENIZE" "${size[@]}" --val-tokens 31 -o "$tmp/f/s" "$n" || return
+    head -c 4000 "$tmp/text" >"$tmp/large.txt"
+    quiet "$TOKENIZE" --bytes --shard-size 1000 --source "$tmp/large.txt" -o "$tmp/g/s" "$tmp/large.txt" || return
+    has "$tmp/g/s_manifest.json" '"val_tokens": 1000,' || { say "$(head -9 "$tmp/g/s_manifest.json")"; return; }
+    # an explicit number that leaves nothing to train on is not silent
+    "$TOKENIZE" --bytes --val-tokens 5000 -o "$tmp/h/s" "$tmp/small.txt" 2>"$tmp/stderr"
+    has "$tmp/stderr" '^note: all tokens are for validation' || say "no note that all tokens are for validation"
+}
+
+# Input without text leaves no data set behind, so its name stays free.
+test_empty_input() {
+    local f
+    : >"$tmp/a.txt"
+    : >"$tmp/a.jsonl"
+    printf '\n \n' >"$tmp/blank.jsonl"
+    echo '{"text":null}' >"$tmp/null.jsonl"
+    echo '{"text":""}' >"$tmp/none.jsonl"
+    : | gzip -c >"$tmp/a.jsonl.gz"
+    printf '\xef\xbb\xbf' >"$tmp/bom.txt"
+    for f in a.txt a.jsonl blank.jsonl null.jsonl none.jsonl a.jsonl.gz bom.txt; do
+        rejects 2 'the input has no text' tok -o "$tmp/o/s" "$tmp/$f" || return
+        rejects 2 'the input has no text' tok --val-tokens 0 -o "$tmp/o/s" "$tmp/$f" || return
+    done
+    rejects 2 'the input has no text' tok -o "$tmp/o/s" </dev/null || return
+    nothing_left "$tmp/o" || return
+    quiet tok --print-ids "$tmp/a.jsonl" || return
+    echo "$hello" | quiet tok -o "$tmp/o/s"
+}
+
+# --tokens takes <|endoftext|> in a text for one token or for ordinary text, whichever the count was made with.
+test_special_tokens() {
+    local ordinary special
+    printf '{"text":"Hi<|endoftext|> world<|endoftext|>"}\n{"text":"<|endoftext|"}\n{"text":null}\n' >"$tmp/a.jsonl"
+    tok --print-ids "$tmp/a.jsonl" >"$tmp/ids" || return
+    special=$((4 + $(sed -n 2p "$tmp/ids" | tr , '\n' | wc -l)))        # Hi, the mark, world, the mark
+    ordinary=$(sed 2q "$tmp/ids" | tr , '\n' | wc -l)
+    quiet tok --tokens $ordinary -o "$tmp/a/s" "$tmp/a.jsonl" || return
+    quiet tok --tokens $special -o "$tmp/b/s" "$tmp/a.jsonl" || return
+    diff -r "$tmp/a" "$tmp/b" || return
+    rejects 2 "have $ordinary tokens, or $special if" tok --tokens 4 -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    rejects 2 'tokens.* instead of 22 ' "$TOKENIZE" --bytes --tokens 22 -o "$tmp/o/s" "$tmp/a.jsonl" || return
+    nothing_left "$tmp/o"
+}
+
+# Folders and files with [ ] * ? in their names are taken as they are; what follows an existing folder may be a glob.
+test_brackets() {
+    local train=${TRAIN:-$(dirname "$TOKENIZE")/../train_t6} d glob
+    [ -x "$train" ] || { echo "skip: no $train"; return; }
+    train=$(realpath "$train")
+    try() {     # GLOB: the trainer finds shards
+        "$train" -i "$1" -v 0 -s 0 -m 0 -x 1 --n-layer 1 --n-embd 32 --n-head 2 --head-dim 16 -t 64 -b 1 -d 64 \
+            --threads 1 -o "$tmp/run" >"$tmp/log" 2>&1 || { say "-i $1: $(tail -1 "$tmp/log")"; return; }
+        rm -rf "$tmp/run"
+    }
+    head -c 3000 "$vocab" >"$tmp/t.txt"
+    for d in 'r[1]' 'a*b?' 'back\slash' '[' 'x]y'; do
+        quiet "$TOKENIZE" --bytes --val-tokens 0 --shard-size 1000 -o "$tmp/$d/x" "$tmp/t.txt" || return
+        for glob in x_train_000000.bin 'x_train_*.bin' 'x_train_00000[0-1].bin'; do try "$tmp/$d/$glob" || return; done
+        quiet "$TOKENIZE" --verify "$tmp/$d/x" >/dev/null || return
+    done
+    quiet "$TOKENIZE" --bytes --val-tokens 0 -o "$tmp/y[1]" "$tmp/t.txt" || return
+    try "$tmp/y[1]_train_000000.bin" || return
+    (cd "$tmp" && try 'r[1]/x_train_*.bin' && try 'y[1]_train_000000.bin') || return
+    rejects 2 'no such file' "$train" -i "$tmp/r[1]/y_*.bin" -v 0 -x 1 -o "$tmp/run"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+
 test_full_disk() {
     local rc
     tok --print-ids "$data/cases.jsonl" 2>"$tmp/stderr" >/dev/full &&
@@ -411,9 +686,9 @@ test_bad_parquet() {
     : >"$tmp/q/empty.parquet"
     bad "$tmp/q/empty.parquet" 'empty.parquet: DuckDB: ' || return
     sql "COPY (SELECT id, url FROM '$f') TO '$tmp/q/column.parquet' (FORMAT parquet)"
-    bad "$tmp/q/column.parquet" 'column.parquet: DuckDB: .*text' || return
+    bad "$tmp/q/column.parquet" 'column.parquet: there is no column text; its columns are id, url' || return
     sql "COPY (SELECT 5 AS text) TO '$tmp/q/number.parquet' (FORMAT parquet)"
-    bad "$tmp/q/number.parquet" 'neither a string nor null' || return
+    bad "$tmp/q/number.parquet" 'number.parquet: its column text is of type INTEGER' || return
     # a good file, then copies of it with a flipped bit
     quiet edu --parquet "$tmp/p/p0.parquet" --out "$tmp/o" || return
     cp -r "$tmp/o" "$tmp/before"
@@ -495,7 +770,7 @@ test_zstd() {
         for check in --check --no-check; do
             { printf '{"text":"'; head -c $n /dev/zero | tr '\0' ' '; printf '"}\n{"text":"b"}\n'; } |
                 zstd -q $check >"$tmp/a.jsonl.zst"
-            quiet "$TOKENIZE" --bytes -o "$tmp/o/s" "$tmp/a.jsonl.zst" || return
+            quiet "$TOKENIZE" --bytes --val-tokens 0 -o "$tmp/o/s" "$tmp/a.jsonl.zst" || return
             has $m "\"tokens\": $((n + 3)), " || { say "$n $check: $(cat $m)"; return; }
             rm -rf "$tmp/o"
         done
@@ -513,7 +788,7 @@ test_scripts() {
         rejects 2 'no such file' data/fineweb_edu.sh --bytes --out "$tmp/o" --parquet "$tmp/none*" || return
     fi
     local nowhere=http://127.0.0.1:1
-    https_proxy=$nowhere PIP_INDEX_URL=$nowhere rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
+    https_proxy=$nowhere PIP_NO_INDEX=1 PIP_FIND_LINKS='' rejects 1 'put it at' timeout 60 data/gpt2_vocab.sh "$tmp/w"
 }
 
 # Of two runs with one name, the second is refused and the first is not disturbed.
@@ -535,29 +810,301 @@ test_download() {
     need_duckdb || return 0
     type -P python3 >/dev/null || { echo "skip: test/hub.py needs python3"; return; }
     make_parquet "$tmp/p" || return
-    local i port
-    python3 test/hub.py "$tmp/p" >"$tmp/port" 2>"$tmp/server" &
-    local server=$!
-    for ((i = 0; i < 50; i++)); do [ -s "$tmp/port" ] && break; sleep 0.1; done
-    port=$(cat "$tmp/port")
-    export HF_ENDPOINT=http://127.0.0.1:$port no_proxy=127.0.0.1
-    for ((i = 0; i < 20; i++)); do edu 10B --jobs 2 --delete-parquet --out "$tmp/o" >"$tmp/out" 2>&1 && break; done
-    kill $server
-    wait $server 2>/dev/null
-    [ $i -lt 20 ] || { say "$(tail -n 3 "$tmp/out")"; return; }
+    start_hub "$tmp/p"
+    quiet hub_set --delete-parquet --out "$tmp/o"
+    local rc=$?
+    stop_hub
+    [ $rc = 0 ] || return
     tokens_of "$tmp"/o/*_val_* "$tmp"/o/*_train_* | cmp - "$data/sample.u16" || return
     [ -z "$(find "$tmp/o/parquet" -name '*.parquet*')" ] || { say "not deleted: $(ls "$tmp/o/parquet")"; return; }
-    echo "complete after $((i + 1)) tries"
+    has "$tmp/stderr" 'p3.parquet: damaged' || say "the wrong byte was not noticed"
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The scripts: what real files, folders and servers do to them
+
+parquet_of() { mkdir -p "$(dirname "$1")" && sql "COPY ($2) TO '${1//\'/\'\'}' (FORMAT parquet)"; }    # FILE SQL
+text_of() { "$TOKENIZE" --vocab "$vocab" --decode "$1"/*.bin; }     # FOLDER: the text of its shards
+source_count() { grep -c '"file": .*"documents": ' "$1/fineweb_edu_manifest.json"; }
+
+# takes FILE TEXT: fineweb_edu.sh makes a set of the file, and its text is this, with | for <|endoftext|>
+takes() {
+    local text=${2//|/<|endoftext|>}
+    rm -rf "$tmp/o"
+    quiet edu --parquet "$1" --out "$tmp/o" || return
+    [ "$(text_of "$tmp/o")" = "$text" ] || say "$1: $(text_of "$tmp/o") instead of $text"
+}
+
+# refuses_set CODE PATTERN ARGUMENTS...: fineweb_edu.sh ends with CODE, and its last line matches
+refuses_set() {
+    edu "${@:3}" >"$tmp/stdout" 2>"$tmp/stderr"
+    [ $? = "$1" ] && tail -n 1 "$tmp/stderr" | grep -q -e "$2" || say "${*:3}: \"$2\" is not in: $(cat "$tmp/stderr")"
+}
+
+# A column of text in any form that can be text is taken, any other is refused by name.
+test_columns() {
+    need_duckdb || return 0
+    local p=$tmp/p.parquet
+    parquet_of "$p" "SELECT encode('It''s café 日本') AS text" && takes "$p" "|It's café 日本" || return
+    parquet_of "$p" "SELECT unnest(['\"hello\"', 'null', '12', NULL])::JSON AS text" &&
+        takes "$p" '|"hello"|null|12' || return
+    parquet_of "$p" "SELECT unnest(['a', 'b'])::ENUM('a', 'b') AS text" && takes "$p" '|a|b' || return
+    parquet_of "$p" "SELECT 'a' AS \"Text\", 'b' AS text_1" && takes "$p" '|a' || return
+    parquet_of "$p" "SELECT '\\xFF'::BLOB AS text" &&
+        refuses_set 2 'p.parquet: not added' --parquet "$p" --out "$tmp/n" || return
+    parquet_of "$p" "SELECT 'a' AS \"Text\", 'b' AS texu" && LC_ALL=C sed -i s/texu/text/g "$p" &&
+        refuses_set 2 'several columns named text' --parquet "$p" --out "$tmp/n" || return
+    parquet_of "$p" "SELECT 'a' AS content, 1 AS id" &&
+        refuses_set 2 'no column text; its columns are content, id$' --parquet "$p" --out "$tmp/n" || return
+    parquet_of "$p" "SELECT ['a'] AS text" &&
+        refuses_set 2 'its column text is of type VARCHAR\[\]' --parquet "$p" --out "$tmp/n" || return
+    # token_count: in a file without rows, null, not a number, with a fraction of zero, or wrong
+    parquet_of "$p" "SELECT 'a' AS text, 1 AS token_count LIMIT 0"
+    quiet edu --parquet "$p" --out "$tmp/empty" || return
+    parquet_of "$p" "SELECT 'a' AS text, NULL::BIGINT AS token_count" && takes "$p" '|a' || return
+    parquet_of "$p" "SELECT unnest(['a', 'b']) AS text, unnest([1, NULL]) AS token_count" && takes "$p" '|a|b' || return
+    parquet_of "$p" "SELECT 'a' AS text, [1] AS token_count" && takes "$p" '|a' || return
+    # FineWeb's own counter takes <|endoftext|> in a text for one token
+    parquet_of "$p" "SELECT 'a <|endoftext|> b' AS text, 4 AS token_count" && takes "$p" '|a | b' || return
+    parquet_of "$p" "SELECT unnest(['a', NULL]) AS text, unnest([1, 'nan'::DOUBLE]) AS token_count" &&
+        takes "$p" '|a' || return
+    parquet_of "$p" "SELECT 'a' AS text, 2 AS \"Token_Count\"" &&
+        refuses_set 2 'differs from its token_count' --parquet "$p" --out "$tmp/n" || return
+    nothing_left_but_lock "$tmp/n"
+}
+nothing_left_but_lock() { [ -z "$(ls "$1")" ] || say "left behind: $(ls "$1")"; }
+
+# A path that exists is taken as it is, and no part of it is taken for a column or a pattern.
+test_paths() {
+    need_duckdb || return 0
+    local d="$tmp/r[1]/text=raw/a*b" odd="p [1] {x} \"q\" 'r' \\s.parquet"
+    parquet_of "$d/$odd" "SELECT 'one' AS text"
+    takes "$d/$odd" '|one' || return
+    parquet_of "$tmp/r[1]/text=raw/c/id=7/2.parquet" "SELECT 'two' AS text, 1 AS id"
+    rm -rf "$tmp/o"
+    ln -s "$DUCKDB" "$tmp/duckdb"
+    (cd "$tmp" && DUCKDB=./duckdb quiet "$root/data/fineweb_edu.sh" --vocab "$vocab" --out o \
+        --parquet 'r[1]/*/c/*/*.parquet') || return
+    [ "$(text_of "$tmp/o")" = '<|endoftext|>two' ] || { say "$(text_of "$tmp/o")"; return; }
+    quiet edu --parquet "$d/*.parquet" --out "$tmp/t" && quiet edu --parquet "$d/$odd" --out "$tmp/t" || return
+    [ "$(source_count "$tmp/t")" = 1 ] || { say "$odd was added twice"; return; }
+    # equal names in several folders are different files, in one run or in several
+    parquet_of "$tmp/e/a/0.parquet" "SELECT 'in a' AS text" && parquet_of "$tmp/e/b/0.parquet" "SELECT 'in b' AS text"
+    takes "$tmp/e/*/0.parquet" '|in a|in b' || return
+    has "$tmp/o/fineweb_edu_manifest.json" '"file": "b%2F0.parquet"' || { say "not listed with its folder"; return; }
+    quiet edu --parquet "$tmp/e/b/0.parquet" --out "$tmp/o" && quiet edu --parquet "$tmp/e/*/*" --out "$tmp/o" || return
+    [ "$(source_count "$tmp/o")" = 2 ] || { say "a file was added twice"; return; }
+    takes "$tmp/e/a/0.parquet" '|in a' || return
+    refuses_set 2 'a different file of this name' --parquet "$tmp/e/b/0.parquet" --out "$tmp/o" || return
+    refuses_set 2 'no such file' --parquet "$tmp/e/c.parquet" --out "$tmp/o" || return
+    refuses_set 2 'not a file' --parquet "$tmp/e" --out "$tmp/o"
+}
+
+# --delete-parquet deletes only files whose content is in the shards.
+test_delete() {
+    need_duckdb || return 0
+    local d=$tmp/d
+    parquet_of "$d/a/0.parquet" "SELECT 'first text' AS text"
+    parquet_of "$d/b/0.parquet" "SELECT 'other text' AS text"
+    [ "$(stat -c %s "$d/a/0.parquet")" = "$(stat -c %s "$d/b/0.parquet")" ] || { say "the sizes differ"; return; }
+    cp -r "$d/a" "$d/c"
+    quiet edu --parquet "$d/a/0.parquet" --out "$tmp/o" || return
+    refuses_set 2 'a different file of this name' --parquet "$d/b/0.parquet" --out "$tmp/o" --delete-parquet || return
+    [ -e "$d/b/0.parquet" ] || { say "deleted a file that was never added"; return; }
+    parquet_of "$d/n/1.parquet" "SELECT 1 AS text"
+    refuses_set 2 'of type INTEGER' --parquet "$d/n/1.parquet" --out "$tmp/o" --delete-parquet || return
+    [ -e "$d/n/1.parquet" ] || { say "deleted a file that was refused"; return; }
+    quiet edu --parquet "$d/c/0.parquet" --out "$tmp/o" --delete-parquet || return
+    [ ! -e "$d/c/0.parquet" ] || say "not deleted, but its content is in the shards"
+}
+
+# Over an existing set, flags that would have made another one are refused.
+test_existing_set() {
+    local flags m tiny=(data/tinyshakespeare.sh --out "$tmp/t")
+    quiet "$TOKENIZE" --bytes --val-tokens 32768 -o "$tmp/t/tinyshakespeare" "$data/cases.jsonl" || return
+    quiet "${tiny[@]}" --bytes && quiet "${tiny[@]}" --bytes --val-tokens 032768 || return
+    m='made with --shard-size 100000000 --val-tokens 32768 --bytes; give the same'
+    for flags in "" "--vocab $vocab" "--bytes --val-tokens 1" "--bytes --shard-size 5000"; do
+        rejects 2 "$m" "${tiny[@]}" $flags || return
+    done
+    rejects 2 'val-tokens junk: not a whole number' "${tiny[@]}" --bytes --val-tokens junk || return
+    rejects 2 'out: a value is missing' "${tiny[@]}" --out '' || return
+    : >"$tmp/t/tinyshakespeare_manifest.json"
+    rejects 2 'damaged, or not a manifest' "${tiny[@]}" --bytes || return
+    rejects 2 'no such file' "${tiny[@]}" --bytes --out "$tmp/u" --text "$tmp" || return
+    need_duckdb || return 0
+    m="made with --shard-size 60000 --val-tokens 30000 and GPT-2's"
+    parquet_of "$tmp/p.parquet" "SELECT 'a' AS text"
+    quiet edu --parquet "$tmp/p.parquet" --out "$tmp/o" || return
+    cp -r "$tmp/o" "$tmp/before"
+    for flags in --bytes "--val-tokens 1" "--shard-size 1"; do
+        rejects 2 "$m" edu --parquet "$tmp/p.parquet" --out "$tmp/o" $flags || return
+    done
+    rejects 2 "$m" data/fineweb_edu.sh --vocab "$vocab" --parquet "$tmp/p.parquet" --out "$tmp/o" || return
+    diff -r "$tmp/before" "$tmp/o" || return
+    mkdir -p "$tmp/o/parquet" && echo 10B >"$tmp/o/parquet/sample"
+    rejects 2 'has the sample 10B, not 100B' edu 100B --out "$tmp/o"
+}
+
+# Every form of SHA256SUMS that programs write is understood: a wrong sum in it refuses the file.
+test_sums() {
+    need_duckdb || return 0
+    local f="$tmp/s/a b.parquet" n='a b.parquet' wrong right line sums=$tmp/s/SHA256SUMS
+    parquet_of "$f" "SELECT 'a' AS text"
+    right=$(sha256sum <"$f" | cut -d ' ' -f 1)
+    wrong=$(tr 0-9a-f f0-9a-e <<<"$right")
+    for line in "$wrong  $n" "${wrong^^}  $n" "$wrong *$n" "$wrong  ./$n" "$wrong  .//./$n" "$wrong  $n\r" \
+        "$wrong\t$n" "\xef\xbb\xbf$wrong  $n" "$wrong  $tmp/s/$n" "SHA256 ($n) = $wrong" "$wrong  $n\n$wrong  $n" \
+        "\\\\$wrong  $n"; do
+        printf "$line\n$wrong  b.parquet\n" >"$sums"
+        refuses_set 2 'its SHA-256 is not' --parquet "$f" --out "$tmp/o" || { say "for the line $line"; return; }
+    done
+    for line in "$right  $n\n$wrong  $n" "${right:1}  $n"; do
+        printf "$line\n" >"$sums"
+        refuses_set 2 'two different sums, or' --parquet "$f" --out "$tmp/o" || { say "for the line $line"; return; }
+    done
+    for line in "$right  $n" "${right^^} *./$n\r\n$right  $n" "$wrong  x/$n"; do
+        printf "$line\n" >"$sums"
+        rm -rf "$tmp/o"
+        quiet edu --parquet "$f" --out "$tmp/o" || return
+    done
+    has "$tmp/stderr" 'does not list a b.parquet' || say "no note that the file is not listed"
+}
+
+# start_hub FOLDER [MODE...]: test/hub.py in the background, with HF_ENDPOINT and $hub set. A sleep that does not wait
+# but writes how long it should, and a curl that writes its arguments and environment, come first in the path.
+start_hub() {
+    local i
+    mkdir -p "$tmp/bin"
+    printf '#!/bin/sh\necho "$1" >>%q\n' "$tmp/slept" >"$tmp/bin/sleep"
+    printf '#!/bin/sh\n{ echo "$@"; env; } >>%q\nexec %q "$@"\n' "$tmp/curl.log" "$(type -P curl)" >"$tmp/bin/curl"
+    chmod +x "$tmp/bin/sleep" "$tmp/bin/curl"
+    : >"$tmp/slept"
+    : >"$tmp/port"
+    python3 test/hub.py "$@" >"$tmp/port" 2>"$tmp/server" &
+    hub=$!
+    for ((i = 0; i < 50; i++)); do [ -s "$tmp/port" ] && break; sleep 0.1; done
+    export HF_ENDPOINT=http://127.0.0.1:$(cat "$tmp/port") no_proxy=127.0.0.1,localhost
+}
+stop_hub() { kill $hub; wait $hub 2>/dev/null; unset HF_ENDPOINT; }
+hub_set() { PATH=$tmp/bin:$PATH edu 10B --jobs 2 "$@"; }
+
+# A server without ranges, one that cuts every answer, and one that wants a token, which nobody else may see.
+test_hub() {
+    need_duckdb || return 0
+    type -P python3 >/dev/null || { echo "skip: test/hub.py needs python3"; return; }
+    local i rc secret=hf_Secret-0123
+    for i in 1 2 3; do parquet_of "$tmp/p/p$i.parquet" "SELECT 'text $i' AS text"; done
+    start_hub "$tmp/p" norange
+    # what lies in the folder of downloads is checked, and a listed file of the same name is another file
+    mkdir -p "$tmp/c/parquet" && cp "$tmp/p/p2.parquet" "$tmp/c/parquet/p1.parquet"
+    parquet_of "$tmp/own/p1.parquet" "SELECT 'a text of my own' AS text"
+    refuses_set 2 'p1.parquet: damaged: its SHA-256 is not' 10B --jobs 1 --out "$tmp/c" &&
+        quiet edu --parquet "$tmp/own/p1.parquet" --out "$tmp/d" &&
+        refuses_set 2 'lists a different file of this name' 10B --jobs 1 --out "$tmp/d" &&
+        quiet hub_set --out "$tmp/o"
+    rc=$?
+    stop_hub
+    [ $rc = 0 ] && [ "$(text_of "$tmp/o")" = '<|endoftext|>text 1<|endoftext|>text 2<|endoftext|>text 3' ] || return
+    start_hub "$tmp/p" norange always-cut
+    PATH=$tmp/bin:$PATH refuses_set 1 'p1.parquet: .*run this again to resume' 10B --jobs 1 --out "$tmp/a"
+    rc=$?
+    stop_hub
+    [ $rc = 0 ] && [ "$(tail -n 1 "$tmp/slept")" = 16 ] || { say "waits: $(cat "$tmp/slept")"; return; }
+    start_hub "$tmp/p" token=$secret
+    export HF_TOKEN=
+    rejects 1 'answers 401: set HF_TOKEN' hub_set --out "$tmp/t" &&
+        HF_TOKEN=hf_other rejects 1 'answers 401: it refuses HF_TOKEN' hub_set --out "$tmp/t" &&
+        HF_TOKEN=$secret hub_set --out "$tmp/t" >"$tmp/stdout" 2>"$tmp/stderr"
+    rc=$?
+    unset HF_TOKEN
+    stop_hub
+    [ $rc = 0 ] || { say "$(cat "$tmp/stderr")"; return; }
+    ! grep -rqF -e "$secret" "$tmp/stdout" "$tmp/stderr" "$tmp/curl.log" "$tmp/t" || { say "the token shows"; return; }
+    HF_TOKEN=$'a"\nb' rejects 2 'HF_TOKEN: not a token' edu 10B --out "$tmp/t" || return
+    ! grep -qF 'a"' "$tmp/stderr" || { say "the bad token is printed"; return; }
+    HF_TOKEN=a HF_ENDPOINT=http://example.org rejects 2 'sent to https:// only' edu 10B --out "$tmp/t"
+}
+
+# What a registry carries comes through pip, where there is one, and no script names a registry's host.
+test_registry() {
+    need_duckdb || return 0
+    type -P python3 >/dev/null || { echo "skip: needs python3, to make a package"; return; }
+    ! grep -nEi 'pypi|pythonhosted|PIP_INDEX|anaconda\.|npmjs|crates\.io|conda-forge' data/*.sh scripts/*.sh || return
+    mkdir -p "$tmp/bin" "$tmp/package/duckdb_cli" "$tmp/package/w-1/whisper/assets"
+    printf '#!/bin/sh\nexec %q "$@"\n' "$DUCKDB" >"$tmp/package/duckdb_cli/duckdb"
+    cp "$vocab" "$tmp/package/w-1/whisper/assets/gpt2.tiktoken"
+    (cd "$tmp/package" && python3 -m zipfile -c ../a.whl duckdb_cli && tar -czf ../a.tar.gz w-1) || return
+    cat >"$tmp/bin/python3" <<END
+#!/bin/bash
+[ "\$1 \$2" = "-m pip" ] || exec $(type -P python3) "\$@"
+[ "\$3" = --version ] && exit
+while [ \$# -gt 1 ]; do [ "\$1" != --dest ] || folder=\$2; shift; done
+mkdir -p "\$folder"
+case \$1 in duckdb-cli) cp $tmp/a.whl "\$folder" ;; openai-whisper) cp $tmp/a.tar.gz "\$folder" ;; *) exit 1 ;; esac
+END
+    chmod +x "$tmp/bin/python3"
+    cp -r data "$tmp/data"
+    rm -rf "$tmp/data/duckdb" "$tmp/data/gpt2.tiktoken"
+    parquet_of "$tmp/p.parquet" "SELECT 'a' AS text"
+    # no duckdb in the path or in HOME, no network
+    local nowhere=http://127.0.0.1:1 path
+    path=$(tr : '\n' <<<"$PATH" | while read -r d; do [ -e "$d/duckdb" ] || printf '%s:' "$d"; done)
+    alone() {   # PATH
+        env -u DUCKDB HOME="$tmp" PATH="$1" https_proxy=$nowhere PIP_NO_INDEX=1 PIP_FIND_LINKS= \
+            "$tmp/data/fineweb_edu.sh" --parquet "$tmp/p.parquet" --out "$tmp/o" --val-tokens 0 2>"$tmp/stderr"
+    }
+    alone "$tmp/bin:${path%:}" || { say "$(cat "$tmp/stderr")"; return; }
+    [ -x "$tmp/data/duckdb/duckdb" ] && cmp "$vocab" "$tmp/data/gpt2.tiktoken" || return
+    rm -rf "$tmp/data/duckdb"
+    alone "${path%:}" && { say "no program, and no error"; return; }
+    tail -n 1 "$tmp/stderr" | grep -q 'install it, or set DUCKDB' || { say "$(cat "$tmp/stderr")"; return; }
+    DUCKDB=$tmp/none rejects 2 'this program does not run' edu --parquet "$tmp/p.parquet" --out "$tmp/u"
+}
+
+test_gpt2_vocab() {
+    data/gpt2_vocab.sh --help | grep -q 'usage: ' || { say "--help prints no usage"; return; }
+    mkdir "$tmp/d" && cp "$vocab" "$tmp/d/gpt2.tiktoken"
+    data/gpt2_vocab.sh "$tmp/d" | grep -q 'd/gpt2.tiktoken is there' || { say "a folder is not taken as one"; return; }
+    rejects 2 'not a flag' data/gpt2_vocab.sh --nonsense || return
+    rejects 2 'one file is enough' data/gpt2_vocab.sh "$tmp/a" "$tmp/b" || return
+    rejects 1 'cannot write here' data/gpt2_vocab.sh "$tmp/none/v" || return
+    rejects 2 'not a file' data/gpt2_vocab.sh /dev/null || return
+    [ "$(ls "$tmp/d")" = gpt2.tiktoken ] || say "left behind: $(ls "$tmp/d")"
+}
+
+# A run on a data set of its own validates on that set, or not at all; never on another one. Needs train_t6.
+test_validation_set() {
+    local trainer=${TOKENIZE%data/tokenize}train_t6 d="$tmp/v[1]/a=b*" run
+    [ -x "$trainer" ] || { echo "skip: no $trainer"; return; }
+    run=("$trainer" --n-layer 1 --n-embd 32 --n-head 2 --head-dim 16 -t 64 -b 1 -d 64 -x 1 -s 0 -n 0 --threads 1)
+    quiet tok --bytes --val-tokens 9000 -o "$d/one" "$data/cases.jsonl" || return
+    quiet tok --bytes --val-tokens 0 -o "$tmp/w/two" "$data/cases.jsonl" || return
+    quiet "${run[@]}" -i "$tmp/v[[]1]/*/one_train_*.bin" -o "$tmp/r1" >"$tmp/own" || return
+    quiet "${run[@]}" -i "$tmp/v[[]1]/*/one_train_*.bin" -j "$tmp/v[[]1]/*/one_val_*.bin" -o "$tmp/r2" >"$tmp/named" ||
+        return
+    has "$tmp/own" '^val 1/1' || { say "not validated on its own set: $(cat "$tmp/own")"; return; }
+    [ "$(grep '^val' "$tmp/own")" = "$(grep '^val' "$tmp/named")" ] || { say "validated on another set"; return; }
+    quiet "${run[@]}" -i "$tmp/w/two_train_000000.bin" -o "$tmp/r3" >"$tmp/none" || return
+    has "$tmp/stderr" '^note: no validation: ' && ! has "$tmp/none" '^val' || { say "$(cat "$tmp/stderr")"; return; }
+    cp "$tmp/w/two_train_000000.bin" "$tmp/w/other.bin"     # no set, and GPT-2's vocabulary
+    quiet "${run[@]}" -i "$tmp/w/other.bin" -o "$tmp/r4" >"$tmp/none" || return
+    has "$tmp/stderr" '^note: no validation: ' || { say "$(cat "$tmp/stderr")"; return; }
+    quiet tok --bytes --val-tokens 10 -o "$tmp/s/small" "$data/cases.jsonl" || return
+    rejects 2 'val-every 0 trains without' "${run[@]}" -i "$tmp/s/small_train_*.bin" -o "$tmp/r5"
 }
 
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
-    append full_disk memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
+    append packed formats encodings giant val_default empty_input
+    special_tokens brackets full_disk memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
 have_duckdb || {    # fineweb_edu.sh installs it
     DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" \
         >/dev/null 2>&1
     have_duckdb
 }
+[ $# -gt 0 ] ||
+    tests+=(columns paths delete existing_set sums hub registry gpt2_vocab validation_set)
 for t in "${tests[@]}"; do run_test "$t"; done
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -152,6 +152,24 @@ for m in tpa gpt2; do
     "$program" -e "$tmp/$m" --vocab $vocab -g 1 <"$tmp/bytes" | head -c "$(wc -c <"$tmp/bytes")" >"$tmp/a"
     same "$m: a prompt of arbitrary bytes is printed unchanged" "$tmp/a" "$tmp/bytes"
 done
+# A line end, in Unix's form or Windows's, and a byte order mark are no part of a prompt.
+mark=$'\xef\xbb\xbf'
+unix=("${generate[@]}" --temperature 0 -g 8 --ids 0)
+printf 'The cat\nA dog\n' >"$tmp/unix"
+printf 'The cat\r\nA dog' >"$tmp/mixed"
+printf "${mark}The cat\r\nA dog\r\n" >"$tmp/windows"
+"${unix[@]}" -f "$tmp/unix" >"$tmp/a"
+for f in mixed windows; do
+    "${unix[@]}" -f "$tmp/$f" >"$tmp/b"
+    same "--prompt-file: $f line ends give the same texts" "$tmp/b" "$tmp/a"
+done
+"${unix[@]}" -p $'The\r\ncat' >"$tmp/a"
+for f in $'The\r\ncat' $'The\r\ncat\n' $'The\r\ncat\r\n' "$mark"$'The\r\ncat\r\n'; do
+    printf '%s' "$f" | "${unix[@]}" >"$tmp/b"
+    same "standard input: $(printf %q "$f")" "$tmp/b" "$tmp/a"
+done
+printf 'x\r' | "${unix[@]}" -g 1 | head -c 2 >"$tmp/b"
+same "standard input: a carriage return alone is text" "$tmp/b" <(printf 'x\r')
 "${generate[@]}" -p "$prompt" --context 132 -g 100 >/dev/null 2>&1
 check "--context that is just enough" "$([ $? = 0 ] && echo 1)" "refused"
 "${generate[@]}" -p x --plan >"$tmp/a" 2>"$tmp/b"
@@ -175,6 +193,18 @@ printf 'one\n\nthree\n' >"$tmp/hole"
 refuses "an empty line among prompts" 2 "line 2" "${generate[@]}" -f "$tmp/hole"
 : >"$tmp/none"
 refuses "an empty prompt file" 2 "empty" "${generate[@]}" -f "$tmp/none"
+printf 'one\r\n\r\nthree\r\n' >"$tmp/hole"
+refuses "an empty line among prompts with Windows's line ends" 2 "line 2" "${generate[@]}" -f "$tmp/hole"
+printf '\r\n' >"$tmp/none"
+refuses "a prompt file of a line end" 2 "line 1 .*empty" "${generate[@]}" -f "$tmp/none"
+printf "$mark" >"$tmp/none"
+refuses "a prompt file of a byte order mark" 2 "empty" "${generate[@]}" -f "$tmp/none"
+refuses "a byte order mark on standard input" 2 "empty" "${generate[@]}" <"$tmp/none"
+for wide in UTF-16 UTF-16LE UTF-16BE UTF-32; do         # what Windows's programs write
+    printf 'The cat\nA dog\n' | iconv -f UTF-8 -t $wide >"$tmp/wide"
+    refuses "a prompt file in $wide" 2 "prompt-file: .*text in ${wide:0:6}" "${generate[@]}" -f "$tmp/wide"
+    refuses "standard input in $wide" 2 "standard input: text in ${wide:0:6}" "${generate[@]}" <"$tmp/wide"
+done
 refuses "no such prompt file" 2 "cannot open" "${generate[@]}" -f "$tmp/nothing"
 refuses "a folder as prompt file" 2 "regular" "${generate[@]}" -f "$tmp"
 refuses "--prompt and --prompt-file" 2 "both" "${generate[@]}" -p x -f "$tmp/prompts"
@@ -215,7 +245,7 @@ refuses "weights of another attention kind" 2 "tpa model" "$program" -e "$tmp/fl
 cp "$whole/model.safetensors" "$tmp/flip/"
 last=$(($(stat -c %s "$whole/model.safetensors") - 4))
 printf '\000\000\300\177' | dd of="$tmp/flip/model.safetensors" bs=1 seek=$last conv=notrunc 2>/dev/null
-refuses "a weight that is NaN" 2 "no numbers" "$program" -e "$tmp/flip" -p x
+refuses "a weight that is NaN" 2 "not finite" "$program" -e "$tmp/flip" -p x
 sed -i 's/"tpa"/"mla"/' "$tmp/flip/config.json"
 refuses "an unknown attention kind" 2 "mla" "$program" -e "$tmp/flip" -p x
 sed -i 's/"mla"/"tpa"/; s/257/64/' "$tmp/flip/config.json"

@@ -170,6 +170,10 @@ sed -i 's/lm_head.weight/lm_heap.weight/' "$m"; foreign "a missing tensor" "lm_h
 head -c 100 /dev/zero >>"$m"; foreign "bytes after the end" "after the last tensor"
 sed -i 's/"n_layer":[^,]*/"n_layer": 1/' "$tmp/foreign/config.json"; foreign "more layers than the model has" "tensors"
 echo '{' >"$tmp/foreign/config.json"; foreign "config.json cut" "config.json"
+for key in n_layer rope_base rms_eps attn; do       # of the wrong type
+    sed -i "s/\"$key\":[^,}]*/\"$key\": [\"x\"]/" "$tmp/foreign/config.json"
+    foreign "config.json: $key is a list" "\"$key\" is not"
+done
 
 # ---- kills at random moments, most of them during a save: the run resumes and ends like one that was never killed
 kills=10; [ $long = 1 ] && kills=30

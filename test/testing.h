@@ -38,8 +38,9 @@ LLMC_FN int64_t random_below(Random *r, int64_t n) { return (int64_t)(random_bit
     {.attn = kind, .n_layer = L, .n_embd = C, .n_head = NH, .head_dim = HS, .vocab_size = V, \
      .q_rank = RQ, .k_rank = RK, .v_rank = RV, .n_kv_head = G, .hidden = F, .rope_base = base, .rms_eps = eps}
 
-// Random weights (num_stored), uniform in +-size; size 0: in +- each tensor's initial range, or 1 / sqrt(columns) for
-// those that start at zero. None stays zero: a zero weight would hide what is behind it. Padding is left alone.
+// Random weights (num_stored), uniform in +-size; size 0: in the range of each tensor's initial values, or within
+// 1 / sqrt(columns) for those that start at zero, because zero weights would hide errors before them. Padding is left
+// alone.
 LLMC_FN void random_weights(float *params, const Model *m, uint64_t seed, double size) {
     for (int i = 0; i < m->num_tensors; i++) {
         const Tensor *w = &m->tensors[i];
@@ -61,7 +62,7 @@ LLMC_FN unsigned char *weight_mask(const Model *m) {
     return mask;
 }
 
-// How many numbers of a parameter buffer are padding and not exactly zero.
+// How many padding numbers of a parameter buffer are not exactly zero.
 LLMC_FN size_t nonzero_padding(const Model *m, const float *buffer) {
     unsigned char *mask = weight_mask(m);
     size_t n = 0;
