@@ -5,27 +5,35 @@
 #   make MPI=0 NCCL=0        no MPI (one process only) and no NCCL, even where they are installed
 #   make SANITIZE=1          address and undefined-behaviour sanitizers
 #   make OUT=build/clang ... put the programs in another folder, so that variants live side by side
-#   make train_t6cu ARCH="80 90a"   GPU code for these architectures instead of this machine's GPU
+#   make train_t6cu ARCH="80 90a"   GPU code for these architectures (native: this machine's GPUs, the default)
 #   make test_t6cu PRECISION=FP32   the GPU trainer in fp32, to check it
+#   make WERROR=1            warnings are errors, as in the tests
 
 # The project's own options count only on make's command line (a sub-make's included). Shells and HPC modules export
 # ARCH, MPI and the like for other purposes.
-OPTIONS := OUT ARCH MPI NCCL BLAS SANITIZE PRECISION
+OPTIONS := OUT ARCH MPI NCCL BLAS SANITIZE PRECISION WERROR
 $(foreach v,$(OPTIONS),$(if $(filter environment%,$(origin $(v))),$(eval override undefine $(v))))
 
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 CXX := $(if $(filter default,$(origin CXX)),g++,$(CXX))
-CFLAGS ?= -O3 -march=native
+# Code for this machine's processor, by the first of these options that the compiler knows; a cross compiler has none.
+compiles = $(shell echo 'int main(void) { return 0; }' | \
+             $(CC) -Werror $(1) -x c -c -o /dev/null - >/dev/null 2>&1 && echo '$(1)')
+ifeq ($(origin CFLAGS),undefined)
+CFLAGS := -O3 $(or $(call compiles,-march=native),$(call compiles,-mcpu=native))
+endif
 LDFLAGS ?=
 P := $(if $(OUT),$(OUT)/,)
-# clang warns about every loop that it was asked to vectorise and did not; that is not an error
-WARN := -Wall -Wextra -Werror -Wno-pass-failed
+# clang warns about every loop that it was asked to vectorise and did not
+WARN := -Wall -Wextra $(if $(filter 1,$(WERROR)),-Werror) \
+        $(if $(findstring clang,$(shell $(CC) --version 2>/dev/null)),-Wno-pass-failed)
 COMMON := $(CFLAGS) -std=gnu11 -fno-math-errno $(WARN) -I. -MMD -MP
 
 # A library counts as found when a program that uses it compiles and links.
 links = $(shell printf '%s\n' '$(1)' 'int main(void) { return 0; }' | \
-          $(CC) $(CFLAGS) -Werror -x c - -o /dev/null $(LDFLAGS) $(2) >/dev/null 2>&1 && echo yes)
+          $(CC) $(CFLAGS) -x c - -o /dev/null $(LDFLAGS) $(2) >/dev/null 2>&1 && echo yes)
 HASH := \#
+CC_WORKS := $(call links)
 HAVE_CJSON := $(call links,$(HASH)include <cjson/cJSON.h>,-lcjson)
 HAVE_XXHASH := $(call links,$(HASH)include <xxhash.h>)
 HAVE_UTF8PROC := $(call links,$(HASH)include <utf8proc.h>,-lutf8proc)
@@ -58,13 +66,19 @@ endif
 CODE := $(shell cat train_t6.* llmc/*.h llmc/*.cuh | cksum | cut -d ' ' -f 1)
 COMM_FLAGS += -DT6_CODE='"$(CODE)"'
 
-# CUDA: nvcc from the path or its usual place. The code is for this machine's GPU; without one, for sm_80 and sm_90a.
+# CUDA: nvcc from the path or its usual place. The code is for this machine's GPUs; without one, for sm_80 and sm_90a.
 NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
-CAPABILITY := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
-GPU_ARCH := $(patsubst 90,90a,$(CAPABILITY))
+OLDEST_ARCH := 80
+NVCC_ARCHS = $(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch 2>/dev/null))
+# nvidia-smi reports its errors on stdout too.
+GPUS := $(shell found=$$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null) && \
+                printf '%s\n' "$$found" | tr -d ' \r' | grep -xE '[0-9]+[.][0-9]' | tr -d . | sort -nu)
+GPU_ARCH := $(patsubst 90,90a,$(or $(shell for a in $(GPUS); do [ $$a -lt $(OLDEST_ARCH) ] || echo $$a; done),$(GPUS)))
 ARCH ?= $(or $(GPU_ARCH),80 90a)
-CUDA_BIN := $(dir $(or $(shell command -v $(lastword $(NVCC)) 2>/dev/null),$(lastword $(NVCC))))
-CUDA_PATHS := $(if $(NVCC),-I$(CUDA_BIN)../include -L$(CUDA_BIN)../lib64 -L$(CUDA_BIN)../lib)
+override ARCH := $(sort $(patsubst native,$(or $(GPU_ARCH),native),$(ARCH)))
+# NVCC may be several words ("ccache nvcc -ccbin g++-12"), a link or a script: it says itself where its toolkit is.
+TOOLKIT := $(if $(NVCC),$(shell $(NVCC) --dryrun -E -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p'))
+CUDA_PATHS := $(if $(TOOLKIT),-I$(TOOLKIT)/include -L$(TOOLKIT)/lib64 -L$(TOOLKIT)/lib)
 HAVE_NCCL := $(if $(NVCC),$(call links,$(HASH)include <nccl.h>,$(CUDA_PATHS) -lnccl))
 NCCL_FLAGS :=
 NCCL_LIBS :=
@@ -72,9 +86,10 @@ ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
 NCCL_FLAGS := -DUSE_NCCL
 NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
 endif
-NVCC_FLAGS = -std=c++17 -O3 -I. $(foreach a,$(sort $(ARCH)),-gencode=arch=compute_$(a),code=sm_$(a)) \
+NVCC_FLAGS = -std=c++17 -O3 -I. --threads 0 $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
              $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
-             -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror,-Wno-missing-field-initializers,-fopenmp -MMD -MP
+             $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) \
+             -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-fopenmp -MMD -MP
 # nvcc takes -L and -l itself; the rest of LDFLAGS goes to the compiler it links with, which wants commas escaped.
 COMMA := ,
 NVCC_LDFLAGS := $(filter -L% -l%,$(LDFLAGS)) \
@@ -119,9 +134,13 @@ help:
 	      'zlib: $(or $(HAVE_ZLIB),NO)'
 	@echo 'CUDA: $(or $(NVCC),no nvcc), code for $(foreach a,$(ARCH),sm_$(a)) ($(if $(GPU_ARCH),this GPU,no GPU here))'
 
+MISSING := $(if $(HAVE_CJSON),,cJSON) $(if $(HAVE_XXHASH),,xxHash) $(if $(HAVE_UTF8PROC),,utf8proc) \
+           $(if $(HAVE_ZSTD),,zstd) $(if $(HAVE_ZLIB),,zlib) $(if $(HAVE_OPENMP),,OpenMP)
+OPENMP_HINT := $(if $(HAVE_OPENMP),,; OpenMP belongs to the compiler: clang needs libomp-dev (libomp elsewhere))
 check-libraries:
-	@$(if $(and $(HAVE_CJSON),$(HAVE_XXHASH),$(HAVE_UTF8PROC),$(HAVE_ZSTD),$(HAVE_ZLIB),$(HAVE_OPENMP)),:,\
-	  echo 'make: a library is missing ("make help" shows which): run scripts/setup.sh' >&2; exit 1)
+	@$(if $(CC_WORKS),:,echo 'make: $(CC) does not build an empty program: check CC, CFLAGS and LDFLAGS' >&2; exit 1)
+	@$(if $(strip $(MISSING)),\
+	  echo 'make: missing for $(CC): $(strip $(MISSING)); run scripts/setup.sh$(OPENMP_HINT)' >&2; exit 1,:)
 	@$(if $(BLAS_FLAGS),:,echo 'note: building without OpenBLAS: matrix products will be slow' >&2)
 
 $(P)train_t6: train_t6.c Makefile | check-libraries
@@ -137,7 +156,7 @@ $(P)generate_t6: generate_t6.c Makefile | check-libraries
 $(P)test_t6: test_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) -DREAL=double -DDIFFERENCES -c $< -o $@.f64.o
-	objcopy --keep-global-symbol=check_gradients_f64 $@.f64.o
+	$(shell $(CC) -print-prog-name=objcopy) --keep-global-symbol=check_gradients_f64 $@.f64.o
 	$(CC) $(TRAINER) $< $@.f64.o -o $@ $(TRAINER_LIBS)
 
 $(P)test_units: test/test_units.c Makefile | check-libraries
@@ -153,9 +172,20 @@ $(P)data/toy_corpus: data/toy_corpus.c Makefile | check-libraries
 	$(CC) $(COMMON) $< -o $@ $(LDFLAGS) -lcjson -lm
 
 .PHONY: check-nvcc cuda_benches
+# The architectures too: the first that cannot be built for is named.
 check-nvcc: check-libraries
 	@$(if $(NVCC),:,echo 'make: no nvcc found: install the CUDA Toolkit (12 or 13), or say where it is:' \
 	  'make NVCC=/path/to/nvcc' >&2; exit 1)
+	@for a in $(or $(ARCH),none); do \
+	  n=$${a%[af]}; \
+	  case $$n in \
+	  native) echo 'make: ARCH=native: nvidia-smi finds no GPU here; name it instead, such as ARCH=89' ;; \
+	  *[!0-9]*) echo "make: ARCH=$$a: not an architecture; it is numbers such as 80, 89 or 90a, or native" ;; \
+	  *) [ $$n -ge $(OLDEST_ARCH) ] || \
+	    echo "make: sm_$$a is too old: the oldest GPUs that can be used are sm_$(OLDEST_ARCH) (A100)"; \
+	    case " $(NVCC_ARCHS) " in "  " | *" $$n "*) ;; \
+	    *) echo "make: this nvcc has no sm_$$a, only $(strip $(NVCC_ARCHS)); install another CUDA Toolkit" ;; esac ;; \
+	  esac; done | { ! grep -m 1 . >&2; }
 
 $(P)train_t6cu: train_t6.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
@@ -202,7 +232,7 @@ flags: $(PROGRAMS)
 # Each header compiles alone without a warning, as C and, since the CUDA programs include it, as C++.
 ALONE = $(NVCC) $(filter-out -MMD -MP -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) -diag-suppress 177 \
         -x cu -ptx
-headers:
+headers: | $(if $(NVCC),check-nvcc)
 	@for h in llmc/*.h data/*.h test/testing.h test/golden.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && \
 	  $(CXX) -std=c++17 $(WARN) -I. -fsyntax-only -x c++ $$h || exit 1; done

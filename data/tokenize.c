@@ -26,6 +26,7 @@
 
 #include "data/input.h"
 #include "data/jsonl.h"
+#include "llmc/cpu_features.h"
 #include "llmc/flags.h"
 #include "llmc/shard.h"
 #include "llmc/tokenizer.h"

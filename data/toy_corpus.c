@@ -13,6 +13,7 @@
 #include <ctype.h>
 #include <math.h>
 
+#include "llmc/cpu_features.h"
 #include "llmc/flags.h"
 #include "llmc/rng.h"
 #include "llmc/shard.h"

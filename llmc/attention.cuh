@@ -365,6 +365,8 @@ constexpr size_t attention_smem_bytes(int HS, int groups, int own_blocks, int st
     return (size_t)(groups * own_blocks + 2 * stages) * block_bytes(HS) + (stats ? stages * STATS_BYTES : 0) +
            2 * (stages + groups) * 8;
 }
+static_assert(attention_smem_bytes(64, dkdv_tiling(64).mma_sync_groups, 2, mma_sync_stages(64), WITH_STATS) <= 99 << 10,
+              "heads of 64 must fit in the shared memory of an RTX GPU");
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Helpers of the kernels

@@ -11,6 +11,7 @@
 #include <cblas.h>
 #endif
 
+#include "cpu_features.h"
 #include "utils.h"
 
 // Treats numbers below 1e-38 as zero, in this thread and those it starts. Sharp attention makes many of them, and

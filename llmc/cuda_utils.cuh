@@ -24,6 +24,15 @@ LLMC_FN void cuda_check_(cudaError_t error, const char *statement, const char *f
 // ---------------------------------------------------------------------------------------------------------------------
 // Launches
 
+// In device code: how many threads a multiprocessor holds at once. Only data center GPUs hold 2048: A100, H100, B200,
+// B300.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000 || \
+                               __CUDA_ARCH__ == 1030)
+enum { MULTIPROCESSOR_THREADS = 2048 };
+#else
+enum { MULTIPROCESSOR_THREADS = 1536 };
+#endif
+
 // An attribute of the current GPU.
 inline int device_attribute(cudaDeviceAttr attribute) {
     int device, value;
@@ -47,11 +56,17 @@ struct Launch {
         : grid(grid), block(block), smem_bytes(smem_bytes), stream(stream), file(file), line(line) {}
 };
 
-// `where` as CUDA's launch configuration, which points to `attributes`. More than 48 KB of shared memory or more than 8
-// blocks per cluster must be requested first. Once per kernel would do; repeating it is cheap and needs no state.
+// `where` as CUDA's launch configuration, which points to `attributes`. Shared memory that the GPU does not have is
+// refused here: the kernels were laid out for the 163 KB of an A100, an RTX GPU has 99. More than 48 KB or more than
+// 8 blocks per cluster must be requested first. Once per kernel would do; repeating it is cheap and needs no state.
 inline cudaLaunchConfig_t launch_config(const void *kernel, const Launch &where, cudaLaunchAttribute (&attributes)[2]) {
     auto check = [&](cudaError_t error, const char *what) { cuda_check_(error, what, where.file, where.line); };
-    if (where.smem_bytes > 48 * 1024)
+    const int available = where.smem_bytes > 48 * 1024 ? device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) : 0;
+    if (available && where.smem_bytes > (size_t)available)
+        die(EXIT_SYSTEM, "%s:%d: this model needs %zu bytes of shared memory per block and this GPU has %d: use an "
+            "A100 or H100, or a model with a smaller --head-dim (64), fewer heads or lower ranks", where.file,
+            where.line, where.smem_bytes, available);
+    if (available)
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)where.smem_bytes),
               "cudaFuncSetAttribute(max dynamic shared memory)");
     const int allowed = 1;

@@ -241,21 +241,25 @@ inline DecodeSmem decode_smem(const DecodePlan &plan, int HS, int ranks, HeadsKi
 __global__ void decode_probe_kernel() {}
 
 // How many clusters of this size the GPU runs at once, if a block fills a multiprocessor: not every group of
-// multiprocessors divides by the size. The answer is kept, because the query is slow.
+// multiprocessors divides by the size, and not every GPU has clusters of more than 8. The answer is kept, because the
+// query is slow.
 inline int decode_clusters(int cluster) {
-    static int known[DECODE_MAX_CLUSTER + 1];
+    static int known[DECODE_MAX_CLUSTER + 1];       // and 1; 0: not known yet
     if (!known[cluster]) {
-        known[cluster] = device_attribute(cudaDevAttrMultiProcessorCount);
+        int clusters = device_attribute(cudaDevAttrMultiProcessorCount);
         if (cluster > 1) {
             size_t smem_bytes = (size_t)device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
             Launch where(dim3((unsigned)cluster), 256, smem_bytes, 0);
             where.cluster = cluster;
             cudaLaunchAttribute attributes[2] = {};
             cudaLaunchConfig_t config = launch_config((const void *)decode_probe_kernel, where, attributes);
-            CUDA_CHECK(cudaOccupancyMaxActiveClusters(&known[cluster], decode_probe_kernel, &config));
+            cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, decode_probe_kernel, &config);
+            if (error == cudaErrorInvalidClusterSize) clusters = 0;
+            else cuda_check_(error, "cudaOccupancyMaxActiveClusters", __FILE__, __LINE__);
         }
+        known[cluster] = clusters + 1;
     }
-    return known[cluster];
+    return known[cluster] - 1;
 }
 
 // The ranks a kernel is compiled for: 1 or 2 for both k and v, else DECODE_ANY_RANKS.

@@ -16,7 +16,7 @@ enum { CLASSIFIER_THREADS = 512 };      // the fastest of 256 to 1024, by 3% or 
 
 // One block per row. exp(x) is computed as 2^(x log2(e)): one multiply-add and one special function unit instruction.
 // That unit is the next bottleneck after memory. A row with NaN or infinity gives NaN.
-__global__ void __launch_bounds__(CLASSIFIER_THREADS, 2048 / CLASSIFIER_THREADS)
+__global__ void __launch_bounds__(CLASSIFIER_THREADS, MULTIPROCESSOR_THREADS / (int)CLASSIFIER_THREADS)
 fused_classifier_kernel(floatX *logits, float *losses, const int32_t *targets, int V, int Vp, float dloss,
                         LossMode mode) {
     constexpr int X = PackedX::size;

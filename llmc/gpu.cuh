@@ -30,9 +30,12 @@ inline cudaDeviceProp gpu_start(int rank, const void *kernel) {
     cudaFuncAttributes attributes;
     CUDA_CHECK(cudaSetDevice(rank % count));
     CUDA_CHECK(cudaGetDeviceProperties(&gpu, current_device()));
+    if (gpu.major < 8)
+        die(EXIT_SYSTEM, "the %s is too old (sm_%d%d; at least sm_80 is needed); ./train_t6 and ./generate_t6 need no "
+            "GPU", gpu.name, gpu.major, gpu.minor);
     if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess)
-        die(EXIT_SYSTEM, "this program has no code for the %s (sm_%d%d; at least sm_80 is needed): build it on this "
-            "machine", gpu.name, gpu.major, gpu.minor);
+        die(EXIT_SYSTEM, "this program has no code for the %s: build it again, with make ARCH=%d%d%s", gpu.name,
+            gpu.major, gpu.minor, gpu.major == 9 ? "a" : "");
     return gpu;
 }
 

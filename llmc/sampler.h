@@ -50,7 +50,7 @@ LLMC_FN int sampler_ranked_(SamplerRanking_ *r, int rank) {
 
 // The least likely token that top-k and top-p keep.
 LLMC_FN int sampler_last_(const float *p, int V, const SamplerOptions *o) {
-    SamplerRanking_ r = {p, (int *)xmalloc((size_t)V * sizeof(int)), V, 0};
+    SamplerRanking_ r = {p, (int *)xcalloc((size_t)V, sizeof(int)), V, 0};
     for (int i = 0; i < V; i++) r.ids[i] = i;
     for (int i = V / 2; i-- > 0; ) sampler_sink_(&r, V, i);
     int k = o->top_k > 0 && o->top_k < V ? (int)o->top_k : V, last = sampler_ranked_(&r, 0);

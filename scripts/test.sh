@@ -3,7 +3,7 @@
 # warnings, with and without OpenBLAS, and runs the tests plain and under the sanitizers. If there is a GPU, the GPU
 # programs run too. Ends with the line "N passed, N failed".
 #   scripts/test.sh            about 15 minutes on two cores
-#   scripts/test.sh --long     more kills, more damage, a minute of fuzzing
+#   scripts/test.sh --long     more kills, more damage, a minute of fuzzing; every compiler and GPU architecture
 set -uo pipefail
 cd "$(dirname "$0")/.."
 long=""
@@ -88,8 +88,31 @@ pages() {
     [ $missing = 0 ]
 }
 
+# Builds all CPU programs with a compiler and the flags that distributions build packages with. clang-N of another
+# version has no OpenMP of its own; a version's omp.h and library serve the others.
+builds_with() {
+    local flags="-O3 -march=native -D_FORTIFY_SOURCE=3 -fstack-protector-strong" libraries="" header
+    if ! echo '#include <omp.h>' | "$1" -fopenmp -fsyntax-only -x c - 2>/dev/null; then
+        header=$(printf '%s\n' /usr/lib/llvm-*/lib/clang/*/include/omp.h | tail -1)
+        mkdir -p build/omp && cp "$header" build/omp/omp.h || return 1
+        flags="$flags -isystem build/omp" libraries="-L${header%/lib/clang/*}/lib -Wl,-rpath,${header%/lib/clang/*}/lib"
+    fi
+    # shellcheck disable=SC2046
+    make -s OUT="build/with-$1" CC="$1" CFLAGS="$flags" LDFLAGS="$libraries" $(programs "build/with-$1")
+}
+# The compilers gcc-N and clang-N that the distribution offers and those that are installed. As root, the former are
+# installed first.
+every_compiler() {
+    local offered
+    offered=$(apt-cache search --names-only '^(gcc|clang)-[0-9]+$' 2>/dev/null | cut -d ' ' -f 1)
+    # shellcheck disable=SC2086
+    [ "$(id -u)" = 0 ] && [ -n "$offered" ] &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $offered >&2
+    compgen -c | grep -xE '(gcc|clang)-[0-9]+' | sort -u
+}
+
 scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
-export MAKEFLAGS="-j$(nproc)"
+export MAKEFLAGS="-j$(nproc) -- WERROR=1"
 
 programs() { echo "$1/train_t6 $1/generate_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
 if git rev-parse HEAD >/dev/null 2>&1; then step "no line over 120 columns" no_wide_lines
@@ -102,6 +125,12 @@ step "clang, no warnings" make -s OUT=build/clang CC=clang $(programs build/clan
 step "gcc without OpenBLAS" make -s OUT=build/plain BLAS=0 CC=gcc \
     build/plain/{train_t6,generate_t6,test_t6}
 step "gcc without MPI" make -s OUT=build/alone MPI=0 CC=gcc build/alone/train_t6
+step "gcc with a distribution's flags" make -s OUT=build/hard CC=gcc \
+    CFLAGS="-O2 -D_FORTIFY_SOURCE=3 -fstack-protector-strong" build/hard/{generate_t6,test_units,data/tokenize}
+if [ -n "$long" ]; then
+    every_compiler >"$tmp" 2>"$log"
+    for compiler in $(cat "$tmp"); do step "$compiler, no warnings" builds_with "$compiler"; done
+fi
 step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
 if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the decoding kernels run on an emulated one
     for p in BF16 FP32; do
@@ -109,6 +138,15 @@ if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the de
             make -s OUT=build/$p ARCH='80 90a $(GPU_ARCH)' PRECISION=$p build/$p/{train_t6cu,generate_t6cu,test_t6cu}
         if nvidia-smi -L >/dev/null 2>&1; then tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"; fi
     done
+    # generate_t6cu has all kernels of train_t6cu and those of decoding. An older nvcc does not know all of them.
+    step "nvcc for sm_86, sm_89 and sm_120, no warnings, BF16" \
+        make -s OUT=build/archs ARCH='$(filter $(NVCC_ARCHS),86 89 120)' build/archs/generate_t6cu
+    if [ -n "$long" ]; then
+        for p in BF16 FP32; do
+            step "nvcc for every architecture, no warnings, $p" make -s OUT=build/archs-$p PRECISION=$p \
+                ARCH='90a $(filter-out 75,$(NVCC_ARCHS))' build/archs-$p/{train_t6cu,generate_t6cu,test_t6cu}
+        done
+    fi
     step "build for the emulated GPU" make -s OUT=build/gcc build/gcc/test_decode build/gcc/test_decode_sm80
     cases=10; [ -n "$long" ] && cases=300
     tests "decoding kernels on an emulated GPU" build/gcc/test_decode --cases $cases
@@ -117,6 +155,11 @@ if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the de
         test/test_no_gpu.sh build/BF16/{train_t6cu,generate_t6cu,test_t6cu}
 else
     echo "skip CUDA: no nvcc found"
+fi
+if command -v qemu-x86_64 aarch64-linux-gnu-gcc >/dev/null; then
+    tests "programs for other processors" env BIN=build/gcc test/test_cpus.sh $long
+else
+    echo "skip programs for other processors: neither qemu-user nor gcc-aarch64-linux-gnu is installed"
 fi
 step "doc/flags.md is what the programs print" flags_page
 step "pages: links, headers, attention kinds, the picture" pages
