@@ -97,6 +97,10 @@ look_for_all() {
     look need ip 'iproute2|iproute|iproute2|iproute2' has ip
     look need ssh 'openssh-client|openssh-clients|openssh|openssh-client' has ssh
     look need pgrep 'procps|procps-ng|procps-ng|procps' has pgrep
+    # for the programs on aarch64 and on older processors
+    look wish "an emulator of other processors" qemu-user has qemu-aarch64
+    look wish "gcc for aarch64" 'gcc-aarch64-linux-gnu|gcc-aarch64-linux-gnu|aarch64-linux-gnu-gcc|gcc-aarch64-none-elf' \
+        has aarch64-linux-gnu-gcc
 }
 
 # missing: all that is missing, in words

@@ -119,6 +119,7 @@ if git rev-parse HEAD >/dev/null 2>&1; then step "no line over 120 columns" no_w
 else echo "skip the width of lines: not a git repository"; fi
 step "shell scripts parse" scripts_parse
 tests "Makefile" test/test_make.sh
+tests "setup" test/test_setup.sh
 step "headers compile alone" make -s headers
 step "gcc, no warnings" make -s OUT=build/gcc CC=gcc $(programs build/gcc)
 step "clang, no warnings" make -s OUT=build/clang CC=clang $(programs build/clang)
