@@ -99,7 +99,7 @@ look_for_all() {
     look need pgrep 'procps|procps-ng|procps-ng|procps' has pgrep
     # for the programs on aarch64 and on older processors
     look wish "an emulator of other processors" qemu-user has qemu-aarch64
-    look wish "gcc for aarch64" 'gcc-aarch64-linux-gnu|gcc-aarch64-linux-gnu|aarch64-linux-gnu-gcc|gcc-aarch64-none-elf' \
+    look wish "gcc for aarch64" 'gcc-aarch64-linux-gnu|gcc-aarch64-linux-gnu|aarch64-linux-gnu-gcc|' \
         has aarch64-linux-gnu-gcc
 }
 

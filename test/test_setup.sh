@@ -23,7 +23,8 @@ fresh() {
     mkdir "$tmp/bin"
     : >"$tmp/absent"
     for p in sh sed grep tail cat mktemp rm env chmod; do ln -s "$(command -v $p)" "$tmp/bin/$p"; done
-    for p in bash gnuplot xz curl unzip objcopy zstd python3 ip ssh pgrep qemu-aarch64 aarch64-linux-gnu-gcc mpirun dpkg-query; do stub $p; done
+    for p in bash gnuplot xz curl unzip objcopy zstd python3 ip ssh pgrep mpirun dpkg-query \
+        qemu-aarch64 aarch64-linux-gnu-gcc; do stub $p; done
     for p in gcc g++ clang mpicc; do stub $p "$compiler"; done
     stub make 'echo GNU Make 4'
     stub id 'echo 0'
