@@ -109,6 +109,9 @@ NVCC_TRAINER_LIBS := $(NVCC_LIBS) $(COMM_LIBS) $(NCCL_LIBS)
 .PHONY: all help flags check-libraries headers test clean
 .DELETE_ON_ERROR:
 
+# Without make's own rule, which with OUT would build train_t6 from train_t6.c alone.
+%: %.c
+
 all: $(PROGRAMS)
 
 help:
@@ -230,8 +233,9 @@ flags: $(PROGRAMS)
 	scripts/flags.sh $(or $(OUT),.) >build/flags.md && mv build/flags.md doc/flags.md
 
 # Each header compiles alone without a warning, as C and, since the CUDA programs include it, as C++.
-ALONE = $(NVCC) $(filter-out -MMD -MP -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) -diag-suppress 177 \
-        -x cu -ptx
+# --threads and -o /dev/null together make nvcc 13.0 wait forever.
+ALONE = $(NVCC) $(filter-out -MMD -MP --threads 0 -gencode=%,$(NVCC_TRAINER)) -arch=compute_$(lastword $(ARCH)) \
+        -diag-suppress 177 -x cu -ptx
 headers: | $(if $(NVCC),check-nvcc)
 	@for h in llmc/*.h data/*.h test/testing.h test/golden.h; do \
 	  $(CC) -std=gnu11 $(WARN) -I. -fsyntax-only -x c $$h && \

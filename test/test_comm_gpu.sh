@@ -3,7 +3,7 @@
 # GPU over MPI, each compared with one process; checkpoints moved between numbers of ranks; memcheck of the collectives.
 # About three minutes on one GPU. Needs a build in fp32: in bf16, the order of sums alone makes runs differ by a percent
 # (dev/results/scaling.md).
-#   make OUT=build/fp32 PRECISION=FP32 build/fp32/train_t6cu data/tokenize
+#   make OUT=build/fp32 PRECISION=FP32 build/fp32/train_t6cu && make tokenize
 #   test/test_comm_gpu.sh
 # Runs the program $TRAIN. Losses must be equal to a relative $LARGEST (1e-4). Ends with "N passed, N failed".
 set -uo pipefail
