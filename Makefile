@@ -109,8 +109,10 @@ NVCC_TRAINER_LIBS := $(NVCC_LIBS) $(COMM_LIBS) $(NCCL_LIBS)
 .PHONY: all help flags check-libraries headers test clean
 .DELETE_ON_ERROR:
 
-# Without make's own rule, which with OUT would build train_t6 from train_t6.c alone.
+# Without make's own rules, which with OUT would build train_t6 from train_t6.c alone.
 %: %.c
+%: %.o
+%.o: %.c
 
 all: $(PROGRAMS)
 
