@@ -239,6 +239,32 @@ static void check_golden_adamw(GoldenCheck *g, T6 *t6, const int32_t *idx, const
     free(want);
 }
 
+// Twelve steps of AdamW from zero moments, next to the formula in double.
+static void check_adamw(Score *score, double beta2) {
+    enum { N = 1000, STEPS = 12 };
+    static float w[N], adam_m[N], adam_v[N], g[N];
+    static double want[N], want_m[N], want_v[N];
+    Random r = {rng_stream(9, (uint64_t)(beta2 * 1e6)), 0};
+    AdamW o = {.lr = 1e-3, .beta1 = 0.9, .beta2 = beta2, .eps = 1e-8, .weight_decay = 0.1};
+    double off = 0, norm = 0;
+    memset(adam_m, 0, sizeof adam_m), memset(adam_v, 0, sizeof adam_v);
+    memset(want_m, 0, sizeof want_m), memset(want_v, 0, sizeof want_v);
+    for (int i = 0; i < N; i++) w[i] = 0, want[i] = 0;
+    for (int step = 1; step <= STEPS; step++) {
+        for (int i = 0; i < N; i++) {
+            g[i] = (float)random_uniform(&r);
+            want_m[i] = o.beta1 * want_m[i] + (1 - o.beta1) * g[i];
+            want_v[i] = beta2 * want_v[i] + (1 - beta2) * g[i] * g[i];
+            double m_hat = want_m[i] / (1 - pow(o.beta1, step)), v_hat = want_v[i] / (1 - pow(beta2, step));
+            want[i] = want[i] * (1 - o.lr * o.weight_decay) - o.lr * m_hat / (sqrt(v_hat) + o.eps);
+        }
+        adamw_update(w, adam_m, adam_v, g, N, &o, step, 1);
+    }
+    for (int i = 0; i < N; i++) off += (w[i] - want[i]) * (w[i] - want[i]), norm += want[i] * want[i];
+    report(score, sqrt(off / norm) < 1e-6, "adamw, beta2 %g: off by %.1e of the weights' norm", beta2,
+           sqrt(off / norm));
+}
+
 // All checks of one golden file, with the model padded to multiples of `pad`. Counts the model's kind in kinds[].
 static void check_golden(Score *score, const char *path, int pad, int kinds[NUM_ATTN_KINDS]) {
     Error err;
@@ -309,6 +335,7 @@ int main(int argc, char **argv) {
     }
     if (flags_parse(argc, argv, title, flags, 2, &err) != 0) die(EXIT_INPUT, "%s", err.text);
     score = check_gradients_f64((uint64_t)seed, (int)verbose);
+    check_adamw(&score, 0.95), check_adamw(&score, 0.999), check_adamw(&score, 0.999999);
     check_golden_folder(&score);
     return finish(&score);
 }

@@ -304,13 +304,14 @@ static void test_matmul(Score *score, Random *random, Matmul *mm, int64_t N, int
     check(score, (std::string("linear backward weight ") + where).c_str(), d_dw_overwritten.read(), dw, 1e-5);
 }
 
-static void test_update(Score *score, Random *random, size_t n) {
+// Two steps; first_steps: moments start at 0, as in training, so that all of them comes from 1 - beta.
+static void test_update(Score *score, Random *random, size_t n, double beta2, int first_steps) {
     Floats w(n), m(n), v(n), g(n), want_w, want_m, want_v;
     double sum = 0;
     for (size_t i = 0; i < n; i++) {
-        w[i] = (float)random_uniform(random), m[i] = (float)random_uniform(random),
-            v[i] = (float)fabs(random_uniform(random));
-        g[i] = (float)random_uniform(random);
+        w[i] = (float)random_uniform(random), g[i] = (float)random_uniform(random);
+        m[i] = first_steps ? 0 : (float)random_uniform(random);
+        v[i] = first_steps ? 0 : (float)fabs(random_uniform(random));
         sum += (double)g[i] * g[i];
     }
     Gpu<floatX> d_params(n);
@@ -322,18 +323,18 @@ static void test_update(Score *score, Random *random, size_t n) {
     double lr = 0.01, scale = fmin(1, 0.5 / (sqrt(sum) + 1e-6));
     want_w = w, want_m = m, want_v = v;
     for (int step = 1; step <= 2; step++) {     // the formula as is, in double
-        double bias_m = 1 - pow(0.9, step), bias_v = 1 - pow(0.95, step);
-        adamw_clipped_update(d_params.p, d_w.p, d_m.p, d_v.p, d_g.p, n, adamw_step(lr, 0.9, 0.95, 1e-8, 0.1, step),
+        double bias_m = 1 - pow(0.9, step), bias_v = 1 - pow(beta2, step);
+        adamw_clipped_update(d_params.p, d_w.p, d_m.p, d_v.p, d_g.p, n, adamw_step(lr, 0.9, beta2, 1e-8, 0.1, step),
                              norm, 0);
         for (size_t i = 0; i < n; i++) {
-            double gi = g[i] * scale, mi = 0.9 * want_m[i] + 0.1 * gi, vi = 0.95 * want_v[i] + 0.05 * gi * gi;
+            double gi = g[i] * scale, mi = 0.9 * want_m[i] + 0.1 * gi, vi = beta2 * want_v[i] + (1 - beta2) * gi * gi;
             double m_hat = mi / bias_m, v_hat = vi / bias_v;
             want_w[i] = (float)(want_w[i] * (1 - lr * 0.1) - lr * m_hat / (sqrt(v_hat) + 1e-8));
             want_m[i] = (float)mi, want_v[i] = (float)vi;
         }
     }
-    char where[32];
-    snprintf(where, sizeof where, " n%zu", n);
+    char where[48];
+    snprintf(where, sizeof where, " n%zu beta2 %g", n, beta2);
     check(score, (std::string("adamw master weights") + where).c_str(), d_w.read(), want_w, 1e-6);
     check(score, (std::string("adamw m") + where).c_str(), d_m.read(), want_m, 1e-6);
     check(score, (std::string("adamw v") + where).c_str(), d_v.read(), want_v, 1e-6);
@@ -497,8 +498,8 @@ static void test_operators(Score *score, uint64_t seed, Extent extent) {
     test_swiglu(score, &random, 5, 344);
     test_classifier(score, &random, 3, 50);
     test_classifier(score, &random, 5, 50257);
-    test_update(score, &random, 4);
-    test_update(score, &random, 10004);
+    for (size_t n = 4; n <= 10004; n += 10000)
+        test_update(score, &random, n, 0.95, 0), test_update(score, &random, n, 0.999999, 1);
     //                    attn            L  C  NH  HS   V   RQ RK RV G  F  rope   eps
     const Config shapes[] = {
         SHAPE(ATTN_TPA,        1, 64, 34, 64,  61, 6, 2, 2, 1, 0, 10000, 1e-6),
@@ -542,7 +543,7 @@ static void test_operators(Score *score, uint64_t seed, Extent extent) {
         test_swiglu(score, &random, 3000, 4272);
         test_classifier(score, &random, 300, 50257);
         test_classifier(score, &random, 2, 65536);
-        test_update(score, &random, 3000004);
+        test_update(score, &random, 3000004, 0.95, 0);
         Config c = SHAPE(ATTN_TPA, 1, 64, 78, 64, 61, 6, 2, 2, 1, 0, 10000, 1e-6);
         test_heads(score, &random, &c, 3, 700);
         test_attention(score, &random, 2, 1000, 5, 5, 64, 64);

@@ -612,11 +612,12 @@ void adamw_update(real *w, real *adam_m, real *adam_v, const real *dw, size_t n,
     real decay = (real)(1 - o->lr * o->weight_decay), rate = (real)(o->lr / (1 - pow(o->beta1, (double)step)));
     real root = (real)sqrt(1 - pow(o->beta2, (double)step));
     real beta1 = (real)o->beta1, beta2 = (real)o->beta2, eps = (real)o->eps, scale = (real)grad_scale;
+    real new1 = (real)(1 - o->beta1), new2 = (real)(1 - o->beta2);      // in real, 1 - 0.999999 would be off by 1%
     #pragma omp parallel for
     for (size_t i = 0; i < n; i++) {
         real g = dw[i] * scale;
-        adam_m[i] = beta1 * adam_m[i] + (1 - beta1) * g;
-        adam_v[i] = beta2 * adam_v[i] + (1 - beta2) * g * g;
+        adam_m[i] = beta1 * adam_m[i] + new1 * g;
+        adam_v[i] = beta2 * adam_v[i] + new2 * g * g;
         w[i] = w[i] * decay - rate * adam_m[i] / (sqrt(adam_v[i]) / root + eps);
     }
 }

@@ -11,8 +11,11 @@
 #include "global_norm.cuh"
 #include "precision.cuh"
 
-// The constants of a step, computed once on the host in double.
-typedef struct { float decay, rate, root, beta1, beta2, eps; } AdamWStep;
+// The constants of a step, computed once on the host in double: in float, 1 - 0.999999 would be off by 1%.
+typedef struct {
+    float decay, rate, root, eps;       // 1 - lr weight_decay, lr / (1 - beta1^step), sqrt(1 - beta2^step)
+    float beta1, beta2, new1, new2;     // beta and 1 - beta of the moments
+} AdamWStep;
 
 // step = 1, 2, ...
 LLMC_FN AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step) {
@@ -20,6 +23,7 @@ LLMC_FN AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, 
     s.decay = (float)(1 - lr * weight_decay), s.rate = (float)(lr / (1 - pow(beta1, (double)step)));
     s.root = (float)sqrt(1 - pow(beta2, (double)step));
     s.beta1 = (float)beta1, s.beta2 = (float)beta2, s.eps = (float)eps;
+    s.new1 = (float)(1 - beta1), s.new2 = (float)(1 - beta2);
     return s;
 }
 
@@ -33,8 +37,8 @@ __global__ void adamw_kernel(floatX *params, float *master, float *adam_m, float
     Packed16<float> m = load16_streaming(adam_m + i), v = load16_streaming(adam_v + i);
     for (int k = 0; k < 4; k++) {
         float gk = g[k] * scale;
-        m[k] = s.beta1 * m[k] + (1 - s.beta1) * gk;
-        v[k] = s.beta2 * v[k] + (1 - s.beta2) * gk * gk;
+        m[k] = s.beta1 * m[k] + s.new1 * gk;
+        v[k] = s.beta2 * v[k] + s.new2 * gk * gk;
         w[k] = w[k] * s.decay - s.rate * m[k] / (sqrtf(v[k]) / s.root + s.eps);
         params[i + k] = (floatX)w[k];
     }
