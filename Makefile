@@ -27,7 +27,11 @@ P := $(if $(OUT),$(OUT)/,)
 # clang warns about every loop that it was asked to vectorise and did not
 WARN := -Wall -Wextra $(if $(filter 1,$(WERROR)),-Werror) \
         $(if $(findstring clang,$(shell $(CC) --version 2>/dev/null)),-Wno-pass-failed)
-COMMON := $(CFLAGS) -std=gnu11 -fno-math-errno $(WARN) -I. -MMD -MP
+# The commit that --version and the logs name; nothing where this folder is not the top of a git repository.
+COMMIT := $(shell [ -z "$$(git rev-parse --show-prefix 2>/dev/null || echo none)" ] && \
+                  git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null)
+COMMIT_FLAG := $(if $(COMMIT),-DT6_COMMIT='"$(COMMIT)"')
+COMMON := $(CFLAGS) -std=gnu11 -fno-math-errno $(WARN) -I. -MMD -MP $(COMMIT_FLAG)
 
 # A library counts as found when a program that uses it compiles and links.
 links = $(shell printf '%s\n' '$(1)' 'int main(void) { return 0; }' | \
@@ -86,7 +90,7 @@ ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
 NCCL_FLAGS := -DUSE_NCCL
 NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
 endif
-NVCC_FLAGS = -std=c++17 -O3 -I. --threads 0 $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
+NVCC_FLAGS = -std=c++17 -O3 -I. --threads 0 $(COMMIT_FLAG) $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
              $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
              $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) \
              -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-fopenmp -MMD -MP

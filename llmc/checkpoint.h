@@ -32,14 +32,16 @@
 
 // The state of a run besides its weights and moments. Random numbers need none: they are functions of seed and step
 // (rng.h).
-enum { NUM_STATE_FIELDS = 10, NUM_OLD_STATE_FIELDS = 8 };
+enum { NUM_STATE_FIELDS = 11, NUM_OLD_STATE_FIELDS = 8 };
 typedef struct {
     int64_t step;               // updates done
     int64_t epoch, position;    // of the data loader; position is a number of windows
     int64_t seed, shuffle, seq_len, shards;     // what defines that position; shards: loader_fingerprint >> 1
     int64_t bad_steps;          // steps skipped in a row: gradients that were not finite, or spikes
     int64_t skipped;            // steps skipped in all
+    int64_t batch_size;         // defines the position too if shuffle is 0; 0: not known
     SpikeWindow spikes;
+    char *flags;                // those of the run, one line each: "--lr 0.0006\n..."; NULL: not known
 } TrainState;
 
 // Weights and moments in host memory, fp32, laid out by model.tensors. The trainer owns them.
@@ -69,7 +71,7 @@ LLMC_FN void state_fields_(TrainState *s, StateField_ out[NUM_STATE_FIELDS]) {
         {"step", &s->step}, {"epoch", &s->epoch}, {"position", &s->position}, {"seed", &s->seed},
         {"shuffle", &s->shuffle}, {"seq_len", &s->seq_len}, {"shards", &s->shards}, {"bad_steps", &s->bad_steps},
         // not in old checkpoints:
-        {"skipped", &s->skipped}, {"spikes_seen", &s->spikes.seen}};
+        {"skipped", &s->skipped}, {"spikes_seen", &s->spikes.seen}, {"batch_size", &s->batch_size}};
     memcpy(out, fields, sizeof fields);
 }
 
@@ -99,12 +101,16 @@ LLMC_FN char *state_to_json_(const TrainState *state) {
         for (int i = 0; i < SPIKE_WINDOW; i++) fprintf(f, "%s%.17g", i ? ", " : "", windows[k].values[i]);
         fprintf(f, "]");
     }
-    fprintf(f, "\n}\n");
+    cJSON *flags = cJSON_CreateString(state->flags ? state->flags : "");
+    char *quoted = cJSON_PrintUnformatted(flags);
+    fprintf(f, ",\n\t\"flags\": %s\n}\n", quoted);
+    cJSON_free(quoted), cJSON_Delete(flags);
     if (fclose(f) != 0) die(EXIT_SYSTEM, "out of memory: cannot write state.json");
     return text;
 }
 
-// Reads the text of state.json; path is for the error line. Old files lack `skipped` and the window of spikes: then 0.
+// Reads the text of state.json; path is for the error line. What old files lack is 0 or NULL. The caller frees
+// state->flags.
 LLMC_FN int state_from_json_(TrainState *state, const char *text, const char *path, Error *err) {
     cJSON *json = cJSON_Parse(text);
     int rc = 0;
@@ -128,6 +134,8 @@ LLMC_FN int state_from_json_(TrainState *state, const char *text, const char *pa
             if (n < SPIKE_WINDOW && cJSON_IsNumber(item)) windows[k].values[n++] = item->valuedouble;
         if (state->spikes.seen > 0 && n < SPIKE_WINDOW) state->spikes.seen = 0;
     }
+    const cJSON *flags = cJSON_GetObjectItemCaseSensitive(json, "flags");
+    if (rc == 0 && cJSON_IsString(flags)) state->flags = xasprintf("%s", flags->valuestring);
     cJSON_Delete(json);
     return rc;
 }
@@ -340,6 +348,27 @@ LLMC_FN int64_t *checkpoint_steps(const char *out, int *n) {
     return steps;
 }
 
+// The checkpoint that a folder means: that folder, or a run's last step_N in it. The caller frees the path. NULL: with
+// the reason in err.
+LLMC_FN char *checkpoint_folder(const char *path, Error *err) {
+    struct stat info;
+    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
+        fail(err, "%s is not the folder of a checkpoint or a run", path);
+        return NULL;
+    }
+    int n;
+    int64_t *steps = checkpoint_steps(path, &n);
+    char *folder = n ? xasprintf("%s/step_%08" PRId64, path, steps[n - 1]) : xasprintf("%s", path);
+    char *config = checkpoint_path_(folder, FILE_CONFIG, 0);
+    free(steps);
+    if (access(config, F_OK) != 0) {
+        fail(err, "%s holds no checkpoint: there is neither %s nor a folder step_N", path, config);
+        free(folder), folder = NULL;
+    }
+    free(config);
+    return folder;
+}
+
 // Keeps the newest `keep` checkpoints and those whose step is a multiple of keep_every (0: none), and removes the
 // others. keep 0: keeps all. Returns 0, or -1 with the reason in err if one cannot be removed.
 LLMC_FN int checkpoint_prune(const char *out, int64_t keep, int64_t keep_every, Error *err) {
@@ -383,6 +412,14 @@ LLMC_FN int checkpoint_verify(const char *folder, int num_files, Error *err) {
         rc = fail(err, "%s: lists more files than there are; it is damaged", sums_path);
     free(sums);
     free(sums_path);
+    return rc;
+}
+
+// The same for a model to start from, which may come from elsewhere: without CHECKSUMS it is taken as it is.
+LLMC_FN int checkpoint_verify_model(const char *folder, Error *err) {
+    char *sums = xasprintf("%s/CHECKSUMS", folder);
+    int rc = access(sums, F_OK) == 0 ? checkpoint_verify(folder, NUM_MODEL_FILES, err) : 0;
+    free(sums);
     return rc;
 }
 

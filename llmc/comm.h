@@ -335,6 +335,13 @@ LLMC_FN void comm_broadcast(Comm *c, void *x, size_t bytes, int root, const char
     }
 }
 
+// While rank 0 works alone, it says so from time to time (more = 1) and at the end (more = 0); the others call this until
+// it returns 0. So the deadline counts for each piece of rank 0's work, not for the whole.
+LLMC_FN int comm_rank_0_works(Comm *c, int more, const char *what) {
+    comm_broadcast(c, &more, sizeof more, 0, what);
+    return more;
+}
+
 typedef struct { int rc; Error err; } CommVerdict_;
 
 // Makes all ranks agree on an outcome. Returns 0 if rc is 0 on every rank; otherwise -1 on every rank, with the line

@@ -97,20 +97,23 @@ LLMC_FN void flags_markdown_(const char *program, const char *head, const Flag *
     }
 }
 
-// Reads argv into the values of a table of n flags. --help prints the table under help_head and exits 0. Returns -1
-// with an error that says which flag is wrong and what it accepts.
+enum { FLAG_VERSION_ = 255 };   // getopt's code for --version; those of the table start at 256
+
+// Reads argv into the values of a table of n flags. --help prints the table under help_head, --version the commit that
+// the program was built from; both exit 0. Returns -1 with an error that says which flag is wrong and what it accepts.
 //
 // first_argument is for programs that also take arguments, such as file names. Arguments and flags may be mixed; the
 // arguments are then argv[*first_argument] to argv[argc - 1]. The value of a switch must be attached (--bytes=1),
 // because the next word may be an argument. NULL: an argument is an error.
 LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, Flag *flags, int n, int *first_argument,
                                   Error *err) {
-    struct option *options = (struct option *)xcalloc((size_t)n + 2, sizeof *options);
+    struct option *options = (struct option *)xcalloc((size_t)n + 3, sizeof *options);
     char *letters = (char *)xcalloc(2 * (size_t)n + 4, 1), *l = letters;
     int count = 0, rc = 0, c, which = 0;
     if (!first_argument) *l++ = '+';        // stop at the first argument
     *l++ = ':', *l++ = 'h';
     options[count++] = (struct option){"help", optional_argument, NULL, 'h'};
+    options[count++] = (struct option){"version", no_argument, NULL, FLAG_VERSION_};
     for (int i = 0; i < n && rc == 0; i++) {
         Flag *f = &flags[i];
         if (f->type == FLAG_SECTION) continue;
@@ -135,6 +138,11 @@ LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, 
             const char *slash = strrchr(argv[0], '/');
             if (markdown) flags_markdown_(slash ? slash + 1 : argv[0], help_head, flags, n);
             else flags_help(help_head, flags, n);
+            free(options), free(letters);
+            exit(0);
+        }
+        if (c == FLAG_VERSION_) {
+            printf("%s, commit %s\n", program_name(), T6_COMMIT);
             free(options), free(letters);
             exit(0);
         }

@@ -9,21 +9,6 @@
 #include "test/check_generator.h"
 #include "tokenizer.h"
 
-// The checkpoint that --model means: that folder, or a run's last step_N in it. The caller frees the path. NULL: with
-// the reason in err.
-LLMC_FN char *generator_folder_(const char *model, Error *err) {
-    struct stat info;
-    if (stat(model, &info) != 0 || !S_ISDIR(info.st_mode)) {
-        fail(err, "%s is not the folder of a checkpoint or a run; train a model, or name one with --model (-e)", model);
-        return NULL;
-    }
-    int n;
-    int64_t *steps = checkpoint_steps(model, &n);
-    char *folder = n ? xasprintf("%s/step_%08" PRId64, model, steps[n - 1]) : xasprintf("%s", model);
-    free(steps);
-    return folder;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Prompts: text or token ids to tokens
 
@@ -317,9 +302,9 @@ LLMC_FN void generate(const Generation *run, Generator *g) {
 LLMC_FN void plan_generation(Generation *run) {
     GenerateOptions *o = &run->o;
     Error err;
-    run->folder = generator_folder_(o->model, &err);
-    if (!run->folder || checkpoint_load_config(run->folder, &run->config, &err) != 0) die(EXIT_INPUT, "--model: %s",
-                                                                                          err.text);
+    run->folder = checkpoint_folder(o->model, &err);
+    if (!run->folder) die(EXIT_INPUT, "--model: %s; train a model, or name one with --model (-e)", err.text);
+    if (checkpoint_load_config(run->folder, &run->config, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
     int64_t V = run->config.vocab_size, longest = 0;
     if (!o->ids && end_of_text(V) < 0)
         die(EXIT_INPUT, "--model: its vocabulary of %" PRId64 " is neither bytes (257) nor GPT-2's (50257): use --ids, "
@@ -328,6 +313,7 @@ LLMC_FN void plan_generation(Generation *run) {
     else if (!o->ids && tokenizer_init_gpt2(&run->tokenizer, o->vocab, &err) != 0)
         die(EXIT_INPUT, "--vocab: %s; data/gpt2_vocab.sh gets it, and --ids needs none", err.text);
     tokenizer_prepare(&run->tokenizer);
+    if (!o->ids) o->sampler.known = run->tokenizer.vocab_size;
     if (read_prompts(&run->prompts, o, &run->tokenizer, V, &err) != 0) die(EXIT_INPUT, "%s", err.text);
     const Prompt *list = run->prompts.list;
     for (int64_t i = 0; i < run->prompts.count; i++) longest = list[i].n > longest ? list[i].n : longest;
@@ -340,10 +326,7 @@ LLMC_FN void plan_generation(Generation *run) {
     if (o->stats || o->plan) print_generation(run, &planned);
     run->ops->plan(o, &planned, run->B, run->capacity);
     model_free(&planned);
-    char *sums = xasprintf("%s/CHECKSUMS", run->folder);
-    if (!o->plan && access(sums, F_OK) == 0 && checkpoint_verify(run->folder, NUM_MODEL_FILES, &err) != 0)
-        die(EXIT_INPUT, "--model: %s", err.text);
-    free(sums);
+    if (!o->plan && checkpoint_verify_model(run->folder, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
 }
 
 LLMC_FN int generator_main(int argc, char **argv, const GeneratorModel *ops) {

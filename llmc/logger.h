@@ -6,10 +6,16 @@
 #include <cjson/cJSON.h>
 #include "utils.h"
 
+// Metrics that say that a step was evaluated: its validation loss, and how many tokens its sample has.
+#define VAL_METRIC "val_loss"
+#define SAMPLE_METRIC "sample_tokens"
+typedef struct { int validated, sampled; } Evaluated;
+
 typedef struct {
     FILE *log, *metrics;    // NULL: only the screen (before logger_open, and on ranks other than 0)
     char *folder;
     int silent;             // 1: prints nothing; set on all ranks but 0
+    Evaluated evaluated;    // of the step after which a run resumes, from its metrics
 } Logger;
 
 LLMC_FN void logger_check_(const Logger *g, int failed) {
@@ -17,7 +23,8 @@ LLMC_FN void logger_check_(const Logger *g, int failed) {
 }
 
 // Drops the metrics of steps after `step`, which a resumed run will write again, and a last line that was cut short.
-LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
+// *evaluated: what has been evaluated after `step`.
+LLMC_FN int logger_rewind_(const char *path, int64_t step, Evaluated *evaluated, Error *err) {
     size_t bytes, kept = 0;
     char *text = read_small_file(path, (size_t)1 << 31, &bytes, err);
     if (!text) return -1;
@@ -26,6 +33,9 @@ LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
         cJSON *json = cJSON_Parse(line);
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "step");
         int keep = cJSON_IsNumber(item) && item->valuedouble <= (double)step;
+        int resumed = keep && item->valuedouble == (double)step;
+        evaluated->validated |= resumed && cJSON_GetObjectItemCaseSensitive(json, VAL_METRIC) != NULL;
+        evaluated->sampled |= resumed && cJSON_GetObjectItemCaseSensitive(json, SAMPLE_METRIC) != NULL;
         cJSON_Delete(json);
         *end = '\n';
         if (!keep) continue;
@@ -42,7 +52,7 @@ LLMC_FN int logger_rewind_(const char *path, int64_t step, Error *err) {
 LLMC_FN int logger_open(Logger *g, const char *folder, int64_t resume_step, Error *err) {
     char *log = xasprintf("%s/main.log", folder), *metrics = xasprintf("%s/metrics.jsonl", folder);
     const char *mode = resume_step >= 0 ? "a" : "w";
-    int rc = resume_step >= 0 && access(metrics, F_OK) == 0 ? logger_rewind_(metrics, resume_step, err) : 0;
+    int rc = resume_step >= 0 && access(metrics, F_OK) == 0 ? logger_rewind_(metrics, resume_step, &g->evaluated, err) : 0;
     g->folder = xasprintf("%s", folder);
     g->log = rc == 0 ? fopen(log, mode) : NULL;
     g->metrics = rc == 0 ? fopen(metrics, mode) : NULL;

@@ -2,25 +2,27 @@
 #ifndef LLMC_OPTIONS_H
 #define LLMC_OPTIONS_H
 
-#include "comm.h"
+#include "checkpoint.h"
 #include "flags.h"
-#include "model.h"
 #include "sampler.h"
 #include "schedule.h"
 
 typedef struct {
     // data
     const char *train_data, *val_data, *vocab;
-    int64_t seq_len, shuffle, seed, reset_data;
+    int64_t seq_len, shuffle, seed, reset_data, overfit;
     // model
     const char *model, *attn;
+    char *checkpoint;           // the folder of the checkpoint that model names; NULL: model names a preset
     Config config;              // first what the flags set, 0 where they were not given; then the complete model
     // training
     int64_t batch_size, tokens_per_step, max_steps, warmup_steps;
+    const char *schedule_kind;
+    int64_t decay_steps;
     double lr, min_lr, weight_decay, clip, beta1, beta2, adam_eps, skip_spikes;
     // evaluation and output
     const char *out;
-    int64_t resume, save_every, keep, keep_every, val_every, val_batches, sample_every, sample_tokens;
+    int64_t resume, save_every, keep, keep_every, val_every, val_tokens, sample_every, sample_tokens;
     SamplerOptions sampler;
     // machine
     int64_t threads, recompute, plan;
@@ -36,13 +38,17 @@ typedef struct {
     int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
-enum { NUM_TRAIN_FLAGS = 62 };
+enum { NUM_TRAIN_FLAGS = 65 };
+
+// A checkpoint does not say its recipe: what the flags leave open of batch, steps and rates is this preset's.
+#define CHECKPOINT_RECIPE "124M"
 
 LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
     Config *c = &o->config;
     const double many = 1e12, never = 0;
-    static char model_help[128];
-    snprintf(model_help, sizeof model_help, "preset %s, or a checkpoint's folder", preset_names());
+    static char model_help[160];
+    snprintf(model_help, sizeof model_help, "preset %s, or the folder of a checkpoint or a run, with %s's recipe",
+             preset_names(), CHECKPOINT_RECIPE);
     const Flag flags[] = {
         FLAGS_SECTION("Data"),
         {'i', "train-data", FLAG_TEXT, &o->train_data, "data/toy/toy_train_*.bin", 0, 0,
@@ -55,6 +61,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "seed", FLAG_INT, &o->seed, "1337", 0, 9e15, "of initial weights, data order and samples", 0},
         {0, "reset-data", FLAG_SWITCH, &o->reset_data, "0", 0, 1,
          "1: resume weights and step, but restart the data", 0},
+        {0, "overfit", FLAG_SWITCH, &o->overfit, "0", 0, 1,
+         "1: train on the first step's batch again and again, to see that the model can learn it", 0},
         {0, "vocab", FLAG_TEXT, &o->vocab, "data/gpt2.tiktoken", 0, 0,
          "GPT-2's vocabulary, to print samples of GPT-2 tokens", 0},
         FLAGS_SECTION("Model"),
@@ -79,8 +87,11 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {'x', "steps", FLAG_INT, &o->max_steps, NULL, 0, many,
          "updates; 0: write the initial checkpoint and stop (preset)", 0},
         {'l', "lr", FLAG_REAL, &o->lr, NULL, 1e-30, 1e3, "peak learning rate (preset)", 0},
-        {0, "min-lr", FLAG_REAL, &o->min_lr, NULL, 0, 1e3, "learning rate at the end of the cosine (preset)", 0},
+        {0, "min-lr", FLAG_REAL, &o->min_lr, NULL, 0, 1e3, "learning rate at the end (preset)", 0},
         {'u', "warmup", FLAG_INT, &o->warmup_steps, NULL, 0, many, "steps of linear warm-up; 0: none (preset)", 0},
+        {0, "schedule", FLAG_TEXT, &o->schedule_kind, "cosine", 0, 0,
+         "after the warm-up: cosine, linear, wsd (the peak, then linear in the last --decay-steps) or constant", 0},
+        {0, "decay-steps", FLAG_INT, &o->decay_steps, NULL, 1, many, "of --schedule wsd (the last 20% of --steps)", 0},
         {'c', "weight-decay", FLAG_REAL, &o->weight_decay, "0.1", 0, 1e3,
          "AdamW's decoupled decay, on every weight; 0: none", 0},
         {0, "clip", FLAG_REAL, &o->clip, "1.0", 0, 1e9, "largest global gradient norm; 0: never clip", 0},
@@ -98,8 +109,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "keep", FLAG_INT, &o->keep, "0", 0, many, "keep only the newest N checkpoints; 0: all", 0},
         {0, "keep-every", FLAG_INT, &o->keep_every, "0", 0, many, "also keep those of every N-th step; 0: none", 0},
         {'v', "val-every", FLAG_INT, &o->val_every, "250", never, many, "validation loss", 0},
-        {'m', "val-batches", FLAG_INT, &o->val_batches, "20", 0, many,
-         "micro-batches per validation; 0: all of the data", 0},
+        {'m', "val-tokens", FLAG_INT, &o->val_tokens, NULL, 0, many,
+         "tokens per validation, in whole sequences; 0: all of the data (20 times the preset's B x T)", 0},
         {'s', "sample-every", FLAG_INT, &o->sample_every, "1000", never, many, "sample text from the model", 0},
         {'g', "sample-tokens", FLAG_INT, &o->sample_tokens, "256", 1, 1 << 24,
          "length of a sample, at most --seq-len", 0},
@@ -151,40 +162,60 @@ LLMC_FN int config_difference(const Config *there, const Config *here, Error *wh
     return 0;
 }
 
-// Sets o->config to the model that --model, --attn and the size flags describe, and *preset to the recipe for what the
-// flags leave open.
-LLMC_FN int model_options_(TrainOptions *o, AttnKind attn, int attn_given,
-                           int (*load_config)(const char *, Config *, Error *), const Preset **preset, Error *err) {
+// Sets o->config to the model that --model, --attn and the size flags describe, o->checkpoint, and *preset to the
+// recipe for what the flags leave open.
+LLMC_FN int model_options_(TrainOptions *o, AttnKind attn, int attn_given, const Preset **preset, Error *err) {
     Config given = o->config, base, merged;
     const Preset *p = find_preset(o->model);
-    struct stat info;
     Error what;
     if (p) {
         base = preset_config(p, attn);
         base.vocab_size = 0;
-    } else if (stat(o->model, &info) != 0 || !S_ISDIR(info.st_mode)) {
-        return fail(err, "--model: \"%s\" is neither a preset (%s) nor the folder of a checkpoint", o->model,
-                    preset_names());
-    } else if (load_config(o->model, &base, err) != 0) return -1;
+    } else if (!(o->checkpoint = checkpoint_folder(o->model, &what))) {
+        return fail(err, "--model: %s; a preset is %s", what.text, preset_names());
+    } else if (checkpoint_load_config(o->checkpoint, &base, &what) != 0) return fail(err, "--model: %s", what.text);
     merged = base;
     if (attn_given) merged.attn = attn;
     config_override_(&merged, &given);
     if (!p && config_difference(&base, &merged, &what) != 0)
         return fail(err, "--model: %s is a different model from the one the flags describe: %s; leave those flags out",
-                    o->model, what.text);
+                    o->checkpoint, what.text);
     o->config = merged;
-    *preset = p ? p : find_preset("124M");      // a checkpoint does not say its recipe
+    *preset = p ? p : find_preset(CHECKPOINT_RECIPE);
     return 0;
 }
 
-// Parses the command line and completes it from the preset. For a checkpoint's folder, load_config reads its
-// config.json. config.vocab_size stays 0 where neither the flags nor a checkpoint set it. Errors: one line in err,
-// and -1.
-LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *help_head,
-                          int (*load_config)(const char *, Config *, Error *), Error *err) {
+// Completes the schedule, whose flags are read.
+LLMC_FN int schedule_options_(TrainOptions *o, const Preset *p, Error *err) {
+    int kind = 0;
+    while (kind < NUM_SCHEDULES && strcmp(o->schedule_kind, schedule_name((ScheduleKind)kind))) kind++;
+    if (kind == NUM_SCHEDULES)
+        return fail(err, "--schedule: \"%s\" is not accepted; it takes cosine, linear, wsd or constant",
+                    o->schedule_kind);
+    int64_t tenth = o->max_steps / 10;
+    if (o->warmup_steps < 0) o->warmup_steps = p->warmup_steps < tenth ? p->warmup_steps : tenth;
+    if (o->lr < 0) o->lr = p->lr;
+    if (o->min_lr < 0) o->min_lr = p->min_lr < o->lr ? p->min_lr : o->lr / 10;
+    if (o->min_lr > o->lr) return fail(err, "--min-lr %g is above --lr %g", o->min_lr, o->lr);
+    if (kind != SCHEDULE_WSD && o->decay_steps >= 0)
+        return fail(err, "--decay-steps belongs to --schedule wsd; --schedule %s has none", o->schedule_kind);
+    if (kind != SCHEDULE_WSD) o->decay_steps = 0;
+    int64_t after_warmup = o->max_steps > o->warmup_steps ? o->max_steps - o->warmup_steps : 0;
+    if (o->decay_steps > after_warmup)
+        return fail(err, "--decay-steps %" PRId64 ": only %" PRId64 " of --steps %" PRId64 " are left after --warmup %"
+                    PRId64, o->decay_steps, after_warmup, o->max_steps, o->warmup_steps);
+    if (o->decay_steps < 0) o->decay_steps = o->max_steps / 5 < after_warmup ? o->max_steps / 5 : after_warmup;
+    o->schedule = (Schedule){(ScheduleKind)kind, o->lr, o->min_lr, (long)o->warmup_steps, (long)o->max_steps,
+                             (long)o->decay_steps};
+    return 0;
+}
+
+// Parses the command line and completes it from the preset. config.vocab_size stays 0 where neither the flags nor a
+// checkpoint set it. Errors: one line in err, and -1. Free with train_options_free.
+LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *help_head, Error *err) {
     memset(o, 0, sizeof *o);
     o->seq_len = o->batch_size = o->tokens_per_step = o->max_steps = o->warmup_steps = -1;
-    o->lr = o->min_lr = -1;
+    o->lr = o->min_lr = -1, o->decay_steps = o->val_tokens = -1;
     o->sampler.top_p = 1;
     Flag flags[NUM_TRAIN_FLAGS];
     int n = train_flags(o, flags);
@@ -196,18 +227,15 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     int attn_given = 0;
     for (int i = 0; i < n; i++) attn_given |= flags[i].name && !strcmp(flags[i].name, "attn") && flags[i].given;
     const Preset *p = NULL;
-    if (model_options_(o, attn, attn_given, load_config, &p, err) != 0) return -1;
+    if (model_options_(o, attn, attn_given, &p, err) != 0) return -1;
 
     if (o->seq_len < 0) o->seq_len = p->seq_len;
     if (o->batch_size < 0) o->batch_size = p->batch_size;
     int64_t micro = o->batch_size * o->seq_len;
     if (o->tokens_per_step < 0) o->tokens_per_step = round_up(p->tokens_per_step, micro);
     if (o->max_steps < 0) o->max_steps = p->max_steps;
-    int64_t tenth = o->max_steps / 10;
-    if (o->warmup_steps < 0) o->warmup_steps = p->warmup_steps < tenth ? p->warmup_steps : tenth;
-    if (o->lr < 0) o->lr = p->lr;
-    if (o->min_lr < 0) o->min_lr = p->min_lr < o->lr ? p->min_lr : o->lr / 10;
-    if (o->min_lr > o->lr) return fail(err, "--min-lr %g is above --lr %g", o->min_lr, o->lr);
+    if (o->val_tokens < 0) o->val_tokens = 20 * p->batch_size * p->seq_len;
+    if (schedule_options_(o, p, err) != 0) return -1;
     if (strcmp(o->transport, "auto") && strcmp(o->transport, "nccl") && strcmp(o->transport, "mpi"))
         return fail(err, "--comm: \"%s\" is not accepted; it takes auto, nccl or mpi", o->transport);
     if (o->tokens_per_step % micro != 0)
@@ -215,8 +243,9 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
                     " = %" PRId64 " tokens; use %" PRId64, o->tokens_per_step, o->batch_size, o->seq_len, micro,
                     round_up(o->tokens_per_step, micro));
     o->accum = o->tokens_per_step / micro;
-    o->schedule = (Schedule){o->lr, o->min_lr, (long)o->warmup_steps, (long)o->max_steps};
     return 0;
 }
+
+LLMC_FN void train_options_free(TrainOptions *o) { free(o->checkpoint), o->checkpoint = NULL; }
 
 #endif

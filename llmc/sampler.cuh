@@ -181,6 +181,7 @@ sample_kernel(int32_t *next, const float *logits, const double *u, SamplerOption
 // next (B) from logits (B, V), rows `stride` apart, and uniform numbers u (B) in [0, 1), all in GPU memory.
 inline void sample_tokens(int32_t *next, const float *logits, const double *u, const SamplerOptions *o,
                           int64_t B, int64_t V, int64_t stride, cudaStream_t stream) {
+    if (o->known > 0 && o->known < V) V = o->known;
     launch(sample_kernel, {(unsigned)B, SAMPLER_THREADS, 0, stream}, next, logits, u, *o, (int)V, stride);
 }
 

@@ -15,6 +15,7 @@ typedef struct {
     int64_t top_k;          // keep the k likeliest; 0: all
     double top_p;           // keep the likeliest until their sum reaches p; 1: all
     double min_p;           // drop tokens less likely than min_p times the likeliest; 0: none
+    int64_t known;          // only ids below this: those beyond pad the model's vocabulary; 0: all
 } SamplerOptions;
 
 // Tokens by likelihood, sorted only as far as they are asked for: a heap, whose top moves to the end when it is taken.
@@ -64,6 +65,7 @@ LLMC_FN int sampler_last_(const float *p, int V, const SamplerOptions *o) {
 // Draws a token id from logits (V) with the uniform random number u in [0, 1). The same arguments give the same token.
 LLMC_FN int sample_token(const float *logits, int V, const SamplerOptions *o, double u) {
     int best = 0;
+    if (o->known > 0 && o->known < V) V = (int)o->known;
     for (int i = 1; i < V; i++)
         if (logits[i] > logits[best]) best = i;
     if (o->temperature == 0) return best;

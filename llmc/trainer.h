@@ -169,11 +169,28 @@ LLMC_FN int open_output(Run *run, Error *err) {
     return 0;
 }
 
-// What all ranks must have in common, one line each: the program, the data, and every flag except a host's own.
-LLMC_FN char *run_description(Run *run) {
+// Appends the flags of a run to f, "--name value" on a line each, but those that only concern a host, and those whose
+// names are in skip, a list that ends with NULL.
+LLMC_FN void describe_flags_(FILE *f, TrainOptions *o, const char *const *skip) {
     static const char *const own[] = {"train-data", "val-data", "vocab", "threads", "peak-tflops", "comm-timeout",
-                                      "comm-file", "plan"};
+                                      "comm-file", "plan", NULL};
     Flag flags[NUM_TRAIN_FLAGS];
+    for (int i = 0, n = train_flags(o, flags); i < n; i++) {
+        int skipped = flags[i].type == FLAG_SECTION;
+        for (int k = 0; !skipped && own[k]; k++) skipped = !strcmp(flags[i].name, own[k]);
+        for (int k = 0; !skipped && skip[k]; k++) skipped = !strcmp(flags[i].name, skip[k]);
+        if (skipped) continue;
+        fprintf(f, "--%s ", flags[i].name);
+        if (flags[i].type == FLAG_TEXT) fprintf(f, "%s\n", *(const char **)flags[i].value);
+        else if (flags[i].type == FLAG_REAL) fprintf(f, "%.15g\n", *(double *)flags[i].value);
+        else fprintf(f, "%" PRId64 "\n", *(int64_t *)flags[i].value);
+    }
+}
+
+// What all ranks must have in common, one line each: the program, the data, and every flag except a host's own. The
+// caller frees it.
+LLMC_FN char *run_description(Run *run) {
+    static const char *const none[] = {NULL};
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
@@ -181,16 +198,20 @@ LLMC_FN char *run_description(Run *run) {
     fprintf(f, "the program's code " T6_CODE "\ntraining shards %016" PRIx64 "\nvalidation shards %016" PRIx64 "\n"
             "attention %s\n", loader_fingerprint(&run->train), run->o.val_every ? loader_fingerprint(&run->val) : 0,
             attn_name(run->o.config.attn));
-    for (int i = 0, n = train_flags(&run->o, flags); i < n; i++) {
-        int skip = flags[i].type == FLAG_SECTION;
-        for (size_t k = 0; k < sizeof own / sizeof *own && !skip; k++) skip = !strcmp(flags[i].name, own[k]);
-        if (skip) continue;
-        fprintf(f, "--%s ", flags[i].name);
-        if (flags[i].type == FLAG_TEXT) fprintf(f, "%s\n", *(const char **)flags[i].value);
-        else if (flags[i].type == FLAG_REAL) fprintf(f, "%.15g\n", *(double *)flags[i].value);
-        else fprintf(f, "%" PRId64 "\n", *(int64_t *)flags[i].value);
-    }
+    describe_flags_(f, &run->o, none);
     if (fclose(f) != 0) die(EXIT_SYSTEM, "out of memory for the description of the run");
+    return text;
+}
+
+// The flags that a checkpoint records, so that a resumed run can say what has changed. The caller frees the text.
+LLMC_FN char *recorded_flags_(TrainOptions *o) {
+    static const char *const not_recorded[] = {"out", "resume", "reset-data", NULL};
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) die(EXIT_SYSTEM, "out of memory for the flags of the run");
+    describe_flags_(f, o, not_recorded);
+    if (fclose(f) != 0) die(EXIT_SYSTEM, "out of memory for the flags of the run");
     return text;
 }
 
@@ -259,6 +280,9 @@ LLMC_FN void print_plan(Run *run) {
     logger_printf(log, "model: %s %s, %.1fM parameters: L %" PRId64 ", C %" PRId64 ", %" PRId64 " heads of %" PRId64
                   ", MLP %" PRId64 ", vocabulary %" PRId64 "\n", o->model, attn_name(c->attn),
                   (double)m.num_parameters / 1e6, c->n_layer, c->n_embd, c->n_head, c->head_dim, m.F, c->vocab_size);
+    if (o->checkpoint)
+        logger_printf(log, "recipe: preset " CHECKPOINT_RECIPE "'s where no flag says otherwise, as a checkpoint does "
+                      "not tell its own\n");
     if (m.k.kind == HEADS_FACTORED)
         logger_printf(log, "factor ranks: q %d, k %d, v %d; the cache takes %" PRId64 " numbers per token and layer, "
                       "MHA's %" PRId64 "\n", m.q.kind == HEADS_FACTORED ? m.q.R : 0, m.k.R, m.v.R,
@@ -286,7 +310,7 @@ LLMC_FN void plan_run(Run *run, int argc, char **argv) {
     TrainOptions *o = &run->o;
     Comm *comm = &run->comm;
     comm_open(comm, argc, argv);
-    comm_check(comm, train_options(o, argc, argv, run->ops->title, checkpoint_load_config, &err), EXIT_INPUT, &err);
+    comm_check(comm, train_options(o, argc, argv, run->ops->title, &err), EXIT_INPUT, &err);
     o->comm = comm, comm->timeout_seconds = o->comm_timeout;
     run->ops->start(o);
     run->log.silent = comm->rank != 0;
@@ -294,6 +318,7 @@ LLMC_FN void plan_run(Run *run, int argc, char **argv) {
     comm_check(comm, complete_config(run, &err), EXIT_INPUT, &err);
     comm_check(comm, comm->rank == 0 ? open_output(run, &err) : 0, EXIT_INPUT, &err);
     comm_broadcast(comm, &run->last_checkpoint, sizeof run->last_checkpoint, 0, "last checkpoint's step");
+    logger_printf(&run->log, "%s, commit " T6_COMMIT ", code " T6_CODE "\n", program_name());
     if (comm->world > 1) preflight(run);
     Model m;
     model_init(&m, &o->config, 1);
@@ -317,17 +342,32 @@ LLMC_FN void init_weights(float *params, const Model *m, uint64_t seed) {
     }
 }
 
+// Says which flags differ from those of the checkpoint. Flags that either text lacks (another version's) do not count.
+LLMC_FN void log_changed_flags_(Run *run, const TrainState *saved) {
+    for (const char *line = saved->flags; line && *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        int length = (int)strcspn(line, "\n"), name = (int)strcspn(line, " ");
+        char *key = xasprintf("%.*s ", name, line), *now = strstr(run->now.flags, key);
+        int now_length = now ? (int)strcspn(now, "\n") : 0, same = now_length == length && !memcmp(now, line, length);
+        if (now && name < length && !same)
+            logger_printf(&run->log, "changed since step %" PRId64 ": %.*s, now%.*s\n", saved->step, length, line,
+                          now_length - name, now + name);
+        free(key);
+    }
+}
+
 // Moves the loader to the checkpoint's place in the data, which must be the same data in the same order. With
 // --reset-data it stays at the start.
 LLMC_FN int restore_data(Run *run, const TrainState *saved, Error *err) {
     const TrainOptions *o = &run->o;
     DataLoader *train = &run->train;
     if (o->reset_data) return 0;
+    int64_t batch_then = o->shuffle || !saved->batch_size ? o->batch_size : saved->batch_size;
     const struct { const char *what, *flag; int64_t then, now; } same[] = {
         {"seed", "--seed", saved->seed, run->now.seed}, {"shuffling", "--shuffle", saved->shuffle, run->now.shuffle},
         {"sequence length", "--seq-len", saved->seq_len, run->now.seq_len},
-        {"set of training shards", "--train-data", saved->shards, run->now.shards}};
-    for (int i = 0; i < 4; i++)
+        {"set of training shards", "--train-data", saved->shards, run->now.shards},
+        {"batch size, by which --shuffle 0 cuts the shards", "--batch-size", batch_then, o->batch_size}};
+    for (int i = 0; i < 5; i++)
         if (same[i].then != same[i].now)
             return fail(err, "%s: the checkpoint has a different %s, so its place in the data means nothing here: use "
                         "the same %s, or add --reset-data 1", o->out, same[i].what, same[i].flag);
@@ -358,8 +398,11 @@ LLMC_FN void load_checkpoint(Run *run) {
     Comm *comm = &run->comm;
     Error err, why;
     int rc = 0, resumed = run->last_checkpoint >= 0;
-    char *folder = resumed ? xasprintf("%s/step_%08" PRId64, o->out, run->last_checkpoint) : xasprintf("%s", o->model);
+    char *folder = resumed ? xasprintf("%s/step_%08" PRId64, o->out, run->last_checkpoint)
+        : xasprintf("%s", o->checkpoint);
     if (comm->rank == 0 && resumed) rc = check_resumed_(folder, &o->config, &err);
+    if (comm->rank == 0 && !resumed && checkpoint_verify_model(folder, &why) != 0)
+        rc = fail(&err, "--model: %s", why.text);
     if (comm->rank == 0 && rc == 0 && checkpoint_load_weights(folder, m, host.params, &why) != 0)
         rc = fail(&err, "%s: %s", resumed ? "--resume" : "--model", why.text);
     comm_check(comm, rc, EXIT_INPUT, &err);
@@ -372,7 +415,9 @@ LLMC_FN void load_checkpoint(Run *run) {
         run->now.step = saved.step, run->now.bad_steps = saved.bad_steps, run->now.skipped = saved.skipped;
         run->now.spikes = saved.spikes;
         logger_printf(&run->log, "resumed from %s\n", folder);
-    }
+        log_changed_flags_(run, &saved);
+        free(saved.flags);
+    } else logger_printf(&run->log, "weights from %s\n", folder);
     free(folder);
     run->ops->load_weights(run->t6, resumed ? WEIGHTS_AND_MOMENTS : WEIGHTS_ONLY);
 }
@@ -386,7 +431,8 @@ LLMC_FN void restore_run(Run *run) {
     run->targets = (int32_t *)xmalloc(tokens * sizeof *run->targets);
     run->now.seed = o->seed, run->now.shuffle = o->shuffle, run->now.seq_len = o->seq_len;
     run->now.shards = (int64_t)(loader_fingerprint(&run->train) >> 1);
-    if (run->last_checkpoint >= 0 || !find_preset(o->model)) return load_checkpoint(run);
+    run->now.batch_size = o->batch_size, run->now.flags = recorded_flags_(&run->o);
+    if (run->last_checkpoint >= 0 || o->checkpoint) return load_checkpoint(run);
     init_weights(run->ops->host_weights(run->t6, ROOM_ONLY).params, run->ops->model(run->t6), (uint64_t)o->seed);
     run->ops->load_weights(run->t6, WEIGHTS_ONLY);
 }
@@ -415,7 +461,7 @@ LLMC_FN StepResult train_step(Run *run) {
             die(EXIT_INPUT, "--train-data: %s", err.text);
         run->ops->micro_step(run->t6, mine ? run->inputs : NULL, mine ? run->targets : NULL, 1.0 / tokens, k);
     }
-    loader_advance(&run->train, (uint64_t)(o->accum * o->batch_size));
+    if (!o->overfit) loader_advance(&run->train, (uint64_t)(o->accum * o->batch_size));
     run->ops->update(run->t6, o, r.lr, now->step, &r.loss, &r.norm);
 
     int is_spike = r.loss > limits.loss || r.norm > limits.norm;
@@ -438,15 +484,16 @@ LLMC_FN StepResult train_step(Run *run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Evaluate
 
-// Mean loss over the first val_batches micro-batches of the validation data (0: all); each window counts once.
+// Mean loss over the first val_tokens tokens of the validation data (0: all), in whole windows; each counts once.
 // Micro-batch i is rank i % world's; losses are added in the order of the data, so the mean does not depend on the
-// number of ranks.
+// number of ranks, nor on the batch size, but for rounding.
 LLMC_FN double validate(Run *run) {
     const TrainOptions *o = &run->o;
     DataLoader *val = &run->val;
     Error err;
     double total = 0;
-    uint64_t B = (uint64_t)o->batch_size, windows = val->windows, wanted = (uint64_t)o->val_batches * B;
+    uint64_t B = (uint64_t)o->batch_size, windows = val->windows, T = (uint64_t)o->seq_len;
+    uint64_t wanted = ((uint64_t)o->val_tokens + T - 1) / T;
     if (wanted > 0 && wanted < windows) windows = wanted;
     uint64_t batches = (windows + B - 1) / B, first = (uint64_t)run->comm.rank, world = (uint64_t)run->comm.world;
     double *losses = (double *)xcalloc(batches, sizeof *losses);
@@ -469,33 +516,42 @@ LLMC_FN void log_validation(Run *run, double loss) {
     logger_printf(&run->log, "val %" PRId64 "/%" PRId64 " | loss %.4f", step, run->o.max_steps, loss);
     if (bytes > 0) logger_printf(&run->log, " | %.4f bits/byte", bits);
     logger_printf(&run->log, "\n");
-    logger_metrics(&run->log, "step", (double)step, "val_loss", loss, "val_bits_per_byte", bits, NULL);
+    logger_metrics(&run->log, "step", (double)step, VAL_METRIC, loss, "val_bits_per_byte", bits, NULL);
 }
 
-// Prints text that the model continues from end-of-text. Each token runs the whole sequence again; generate_t6 is the
-// fast way.
+// Prints text that the model continues from end-of-text, of tokens that the data have. Each token runs the whole
+// sequence again; generate_t6 is the fast way. Rank 0 works; the others wait, token by token.
 LLMC_FN void sample(Run *run) {
     const TrainOptions *o = &run->o;
     const Tokenizer *tokenizer = &run->tokenizer;
     Logger *log = &run->log;
-    int V = (int)run->ops->model(run->t6)->config.vocab_size, eot = run->train.eot;
-    int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len - 1;
+    Comm *comm = &run->comm;
+    int V = (int)run->o.config.vocab_size, eot = run->train.eot;
+    SamplerOptions sampler = o->sampler;
+    sampler.known = run->train.vocab_size;
+    int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len - 1, done = 0;
+    if (comm->rank > 0) {
+        while (comm_rank_0_works(comm, 0, "sample of rank 0")) {}
+        return;
+    }
     int32_t *ids = (int32_t *)xmalloc((size_t)(n + 1) * sizeof *ids);
     float *logits = (float *)xmalloc((size_t)V * sizeof *logits);
     uint64_t stream = rng_stream((uint64_t)o->seed ^ 0x73616d706c65, (uint64_t)run->now.step);     // "sample"
     ids[0] = eot;
     logger_printf(log, "--- sample\n");
-    for (int64_t i = 0; i < n; i++) {
-        run->ops->logits(run->t6, logits, ids, i + 1, &i, 1);
-        ids[i + 1] = sample_token(logits, V, &o->sampler, rng_uniform(stream, (uint64_t)i));
-        if (ids[i + 1] == eot) break;
+    for (; done < n; done++) {
+        comm_rank_0_works(comm, 1, "sample of rank 0");
+        run->ops->logits(run->t6, logits, ids, done + 1, &done, 1);
+        int32_t id = ids[done + 1] = sample_token(logits, V, &sampler, rng_uniform(stream, (uint64_t)done));
+        if (id == eot) break;
         size_t bytes;
-        int known = tokenizer->vocab_size && ids[i + 1] < tokenizer->vocab_size;
-        const char *text = known ? tokenizer_decode(tokenizer, ids[i + 1], &bytes) : NULL;
+        const char *text = tokenizer->vocab_size ? tokenizer_decode(tokenizer, id, &bytes) : NULL;
         if (text) logger_printf(log, "%.*s", (int)bytes, text);
-        else logger_printf(log, " %d", ids[i + 1]);
+        else logger_printf(log, " %d", id);
     }
+    comm_rank_0_works(comm, 0, "sample of rank 0");
     logger_printf(log, "\n---\n");
+    logger_metrics(log, "step", (double)run->now.step, SAMPLE_METRIC, (double)done, NULL);
     free(logits);
     free(ids);
 }
@@ -508,12 +564,14 @@ LLMC_FN void log_step(Run *run, const StepResult *r) {
     int64_t step = run->now.step;
     double speed = (double)o->tokens_per_step / r->seconds, flops = run->flop_per_step / r->seconds;
     run->smooth_seconds = run->smooth_seconds == 0 ? r->seconds : 0.9 * run->smooth_seconds + 0.1 * r->seconds;
-    char percent[32] = "", left[32];
+    double bits = run->train.bytes_per_token > 0 ? r->loss / M_LN2 / run->train.bytes_per_token : NAN;
+    char percent[32] = "", left[32], bits_per_byte[48] = "";
+    if (isfinite(bits)) snprintf(bits_per_byte, sizeof bits_per_byte, " | %.4f bits/byte", bits);
     if (o->peak_tflops > 0)
         snprintf(percent, sizeof percent, " | %.1f%% of peak", flops / 1e10 / o->peak_tflops / run->comm.world);
     format_duration(left, run->smooth_seconds * (double)(o->max_steps - step));
-    logger_printf(&run->log, "step %" PRId64 "/%" PRId64 " | loss %.4f | norm %.3f%s | lr %.2e | %.0f ms | %.0f "
-                  "tok/s%s | %s left\n", step, o->max_steps, r->loss, r->norm, r->skipped ? " SKIPPED" : "", r->lr,
+    logger_printf(&run->log, "step %" PRId64 "/%" PRId64 " | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms "
+                  "| %.0f tok/s%s | %s left\n", step, o->max_steps, r->loss, bits_per_byte, r->norm, r->skipped ? " SKIPPED" : "", r->lr,
                   r->seconds * 1e3, speed, percent, left);
     logger_metrics(&run->log, "step", (double)step, "loss", r->loss, "norm", r->norm, "lr", r->lr, "ms",
                    r->seconds * 1e3, "comm_ms", r->comm_seconds * 1e3, "tokens_per_second", speed, "gflops",
@@ -534,6 +592,14 @@ LLMC_FN void save_checkpoint(Run *run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The program
 
+// Validates and samples where that is due after run->now.step and not `done` yet.
+LLMC_FN void evaluate(Run *run, Evaluated done) {
+    const TrainOptions *o = &run->o;
+    int64_t step = run->now.step, last = step >= o->max_steps;
+    if (!done.validated && o->val_every && (last || step % o->val_every == 0)) log_validation(run, validate(run));
+    if (!done.sampled && o->sample_every && (last || step % o->sample_every == 0)) sample(run);
+}
+
 // Saves, validates and samples where that is due after a step. It saves first, so that no later failure costs weights.
 // Returns 1 where the run ends here: after the last step, or after a signal.
 LLMC_FN int after_step(Run *run, int stop) {
@@ -546,15 +612,18 @@ LLMC_FN int after_step(Run *run, int stop) {
                       ? "; run the same command with --resume to continue" : ", without a checkpoint (--save-every 0)");
         return 1;
     }
-    if (o->val_every && (last || step % o->val_every == 0)) log_validation(run, validate(run));
-    if (o->sample_every && run->comm.rank == 0 && (last || step % o->sample_every == 0)) sample(run);
+    evaluate(run, (Evaluated){0, 0});
     return last;
 }
 
 LLMC_FN void train_steps(Run *run) {
-    int done = run->now.step >= run->o.max_steps;               // resumed after its last step: nothing is left to do
+    int done = run->now.step >= run->o.max_steps;
     stop_on_signals();
-    if (run->o.max_steps == 0) done = after_step(run, 0);       // saves and evaluates the initial weights
+    if (run->last_checkpoint >= 0) {        // the run may have been killed between saving this step and evaluating it
+        Evaluated before = run->log.evaluated;
+        comm_broadcast(&run->comm, &before, sizeof before, 0, "what was evaluated");
+        evaluate(run, before);
+    } else if (done) after_step(run, 0);    // no step at all: saves and evaluates the initial weights
     while (!done) {
         StepResult r = train_step(run);
         log_step(run, &r);
@@ -567,7 +636,8 @@ LLMC_FN void close_run(Run *run) {
     if (run->o.val_every) loader_close(&run->val);
     tokenizer_free(&run->tokenizer);
     if (run->t6) run->ops->close(run->t6);
-    free(run->inputs), free(run->targets);
+    free(run->inputs), free(run->targets), free(run->now.flags);
+    train_options_free(&run->o);
     logger_close(&run->log);
     comm_close(&run->comm);
 }

@@ -23,6 +23,10 @@
 #define EXIT_SYSTEM 1
 #define EXIT_INPUT 2
 
+#ifndef T6_COMMIT
+#define T6_COMMIT "unknown"     // from the Makefile: the commit that the program was built from
+#endif
+
 // Marks a function of a header that a program may leave unused. A name that ends in _ is private to its header.
 #define LLMC_FN static inline __attribute__((unused))
 

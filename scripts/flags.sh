@@ -8,7 +8,8 @@ folder=${1:-.}
 cat <<'END'
 # Flags
 
-This page is generated from the programs by `make flags`: do not edit it. `PROGRAM --help` prints the same tables.
+This page is generated from the programs by `make flags`: do not edit it. `PROGRAM --help` prints the same tables,
+and `PROGRAM --version` the commit that the program was built from.
 
 * `train_t6cu` takes the flags of `train_t6`, and `generate_t6cu` those of `generate_t6`.
 * A long name may be shortened while it stays unique. A switch (0 or 1) without a value means 1.

@@ -37,6 +37,7 @@ points() {
         number("step") == "" { next }
         { step = number("step") + 0 }
         /"val_loss":/ { val[step] = number("val_loss"); next }
+        !/"loss":/ { next }
         {
             for (s = step; s <= last; s++) { delete loss[s]; delete val[s] }
             if (first == "") first = step

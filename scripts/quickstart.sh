@@ -13,7 +13,7 @@ if nvidia-smi -L >/dev/null 2>&1 && make -s check-nvcc 2>/dev/null; then trainer
 make -s $trainer generate_t6 data/toy_corpus
 [ -s data/toy/toy_manifest.json ] || ./data/toy_corpus -o data/toy
 
-./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-batches 0 \
+./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-tokens 0 \
     --sample-every 1400 --temperature 0.5
 
 entropy=$(sed -n 's/.*"val_bits_per_byte": *\([0-9.]*\).*/\1/p' data/toy/toy_entropy.json)

@@ -190,6 +190,15 @@ check "the other three say in which collective they waited" \
     "$([ "$(grep -c "$gave_up" "$tmp/log")" -ge 3 ] && echo 1)" "$(grep 'rank' "$tmp/log" | tail -4)"
 kill -9 "$victim" 2>/dev/null
 
+# ---- samples: rank 0 works alone for longer than the deadline, one token at a time
+slow=("$train" "${data[@]}" -s 1 -b 1 -t 512 -d 1024 -v 0 -n 0 -x 1)
+start=$SECONDS
+mpi 2 "${slow[@]}" -g 450 --temperature 0 --comm-timeout 2 -o "$tmp/samples" >"$tmp/log" 2>&1
+rc=$?
+check "a sample that takes longer than --comm-timeout does not end the job" \
+    "$([ $rc = 0 ] && [ $((SECONDS - start)) -gt 3 ] && echo 1)" \
+    "code $rc after $((SECONDS - start)) s: $(tail -1 "$tmp/log")"
+
 # ---- signals to a job: to one rank, and to mpirun, which passes SIGUSR1 on
 # signalled NAME FOLDER rank|mpirun SIGNAL
 signalled() {

@@ -18,15 +18,15 @@ mkdir -p "$tmp/d" "$tmp/flat"
 english 110000 >"$tmp/text.txt"
 shards d --bytes --val-tokens 5000 --shard-size 20000 "$tmp/text.txt"
 data=(-i "$tmp/d/t_train_*.bin" -j "$tmp/d/t_val_*.bin")
-small=("${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -t 32 -b 4 -d 256 -m 2 -u 2)
+small=("${data[@]}" --n-layer 2 --n-embd 32 --n-head 3 --head-dim 8 -t 32 -b 4 -d 256 -m 256 -u 2)
 run=("$train" "${small[@]}" -v 0 -s 0)
 
 # ---- flags
 program=$train
-texts=" train-data val-data vocab model attn out comm comm-file "
-switches=" shuffle reset-data resume plan "
+texts=" train-data val-data vocab model attn out schedule comm comm-file "
+switches=" shuffle reset-data overfit resume plan "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps"
-nonzero+=" batch-size tokens-per-step lr adam-eps sample-tokens "
+nonzero+=" batch-size tokens-per-step lr decay-steps adam-eps sample-tokens "
 test_flags 40 "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
 refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
@@ -34,6 +34,10 @@ refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
 refuses "an odd head_dim" 2 "head_dim" "${run[@]}" --head-dim 7
 refuses "key/value heads that do not divide the heads" 2 "n_kv_head" "${run[@]}" --attn gqa --n-kv-head 2
 refuses "tokens per step that are not whole micro-batches" 2 "tokens-per-step" "${run[@]}" -d 1000
+refuses "an unknown schedule" 2 "wsd or constant" "${run[@]}" --schedule step
+refuses "--decay-steps without wsd" 2 "wsd" "${run[@]}" --decay-steps 5
+refuses "more --decay-steps than steps after the warm-up" 2 "18 of --steps 20" \
+    "${run[@]}" -x 20 --schedule wsd --decay-steps 19
 refuses "--min-lr above --lr" 2 "min-lr" "${run[@]}" --lr 1e-4 --min-lr 1e-3
 refuses "a vocabulary smaller than the data's" 2 "vocab-size" "${run[@]}" --vocab-size 100 -o "$tmp/x"
 refuses "a model larger than memory" 2 "GiB" "${run[@]}" -e 1.5B --n-embd 65536 --n-layer 1024 -o "$tmp/x"
@@ -93,9 +97,86 @@ equal "--keep 2 --keep-every 6" "$(ls "$tmp/keep" | grep step_ | xargs)" "step_0
 mkdir -p "$tmp/whole/step_00000016.tmp"; echo half >"$tmp/whole/step_00000016.tmp/model.safetensors"
 "${run[@]}" -o "$tmp/whole" -x 12 -n 4 -y >"$tmp/stdout" 2>&1 && grep -q "resumed from .*step_00000012" "$tmp/stdout"
 check "a half-written checkpoint is ignored" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/stdout")"
+head_is() { equal "$1: the log's first line names the commit" "$(head -1 "$2/main.log" | cut -d, -f 1-2)" \
+    "$("$train" --version)"; }
+head_is "a new run" "$tmp/one"
+equal "a resumed run's log names the commit again" "$(grep -c "^train_t6, commit " "$tmp/again/main.log")" 2
 from=("$train" "${data[@]}" -t 32 -b 4 -d 256 -v 0 -s 0 -x 1)
 "${from[@]}" -e "$tmp/whole/step_00000012" -o "$tmp/init" >/dev/null 2>"$tmp/stderr"
 check "--model takes the folder of a checkpoint" "$([ $? = 0 ] && echo 1)" "$(cat "$tmp/stderr")"
+"${from[@]}" -e "$tmp/whole" -o "$tmp/init_run" >"$tmp/stdout" 2>"$tmp/stderr"
+check "--model takes the folder of a run, for its last checkpoint" \
+    "$(grep -q "^weights from $tmp/whole/step_00000012$" "$tmp/stdout" &&
+       [ "$(weights "$tmp/init_run/step_00000001")" = "$(weights "$tmp/init/step_00000001")" ] && echo 1)" \
+    "$(cat "$tmp/stderr")"
+check "--model: the log says whose recipe it is" "$(grep -q "recipe: preset 124M's" "$tmp/init/main.log" && echo 1)"
+cp -r "$tmp/whole/step_00000012" "$tmp/flipped"; flip "$tmp/flipped/model.safetensors"
+refuses "--model: a flipped bit" 2 "CHECKSUMS" "${from[@]}" -e "$tmp/flipped" -o "$tmp/x"
+refuses "--model: a folder without a checkpoint" 2 "holds no checkpoint" "${from[@]}" -e "$tmp/flat" -o "$tmp/x"
+refuses "--model: a file" 2 "not the folder" "${from[@]}" -e "$good" -o "$tmp/x"
+
+# ---- flags that change on resume
+restart() { rm -rf "$tmp/changed"; cp -r "$1" "$tmp/changed"; rm -r "$tmp/changed/step_00000012"; }
+changes() { grep '^changed since' "$tmp/stdout" | sed 's/changed since //' | sort | xargs -d ';' echo | tr '\n' ';'; }
+restart "$tmp/whole"
+"${run[@]}" -o "$tmp/changed" -x 12 -n 4 -y >"$tmp/stdout" 2>&1
+equal "resumed with the same flags, nothing has changed" "$(changes)" ";"
+restart "$tmp/whole"
+"${run[@]}" -o "$tmp/changed" -x 14 -n 4 -l 1e-3 -b 2 --threads 1 -y >"$tmp/stdout" 2>&1
+equal "resumed with other flags, the log says which" "$(changes)" \
+    "step 8: --batch-size 4, now 2;step 8: --lr 0.003, now 0.001;step 8: --steps 12, now 14;;"
+"${run[@]}" -o "$tmp/stored" -x 12 -n 4 --shuffle 0 >/dev/null 2>&1
+restart "$tmp/stored"
+refuses "resuming with a different batch size and --shuffle 0" 2 "batch-size" \
+    "${run[@]}" -o "$tmp/changed" -x 12 -n 4 --shuffle 0 -b 2 -y
+"${run[@]}" -o "$tmp/changed" -x 12 -n 4 --shuffle 0 -y >/dev/null 2>&1
+equal "--shuffle 0, resumed with the same batch size" "$(weights "$tmp/changed/step_00000012")" \
+    "$(weights "$tmp/stored/step_00000012")"
+for schedule in linear wsd constant; do
+    "${run[@]}" -o "$tmp/$schedule" -x 12 -n 4 --schedule $schedule >/dev/null 2>&1
+    restart "$tmp/$schedule"
+    "${run[@]}" -o "$tmp/changed" -x 12 -n 4 --schedule $schedule -y >/dev/null 2>&1
+    equal "--schedule $schedule, resumed" "$(weights "$tmp/changed/step_00000012")" \
+        "$(weights "$tmp/$schedule/step_00000012")"
+done
+equal "--schedule wsd: rates of 12 steps, 2 of warm-up and 2 of decay" \
+    "$(sed -n 's/^step .* lr \([^ ]*\) .*/\1/p' "$tmp/wsd/main.log" | xargs)" \
+    "1.50e-03 $(for _ in $(seq 10); do printf '3.00e-03 '; done)1.65e-03"
+
+# ---- what is evaluated
+evaluated() { grep -o '"step":[0-9]*,"\(val_loss\|sample_tokens\)":[0-9.]*' "$1/metrics.jsonl"; }
+val_loss() { grep -o '"val_loss":[0-9.]*' "$1/metrics.jsonl" | cut -d : -f 2; }
+for b in 1 2 4 8; do
+    "$train" "${small[@]}" -b $b -x 0 -v 1 -s 0 -m 320 -o "$tmp/val$b" >/dev/null 2>&1
+    check "-b $b does not choose the validation set" "$(paste <(val_loss "$tmp/val1") <(val_loss "$tmp/val$b") |
+        awk '{ d = ($1 - $2) / $1; print (d < 1e-6 && -d < 1e-6) }')" "$(val_loss "$tmp/val$b")"
+done
+"$train" "${small[@]}" -x 0 -v 1 -s 0 -m 0 -o "$tmp/all" >/dev/null 2>&1
+"$train" "${small[@]}" -x 0 -v 1 -s 0 -m 999999 -o "$tmp/more" >/dev/null 2>&1
+equal "--val-tokens 0 is all, as is more than there are" "$(val_loss "$tmp/all")" "$(val_loss "$tmp/more")"
+check "--val-tokens 320 is not all" "$([ "$(val_loss "$tmp/all")" != "$(val_loss "$tmp/val1")" ] && echo 1)"
+"$train" "${small[@]}" -x 6 -n 3 -v 3 -s 3 -g 8 -o "$tmp/evaluated" >/dev/null 2>&1
+for kept in 6 7 8; do       # killed after the save, after the validation, after the sample
+    rm -rf "$tmp/changed"; cp -r "$tmp/evaluated" "$tmp/changed"
+    { grep -v '"step":6' "$tmp/evaluated/metrics.jsonl"; grep '"step":6' "$tmp/evaluated/metrics.jsonl" |
+        head -$((kept - 5)); } >"$tmp/changed/metrics.jsonl"
+    "$train" "${small[@]}" -x 6 -n 3 -v 3 -s 3 -g 8 -o "$tmp/changed" -y >/dev/null 2>&1
+    equal "killed with $((kept - 5)) lines of its last step, a run is evaluated as if it had not been" \
+        "$(evaluated "$tmp/changed")" "$(evaluated "$tmp/evaluated")"
+done
+"$train" "${small[@]}" --vocab-size 65536 -x 0 -v 0 -s 1 -g 20 --temperature 100 -o "$tmp/padded" >"$tmp/stdout" 2>&1
+check "a sample of a padded vocabulary is text" "$(sed -n '/^--- sample/,/^---$/p' "$tmp/stdout" |
+    tail -n +2 | head -n -1 | tr -d '\n' | wc -c | awk '{ print ($1 > 10 && $1 < 25) }')" "$(tail -5 "$tmp/stdout")"
+"${run[@]}" -x 60 -l 1e-2 -d 128 --overfit -o "$tmp/overfit" >/dev/null 2>&1
+check "--overfit learns its batch" "$(sed -n 's/^step 60.* | loss \([0-9.]*\) .*/\1/p' "$tmp/overfit/main.log" |
+    awk '{ print ($1 < 2) }')" "$(tail -1 "$tmp/overfit/main.log")"
+bits() { sed -n "s/^$1.* loss \([0-9.]*\) | \([0-9.]*\) bits.*/\1 \2/p" "$tmp/evaluated6/main.log"; }
+"$train" "${small[@]}" -s 0 -v 2 -x 6 -n 6 -o "$tmp/evaluated6" >/dev/null 2>&1
+for kind in step val; do    # of bytes: loss / ln 2, but that end-of-text has no bytes
+    check "bits per byte in the log's lines of $kind" "$(bits $kind | awk '
+        { r = $2 / ($1 / log(2)); if (r < 0.9999 || r > 1.01) bad = 1 } END { print (NR >= 3 && !bad) }')" "$(bits $kind)"
+done
+
 for kind in $(attention_kinds "$train"); do
     "${run[@]}" --attn $kind --n-kv-head 3 -o "$tmp/kind_$kind" -x 40 -n 40 -l 3e-3 >"$tmp/stdout" 2>&1
     learnt=$(sed -n 's/^step .* | loss \([0-9.]*\) .*/\1/p' "$tmp/stdout" |
@@ -158,7 +239,7 @@ foreign() {     # a checkpoint without CHECKSUMS, as from another program: the r
     cp "$tmp/whole/step_00000012/"{config.json,model.safetensors} "$tmp/foreign/"
 }
 mkdir "$tmp/foreign"; m="$tmp/foreign/model.safetensors"
-foreign "missing" "cannot open"
+foreign "missing" "holds no checkpoint"
 head -c 20000 "$tmp/whole/step_00000012/model.safetensors" >"$m"; foreign "cut" "cut"
 head -c 5 "$tmp/whole/step_00000012/model.safetensors" >"$m"; foreign "five bytes" "too short"
 printf '\377\377\377\377\377\377\377\177' | dd of="$m" bs=1 conv=notrunc 2>/dev/null

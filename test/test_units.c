@@ -170,15 +170,26 @@ static void test_loader_sequential(Units *u) {
 // schedule.h
 
 static void test_schedule(Units *u) {
-    const Schedule s = {.lr = 1.0, .min_lr = 0.1, .warmup_steps = 10, .max_steps = 110};
-    static const struct { long step; double lr; } expected[] = {
-        {0, 0.1}, {9, 1}, {10, 1}, {60, 0.55}, {110, 0.1}, {9999, 0.1}};
-    int wrong = 0;
-    for (int i = 0; i < 6; i++) wrong += fabs(schedule_lr(&s, expected[i].step) - expected[i].lr) >= 1e-12;
-    wrong += schedule_lr(&s, 110) != 0.1 || schedule_lr(&s, 9999) != 0.1;
-    report(&u->score, wrong == 0, "schedule: warm-up, peak, half-way, end and beyond");
-    const Schedule one = {.lr = 1.0, .min_lr = 0.1, .warmup_steps = 0, .max_steps = 1};
-    report(&u->score, schedule_lr(&one, 0) == 1, "schedule: no warm-up, one step");
+    // warm-up to step 10, the end at step 110; wsd decays from step 90 on
+    static const struct { long step; double cosine, linear, wsd, constant; } expected[] = {
+        {0, 0.1, 0.1, 0.1, 0.1}, {9, 1, 1, 1, 1}, {10, 1, 1, 1, 1}, {35, 0.1 + 0.45 * (1 + M_SQRT1_2), 0.775, 1, 1},
+        {60, 0.55, 0.55, 1, 1}, {90, 0.1 + 0.45 * (1 + -0.80901699437494745), 0.28, 1, 1},
+        {100, 0.1 + 0.45 * (1 + -0.95105651629515353), 0.19, 0.55, 1}, {110, 0.1, 0.1, 0.1, 1}, {9999, 0.1, 0.1, 0.1, 1}};
+    for (int kind = 0; kind < NUM_SCHEDULES; kind++) {
+        Schedule s = {(ScheduleKind)kind, .lr = 1.0, .min_lr = 0.1, .warmup_steps = 10, .max_steps = 110,
+                      .decay_steps = 20};
+        int wrong = 0;
+        for (int i = 0; i < 9; i++) {
+            const double want[] = {expected[i].cosine, expected[i].linear, expected[i].wsd, expected[i].constant};
+            wrong += fabs(schedule_lr(&s, expected[i].step) - want[kind]) >= 1e-12;
+        }
+        report(&u->score, wrong == 0, "schedule %s: warm-up, peak, on the way, end and beyond: %d wrong",
+               schedule_name((ScheduleKind)kind), wrong);
+        s.warmup_steps = 0, s.max_steps = 1, s.decay_steps = 0;
+        report(&u->score, schedule_lr(&s, 0) == 1, "schedule %s: no warm-up, one step", schedule_name((ScheduleKind)kind));
+        s.decay_steps = 1;
+        report(&u->score, schedule_lr(&s, 0) == 1, "schedule %s: one step of decay", schedule_name((ScheduleKind)kind));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -208,6 +219,10 @@ static void test_sampler(Units *u) {
     report(&u->score, worst < 1e-4, "sampler: frequencies are the softmax");
     report(&u->score, sample_token(logits, V, &greedy, 0.9) == 1, "sampler: greedy takes the first of the likeliest");
     report(&u->score, others == 0, "sampler: top-k, top-p and min-p keep what they should");
+    const SamplerOptions padded = {.temperature = 100, .top_p = 1, .known = 3};
+    int beyond = 0;
+    for (int i = 0; i < DRAWS; i++) beyond += sample_token(logits, V, &padded, (i + 0.5) / DRAWS) >= 3;
+    report(&u->score, beyond == 0, "sampler: ids that pad the vocabulary are never drawn");
 }
 
 typedef struct { float p; int id; } Likelihood;
@@ -448,7 +463,10 @@ static void check_round_trip(Units *u, const char *folder, const Model *m, const
     ok = ok && checkpoint_load_weights(folder, m, read.params, &err) == 0 &&
          checkpoint_load_optimizer(folder, m, &read, &state_read, &err) == 0;
     ok = ok && !memcmp(read.params, saved->params, bytes) && !memcmp(read.adam_m, saved->adam_m, bytes) &&
-         !memcmp(read.adam_v, saved->adam_v, bytes) && !memcmp(&state_read, state, sizeof *state);
+         !memcmp(read.adam_v, saved->adam_v, bytes) && !strcmp(state_read.flags, state->flags);
+    free(state_read.flags);
+    state_read.flags = state->flags;
+    ok = ok && !memcmp(&state_read, state, sizeof *state);
     report(&u->score, ok, "checkpoint: weights, moments, config and state are read back bit for bit");
     free_weights(&read);
 }
@@ -466,6 +484,7 @@ static int slices_match(const char *folder, const Model *m, const HostWeights *s
         TrainState state;
         Error err;
         ok &= checkpoint_load_optimizer(folder, &shared, &read, &state, &err) == 0;
+        free(state.flags);
         for (int k = 0; k < model_buckets(&shared); k++) {
             Bucket slice = model_slice(&shared, read.moments, k);
             size_t at = model_bucket(&shared, k).offset / (size_t)world;
@@ -500,8 +519,8 @@ static void check_old_state(Units *u, const char *folder, const Model *m, Slice 
     char *path = xasprintf("%s/state.json", folder);
     must(write_small_file(path, old, strlen(old), &err), &err);
     int ok = checkpoint_load_optimizer(folder, m, &read, &s, &err) == 0;
-    ok = ok && s.step == 7 && s.shards == 9 && s.skipped == 0 && s.spikes.seen == 0;
-    report(&u->score, ok, "checkpoint: a state without a window of spikes is read");
+    ok = ok && s.step == 7 && s.shards == 9 && s.skipped == 0 && s.spikes.seen == 0 && s.batch_size == 0 && !s.flags;
+    report(&u->score, ok, "checkpoint: a state of an old version, without spikes and flags, is read");
     free(path);
     free_weights(&read);
 }
@@ -515,7 +534,8 @@ static void test_checkpoint(Units *u) {
     HostWeights saved = alloc_weights(&m, (Slice){.rank = 0, .world = 1});
     fill_weights(&saved, &m);
     TrainState state = {.epoch = 1, .position = 2, .seed = 3, .shuffle = 1, .seq_len = 256,
-                        .shards = INT64_C(0x7123456789abcdef), .bad_steps = 0, .skipped = 3, .spikes = {.seen = 100}};
+                        .shards = INT64_C(0x7123456789abcdef), .bad_steps = 0, .skipped = 3, .spikes = {.seen = 100},
+                        .flags = "--lr 0.1\n--model \"x\"\n"};
     for (int i = 0; i < SPIKE_WINDOW; i++)
         state.spikes.loss[i] = 1.0 / (i + 3), state.spikes.norm[i] = 1e-3 / (i + 7);
     char *out = xasprintf("%s/run", u->folder), *last = xasprintf("%s/step_00000009", out);
