@@ -191,7 +191,7 @@ check "the other three say in which collective they waited" \
 kill -9 "$victim" 2>/dev/null
 
 # ---- samples: rank 0 works alone for longer than the deadline, one token at a time
-slow=("$train" "${data[@]}" -s 1 -b 1 -t 512 -d 1024 -v 0 -n 0 -x 1)
+slow=("$train" "${data[@]}" -s 1 --n-layer 6 -b 1 -t 512 -d 1024 -v 0 -n 0 -x 1)
 start=$SECONDS
 mpi 2 "${slow[@]}" -g 450 --comm-timeout 2 -o "$tmp/samples" >"$tmp/log" 2>&1
 rc=$?
