@@ -132,6 +132,11 @@ for filter in "--top-k 1" "--top-p 1e-6" "--min-p 1"; do
     equal "$filter is greedy" "$("${sampled[@]}" --temperature 1 $filter)" "$a"
 done
 
+model -i "$tmp/english/t_train_*.bin" --n-layer 1 --n-embd 32 --n-head 2 --head-dim 32 -t 64 -b 2 -d 128 -x 0 \
+    --vocab-size 50000 -o "$tmp/padded"
+bytes=$("$program" -e "$tmp/padded" -p x --stop 0 --echo 0 -g 100 --temperature 100 | wc -c)
+check "a padded vocabulary: each token drawn is printed" "$([ "$bytes" -gt 100 ] && echo 1)" "$bytes bytes"
+
 # ---- end-of-text, token ids, standard input, arbitrary bytes
 cats=("$program" -e "$tmp/cats_model" --temperature 0 -p 'The 3 cats')
 a=$("${cats[@]}" --ids 0) b=$("${cats[@]}" --stop 0 -g 40)
