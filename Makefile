@@ -90,7 +90,8 @@ ifeq ($(if $(filter 0,$(NCCL)),,$(HAVE_NCCL)),yes)
 NCCL_FLAGS := -DUSE_NCCL
 NCCL_LIBS := $(filter -L%,$(CUDA_PATHS)) -lnccl
 endif
-NVCC_FLAGS = -std=c++17 -O3 -I. --threads 0 $(COMMIT_FLAG) $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
+NVCC_FLAGS = -std=c++17 -O3 -I. --threads 0 $(foreach a,$(ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
+             $(COMMIT_FLAG) \
              $(if $(filter FP32,$(PRECISION)),-DPRECISION_FP32) \
              $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) \
              -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-fopenmp -MMD -MP

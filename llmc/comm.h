@@ -335,8 +335,8 @@ LLMC_FN void comm_broadcast(Comm *c, void *x, size_t bytes, int root, const char
     }
 }
 
-// While rank 0 works alone, it says so from time to time (more = 1) and at the end (more = 0); the others call this until
-// it returns 0. So the deadline counts for each piece of rank 0's work, not for the whole.
+// While rank 0 works alone, it says so from time to time (more = 1) and at the end (more = 0); the others call this
+// until it returns 0. So the deadline counts for each piece of rank 0's work, not for the whole.
 LLMC_FN int comm_rank_0_works(Comm *c, int more, const char *what) {
     comm_broadcast(c, &more, sizeof more, 0, what);
     return more;

@@ -52,7 +52,9 @@ LLMC_FN int logger_rewind_(const char *path, int64_t step, Evaluated *evaluated,
 LLMC_FN int logger_open(Logger *g, const char *folder, int64_t resume_step, Error *err) {
     char *log = xasprintf("%s/main.log", folder), *metrics = xasprintf("%s/metrics.jsonl", folder);
     const char *mode = resume_step >= 0 ? "a" : "w";
-    int rc = resume_step >= 0 && access(metrics, F_OK) == 0 ? logger_rewind_(metrics, resume_step, &g->evaluated, err) : 0;
+    int rc = 0;
+    if (resume_step >= 0 && access(metrics, F_OK) == 0)
+        rc = logger_rewind_(metrics, resume_step, &g->evaluated, err);
     g->folder = xasprintf("%s", folder);
     g->log = rc == 0 ? fopen(log, mode) : NULL;
     g->metrics = rc == 0 ? fopen(metrics, mode) : NULL;

@@ -570,9 +570,9 @@ LLMC_FN void log_step(Run *run, const StepResult *r) {
     if (o->peak_tflops > 0)
         snprintf(percent, sizeof percent, " | %.1f%% of peak", flops / 1e10 / o->peak_tflops / run->comm.world);
     format_duration(left, run->smooth_seconds * (double)(o->max_steps - step));
-    logger_printf(&run->log, "step %" PRId64 "/%" PRId64 " | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms "
-                  "| %.0f tok/s%s | %s left\n", step, o->max_steps, r->loss, bits_per_byte, r->norm, r->skipped ? " SKIPPED" : "", r->lr,
-                  r->seconds * 1e3, speed, percent, left);
+    logger_printf(&run->log, "step %" PRId64 "/%" PRId64 " | loss %.4f%s | norm %.3f%s | lr %.2e | %.0f ms | %.0f "
+                  "tok/s%s | %s left\n", step, o->max_steps, r->loss, bits_per_byte, r->norm,
+                  r->skipped ? " SKIPPED" : "", r->lr, r->seconds * 1e3, speed, percent, left);
     logger_metrics(&run->log, "step", (double)step, "loss", r->loss, "norm", r->norm, "lr", r->lr, "ms",
                    r->seconds * 1e3, "comm_ms", r->comm_seconds * 1e3, "tokens_per_second", speed, "gflops",
                        flops / 1e9, "skipped", (double)run->now.skipped, NULL);

@@ -174,7 +174,8 @@ bits() { sed -n "s/^$1.* loss \([0-9.]*\) | \([0-9.]*\) bits.*/\1 \2/p" "$tmp/ev
 "$train" "${small[@]}" -s 0 -v 2 -x 6 -n 6 -o "$tmp/evaluated6" >/dev/null 2>&1
 for kind in step val; do    # of bytes: loss / ln 2, but that end-of-text has no bytes
     check "bits per byte in the log's lines of $kind" "$(bits $kind | awk '
-        { r = $2 / ($1 / log(2)); if (r < 0.9999 || r > 1.01) bad = 1 } END { print (NR >= 3 && !bad) }')" "$(bits $kind)"
+        { r = $2 / ($1 / log(2)); if (r < 0.9999 || r > 1.01) bad = 1 }
+        END { print (NR >= 3 && !bad) }')" "$(bits $kind)"
 done
 
 for kind in $(attention_kinds "$train"); do

@@ -174,8 +174,10 @@ static void test_schedule(Units *u) {
     static const struct { long step; double cosine, linear, wsd, constant; } expected[] = {
         {0, 0.1, 0.1, 0.1, 0.1}, {9, 1, 1, 1, 1}, {10, 1, 1, 1, 1}, {35, 0.1 + 0.45 * (1 + M_SQRT1_2), 0.775, 1, 1},
         {60, 0.55, 0.55, 1, 1}, {90, 0.1 + 0.45 * (1 + -0.80901699437494745), 0.28, 1, 1},
-        {100, 0.1 + 0.45 * (1 + -0.95105651629515353), 0.19, 0.55, 1}, {110, 0.1, 0.1, 0.1, 1}, {9999, 0.1, 0.1, 0.1, 1}};
+        {100, 0.1 + 0.45 * (1 + -0.95105651629515353), 0.19, 0.55, 1}, {110, 0.1, 0.1, 0.1, 1},
+        {9999, 0.1, 0.1, 0.1, 1}};
     for (int kind = 0; kind < NUM_SCHEDULES; kind++) {
+        const char *name = schedule_name((ScheduleKind)kind);
         Schedule s = {(ScheduleKind)kind, .lr = 1.0, .min_lr = 0.1, .warmup_steps = 10, .max_steps = 110,
                       .decay_steps = 20};
         int wrong = 0;
@@ -183,12 +185,11 @@ static void test_schedule(Units *u) {
             const double want[] = {expected[i].cosine, expected[i].linear, expected[i].wsd, expected[i].constant};
             wrong += fabs(schedule_lr(&s, expected[i].step) - want[kind]) >= 1e-12;
         }
-        report(&u->score, wrong == 0, "schedule %s: warm-up, peak, on the way, end and beyond: %d wrong",
-               schedule_name((ScheduleKind)kind), wrong);
+        report(&u->score, wrong == 0, "schedule %s: warm-up, peak, on the way, end and beyond: %d wrong", name, wrong);
         s.warmup_steps = 0, s.max_steps = 1, s.decay_steps = 0;
-        report(&u->score, schedule_lr(&s, 0) == 1, "schedule %s: no warm-up, one step", schedule_name((ScheduleKind)kind));
+        report(&u->score, schedule_lr(&s, 0) == 1, "schedule %s: no warm-up, one step", name);
         s.decay_steps = 1;
-        report(&u->score, schedule_lr(&s, 0) == 1, "schedule %s: one step of decay", schedule_name((ScheduleKind)kind));
+        report(&u->score, schedule_lr(&s, 0) == 1, "schedule %s: one step of decay", name);
     }
 }
 
