@@ -99,7 +99,7 @@ NVCC_FLAGS = -std=c++17 -O3 -I. --threads 0 $(foreach a,$(ARCH),-gencode=arch=co
 COMMA := ,
 NVCC_LDFLAGS := $(filter -L% -l%,$(LDFLAGS)) \
                 $(foreach f,$(filter-out -L% -l%,$(LDFLAGS)),-Xcompiler '$(subst $(COMMA),\$(COMMA),$(f))')
-NVCC_LIBS := $(NVCC_LDFLAGS) -lcublasLt -lcjson -lgomp
+NVCC_LIBS := $(NVCC_LDFLAGS) -lcublasLt -lcjson -lgomp -lpthread
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
 PROGRAMS := $(P)train_t6 $(P)generate_t6 $(P)data/tokenize $(P)data/toy_corpus
@@ -171,7 +171,7 @@ $(P)test_t6: test_t6.c Makefile | check-libraries
 
 $(P)test_units: test/test_units.c Makefile | check-libraries
 	@mkdir -p $(@D)
-	$(CC) $(COMMON) $< -o $@ $(LDFLAGS) -lcjson -lm
+	$(CC) $(COMMON) $< -o $@ $(LDFLAGS) -lcjson -lm -lpthread
 
 $(P)data/tokenize: data/tokenize.c Makefile | check-libraries
 	@mkdir -p $(@D)

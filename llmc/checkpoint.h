@@ -6,13 +6,14 @@
 //   state.json                              the step and the place in the data, with what defines that place
 //   CHECKSUMS                               XXH64 of the other files, as `xxhsum -c CHECKSUMS` reads it
 //
-// Saving: all files go to OUT/step_00001000.tmp, each flushed to disk, CHECKSUMS last. Then the folder itself is
+// Saving: all files go to OUT/step_00001000.RUN.tmp, each flushed to disk, CHECKSUMS last. Then the folder itself is
 // flushed, renamed to OUT/step_00001000, and OUT is flushed. A crash leaves
-//   before the rename   a .tmp folder, which nothing reads and the next save of that step deletes; no other change
+//   before the rename   a .tmp folder, which nothing reads and the next run in OUT deletes; no other change
 //   after the rename    the new checkpoint
-// Pruning renames a checkpoint to .tmp before it deletes it. Saving a step that is already there deletes the old
-// folder just before the rename: a crash in between leaves the new one whole under its .tmp name, and checkpoint_verify
-// refuses what is left of the old one.
+// Pruning renames a checkpoint to such a name before it deletes it. A step that is there already is not saved again.
+//
+// RUN is the id of the run's lock (run_lock.h). When rank 0 dies, others may go on writing for a moment; the next run
+// in OUT does not meet them, since only rank 0 renames, and its own folder has a name of its own.
 //
 // Nothing in a checkpoint depends on the number of ranks. Of N ranks, rank r writes optimizer file r, with the moments
 // of buckets (model.h) r, r + N, ..., and each tensor whole. Any number of ranks can read them, each its own slices.
@@ -24,6 +25,7 @@
 #include <inttypes.h>
 #include "comm.h"
 #include "model.h"
+#include "run_lock.h"
 #include "safetensors.h"
 #include "spikes.h"
 
@@ -188,6 +190,11 @@ LLMC_FN int remove_folder_(const char *path, Error *err) {
     return rc;
 }
 
+// Where a checkpoint is while it is written or deleted. The caller frees it.
+LLMC_FN char *checkpoint_temporary_(const char *folder, const RunLock *lock) {
+    return xasprintf("%s.%s.tmp", folder, lock->id);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Saving
 
@@ -288,27 +295,28 @@ LLMC_FN int checkpoint_save_rest_(const char *folder, int parts, const Model *m,
     return rc;
 }
 
-// Gives a complete folder its final name, replacing an old one.
-LLMC_FN int checkpoint_publish_(const char *out, const char *temporary, const char *folder, Error *err) {
+// Gives a complete folder its final name, which must be free.
+LLMC_FN int checkpoint_publish_(const char *out, const RunLock *lock, const char *temporary, const char *folder,
+                                Error *err) {
     int rc = sync_path(temporary, err);
-    if (rc == 0) rc = remove_folder_(folder, err);
+    if (rc == 0) rc = run_lock_check(lock, err);
     if (rc == 0 && rename(temporary, folder) != 0)
         rc = fail(err, "%s: cannot rename to %s: %s", temporary, folder, strerror(errno));
     return rc == 0 ? sync_path(out, err) : rc;
 }
 
-// Saves the checkpoint OUT/step_%08d of state->step. A collective; w->params counts on rank 0 only. Returns the same
-// on all ranks: 0, or -1 with the reason in err (disk full, for example); then the .tmp folder is removed and earlier
-// checkpoints are as before.
-LLMC_FN int checkpoint_save(const char *out, const Model *m, const HostWeights *w, const TrainState *state, Comm *comm,
-                            Error *err) {
-    char *folder = xasprintf("%s/step_%08" PRId64, out, state->step), *temporary = xasprintf("%s.tmp", folder);
+// Saves the checkpoint OUT/step_%08d of state->step; lock is that of OUT. A collective; w->params counts on rank 0
+// only. Returns the same on all ranks: 0, or -1 with the reason in err (disk full, for example); then the .tmp folder
+// is removed and earlier checkpoints are as before.
+LLMC_FN int checkpoint_save(const char *out, const RunLock *lock, const Model *m, const HostWeights *w,
+                            const TrainState *state, Comm *comm, Error *err) {
+    char *folder = xasprintf("%s/step_%08" PRId64, out, state->step), *temporary = checkpoint_temporary_(folder, lock);
     int rank = comm_rank(comm), world = comm_world(comm), buckets = model_buckets(m);
     int parts = world < buckets ? world : buckets, part = rank < parts ? rank : 0;
     char *optimizer_path = checkpoint_path_(temporary, FILE_OPTIMIZER + part, parts);
     uint64_t mine = 0, *hash = (uint64_t *)xcalloc((size_t)(FILE_OPTIMIZER + 1 + world), sizeof *hash);
 
-    int rc = rank == 0 ? remove_folder_(temporary, err) : 0;
+    int rc = rank == 0 ? run_lock_check(lock, err) : 0;
     if (rc == 0 && rank == 0) rc = make_dirs(temporary, err);
     rc = comm_failed(comm, rc, err, "checkpoint's folder");
     if (rc == 0) {
@@ -317,7 +325,7 @@ LLMC_FN int checkpoint_save(const char *out, const Model *m, const HostWeights *
     }
     comm_gather(comm, hash + FILE_OPTIMIZER, &mine, sizeof mine, 0, "checksums");
     if (rc == 0 && rank == 0) rc = checkpoint_save_rest_(temporary, parts, m, w->params, state, hash, err);
-    if (rc == 0 && rank == 0) rc = checkpoint_publish_(out, temporary, folder, err);
+    if (rc == 0 && rank == 0) rc = checkpoint_publish_(out, lock, temporary, folder, err);
     rc = comm_failed(comm, rc, err, "checkpoint");
     Error ignored;
     if (rc != 0 && rank == 0) remove_folder_(temporary, &ignored);
@@ -371,20 +379,34 @@ LLMC_FN char *checkpoint_folder(const char *path, Error *err) {
 
 // Keeps the newest `keep` checkpoints and those whose step is a multiple of keep_every (0: none), and removes the
 // others. keep 0: keeps all. Returns 0, or -1 with the reason in err if one cannot be removed.
-LLMC_FN int checkpoint_prune(const char *out, int64_t keep, int64_t keep_every, Error *err) {
-    int n, rc = 0;
+LLMC_FN int checkpoint_prune(const char *out, const RunLock *lock, int64_t keep, int64_t keep_every, Error *err) {
+    int n, rc = run_lock_check(lock, err);
     int64_t *steps = checkpoint_steps(out, &n);
     for (int i = 0; keep > 0 && i < n - keep && rc == 0; i++) {
         if (keep_every > 0 && steps[i] % keep_every == 0) continue;
-        char *folder = xasprintf("%s/step_%08" PRId64, out, steps[i]), *temporary = xasprintf("%s.tmp", folder);
-        rc = remove_folder_(temporary, err);
-        if (rc == 0 && rename(folder, temporary) != 0) rc = fail(err, "%s: cannot rename: %s", folder, strerror(errno));
+        char *folder = xasprintf("%s/step_%08" PRId64, out, steps[i]);
+        char *temporary = checkpoint_temporary_(folder, lock);
+        if (rename(folder, temporary) != 0) rc = fail(err, "%s: cannot rename: %s", folder, strerror(errno));
         if (rc == 0) rc = remove_folder_(temporary, err);
         free(temporary);
         free(folder);
     }
     free(steps);
     return rc;
+}
+
+// Removes the step_*.tmp folders that dead runs left in OUT, where that is possible: an orphan may still write to one.
+LLMC_FN void checkpoint_clean(const char *out) {
+    DIR *dir = opendir(out);
+    Error ignored;
+    for (struct dirent *e; dir && (e = readdir(dir)); ) {
+        size_t n = strlen(e->d_name);
+        if (strncmp(e->d_name, "step_", 5) != 0 || n < 9 || strcmp(e->d_name + n - 4, ".tmp") != 0) continue;
+        char *folder = xasprintf("%s/%s", out, e->d_name);
+        remove_folder_(folder, &ignored);
+        free(folder);
+    }
+    if (dir) closedir(dir);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

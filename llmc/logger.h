@@ -4,6 +4,7 @@
 #define LLMC_LOGGER_H
 
 #include <cjson/cJSON.h>
+#include "run_lock.h"
 #include "utils.h"
 
 // Metrics that say that a step was evaluated: its validation loss, and how many tokens its sample has.
@@ -13,6 +14,7 @@ typedef struct { int validated, sampled; } Evaluated;
 
 typedef struct {
     FILE *log, *metrics;    // NULL: only the screen (before logger_open, and on ranks other than 0)
+    const RunLock *lock;    // of the folder, or NULL. The program ends where it is lost, before it writes
     char *folder;
     int silent;             // 1: prints nothing; set on all ranks but 0
     Evaluated evaluated;    // of the step after which a run resumes, from its metrics
@@ -20,6 +22,11 @@ typedef struct {
 
 LLMC_FN void logger_check_(const Logger *g, int failed) {
     if (failed) die(EXIT_SYSTEM, "%s: cannot write the log: %s", g->folder, strerror(errno));
+}
+
+LLMC_FN void logger_check_lock_(const Logger *g) {
+    Error err;
+    if (g->lock && run_lock_check(g->lock, &err) != 0) die(EXIT_SYSTEM, "--out: %s", err.text);
 }
 
 // Drops the metrics of steps after `step`, which a resumed run will write again, and a last line that was cut short.
@@ -77,6 +84,7 @@ LLMC_FN void logger_close(Logger *g) {
 LLMC_FN __attribute__((format(printf, 2, 3))) void logger_printf(Logger *g, const char *format, ...) {
     va_list args, copy;
     if (g->silent) return;
+    logger_check_lock_(g);
     va_start(args, format);
     va_copy(copy, args);
     vprintf(format, args);
@@ -96,6 +104,7 @@ LLMC_FN void logger_metrics(Logger *g, const char *name, ...) {
     va_end(args);
     char *line = cJSON_PrintUnformatted(json);
     cJSON_Delete(json);
+    logger_check_lock_(g);
     if (g->metrics && line) logger_check_(g, fprintf(g->metrics, "%s\n", line) < 0 || fflush(g->metrics) != 0);
     cJSON_free(line);
 }

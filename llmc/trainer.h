@@ -61,6 +61,7 @@ typedef struct {
     Comm comm;
     DataLoader train, val;
     Tokenizer tokenizer;            // of samples; vocab_size 0: there is none
+    RunLock lock;                   // of the output folder
     Logger log;
     int64_t last_checkpoint;        // its step, found in --out; -1: none
     TrainState now;                 // what a checkpoint saves: step, place in the data, spikes
@@ -153,19 +154,69 @@ LLMC_FN int complete_config(Run *run, Error *err) {
     return 0;
 }
 
-// Opens the output folder. Checkpoints of an earlier run there are resumed or refused, never overwritten.
-LLMC_FN int open_output(Run *run, Error *err) {
+// Reads which checkpoint is the last in the output folder. Checkpoints of an earlier run there are resumed or refused,
+// never overwritten.
+LLMC_FN int find_checkpoint_(Run *run, Error *err) {
     const TrainOptions *o = &run->o;
-    Error why;
     int n;
     int64_t *steps = checkpoint_steps(o->out, &n), last = n ? steps[n - 1] : -1;
     free(steps);
     run->last_checkpoint = last;
-    if (last >= 0 && !o->resume && !o->plan)
-        return fail(err, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to "
-                    "resume it, or name another folder", o->out, last);
-    if (!o->plan && (make_dirs(o->out, &why) != 0 || logger_open(&run->log, o->out, last, &why) != 0))
-        return fail(err, "--out: %s", why.text);
+    if (last < 0 || o->resume || o->plan) return 0;
+    return fail(err, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to resume "
+                "it, or name another folder", o->out, last);
+}
+
+// Opens the output folder on rank 0: takes its lock before it looks at anything in it. Returns 0, or an exit code with
+// the reason in err.
+LLMC_FN int open_output(Run *run, Error *err) {
+    const TrainOptions *o = &run->o;
+    Error why;
+    if (o->plan) return find_checkpoint_(run, err);
+    int code = make_dirs(o->out, &why) != 0 ? disk_exit_code(errno) : 0;
+    if (!code) code = run_lock_open(&run->lock, o->out, LOCK_BEAT_SECONDS, LOCK_STALE_SECONDS, &why);
+    if (code) {
+        fail(err, "--out: %s", why.text);
+        return code;
+    }
+    if (find_checkpoint_(run, err) != 0) {
+        run_lock_close(&run->lock);
+        return EXIT_INPUT;
+    }
+    checkpoint_clean(o->out);
+    if (logger_open(&run->log, o->out, run->last_checkpoint, &why) != 0) {
+        code = disk_exit_code(errno);
+        fail(err, "--out: %s", why.text);
+        return code;
+    }
+    run->log.lock = &run->lock;
+    return 0;
+}
+
+// Tells all ranks what rank 0 found in the output folder.
+LLMC_FN void share_output_(Run *run) {
+    char id[sizeof run->lock.id];
+    memcpy(id, run->lock.id, sizeof id);
+    comm_broadcast(&run->comm, &run->last_checkpoint, sizeof run->last_checkpoint, 0, "last checkpoint's step");
+    comm_broadcast(&run->comm, id, sizeof id, 0, "id of the run");
+    if (run->comm.rank > 0 && !run->o.plan) run_lock_follow(&run->lock, run->o.out, id);
+}
+
+// Whether the output folder here is the one that rank 0 holds. A file server may show its lock a moment later.
+LLMC_FN int check_output_(Run *run, Error *err) {
+    const char *out = run->o.out;
+    Error why;
+    int rc = -1;
+    for (int i = 0; i < 30 && rc != 0; i++) {
+        if (i > 0) usleep(100000);
+        rc = run_lock_check(&run->lock, &why);
+    }
+    if (rc != 0)
+        return fail(err, "--out: %s is not the folder that rank 0 writes to; it must be one folder that all ranks "
+                    "share", out);
+    if (!run->o.plan && access(out, W_OK) != 0)
+        return fail(err, "--out: cannot write to %s here: %s; it must be a folder that all ranks share", out,
+                    strerror(errno));
     return 0;
 }
 
@@ -248,11 +299,7 @@ LLMC_FN void preflight(Run *run) {
     free(all);
 
     comm_check(comm, compare_runs_(run, &err), EXIT_INPUT, &err);
-    int rc = 0;
-    if (!run->o.plan && access(run->o.out, W_OK) != 0)
-        rc = fail(&err, "--out: cannot write to %s here: %s; it must be a folder that all ranks share", run->o.out,
-                  strerror(errno));
-    comm_check(comm, rc, EXIT_INPUT, &err);
+    comm_check(comm, check_output_(run, &err), EXIT_INPUT, &err);
 
     enum { PROBE = 1 << 17 };
     double *probe = (double *)xcalloc(PROBE, sizeof *probe), seconds = INFINITY;
@@ -316,9 +363,14 @@ LLMC_FN void plan_run(Run *run, int argc, char **argv) {
     run->log.silent = comm->rank != 0;
     comm_check(comm, open_data(run, &err), EXIT_INPUT, &err);
     comm_check(comm, complete_config(run, &err), EXIT_INPUT, &err);
-    comm_check(comm, comm->rank == 0 ? open_output(run, &err) : 0, EXIT_INPUT, &err);
-    comm_broadcast(comm, &run->last_checkpoint, sizeof run->last_checkpoint, 0, "last checkpoint's step");
+    if (o->comm_timeout > 0) comm->timeout_seconds += LOCK_STALE_SECONDS;       // rank 0 may watch a lock for so long
+    int code = comm_failed(comm, comm->rank == 0 ? open_output(run, &err) : 0, &err, "output folder");
+    comm_check(comm, code, code, &err);
+    share_output_(run);
+    comm->timeout_seconds = o->comm_timeout;
     logger_printf(&run->log, "%s, commit " T6_COMMIT ", code " T6_CODE "\n", program_name());
+    if (run->lock.previous[0])
+        logger_printf(&run->log, "%s was in use by %s, which did not end cleanly\n", o->out, run->lock.previous);
     if (comm->world > 1) preflight(run);
     Model m;
     model_init(&m, &o->config, 1);
@@ -583,8 +635,8 @@ LLMC_FN void save_checkpoint(Run *run) {
     Error err, why;
     HostWeights host = run->ops->host_weights(run->t6, WITH_VALUES);
     run->now.epoch = (int64_t)run->train.epoch, run->now.position = (int64_t)run->train.position;
-    int rc = checkpoint_save(o->out, run->ops->model(run->t6), &host, &run->now, &run->comm, &why);
-    if (rc == 0 && run->comm.rank == 0) rc = checkpoint_prune(o->out, o->keep, o->keep_every, &why);
+    int rc = checkpoint_save(o->out, &run->lock, run->ops->model(run->t6), &host, &run->now, &run->comm, &why);
+    if (rc == 0 && run->comm.rank == 0) rc = checkpoint_prune(o->out, &run->lock, o->keep, o->keep_every, &why);
     if (rc != 0) fail(&err, "checkpoint of step %" PRId64 ": %.900s", run->now.step, why.text);
     comm_check(&run->comm, rc, EXIT_SYSTEM, &err);
 }
@@ -639,6 +691,7 @@ LLMC_FN void close_run(Run *run) {
     free(run->inputs), free(run->targets), free(run->now.flags);
     train_options_free(&run->o);
     logger_close(&run->log);
+    run_lock_close(&run->lock);
     comm_close(&run->comm);
 }
 

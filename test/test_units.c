@@ -526,6 +526,8 @@ static void check_old_state(Units *u, const char *folder, const Model *m, Slice 
     free_weights(&read);
 }
 
+static const RunLock no_lock = {.id = "units"};
+
 // Saves steps 1 to 9 and reads the last one in several ways.
 static void test_checkpoint(Units *u) {
     Error err;
@@ -542,7 +544,7 @@ static void test_checkpoint(Units *u) {
     char *out = xasprintf("%s/run", u->folder), *last = xasprintf("%s/step_00000009", out);
     for (int64_t step = 1; step <= 9; step++) {
         state.step = step;
-        must(checkpoint_save(out, &m, &saved, &state, NULL, &err), &err);
+        must(checkpoint_save(out, &no_lock, &m, &saved, &state, NULL, &err), &err);
     }
 
     check_round_trip(u, last, &m, &saved, &state);
@@ -551,7 +553,7 @@ static void test_checkpoint(Units *u) {
     report(&u->score, ok, "checkpoint: read in slices by 1 to 8 ranks, the moments are the same");
     check_old_state(u, last, &m, saved.moments);
 
-    ok = checkpoint_prune(out, 2, 3, &err) == 0;
+    ok = checkpoint_prune(out, &no_lock, 2, 3, &err) == 0;
     int n;
     int64_t *steps = checkpoint_steps(out, &n);
     static const int64_t left[] = {3, 6, 8, 9};
@@ -560,6 +562,73 @@ static void test_checkpoint(Units *u) {
     free(steps), free(last), free(out);
     free_weights(&saved);
     model_free(&m);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// run_lock.h. A line with another boot id stands for a run on another machine.
+
+enum { BEAT_NEVER = 1000 };
+
+// Puts text into u->folder/lock and takes the lock, watching for half a second. Returns what run_lock_open does.
+static int lock_over(Units *u, const char *text, RunLock *lock, Error *err) {
+    char *path = xasprintf("%s/lock", u->folder);
+    must(write_small_file(path, text, strlen(text), err), err);
+    free(path);
+    return run_lock_open(lock, u->folder, BEAT_NEVER, 0.5, err);
+}
+
+// Takes the lock of u->folder while `holder`, turned into a run of another machine, has it. Where the flock does not
+// reach that machine, the newcomer gets it.
+static void check_foreign_holder(Units *u, double beat_seconds, int flock_reaches, int expected, const char *what) {
+    RunLock holder, lock;
+    Error err;
+    char *boot, other[] = "another-boot";
+    must(run_lock_open(&holder, u->folder, beat_seconds, 0.5, &err), &err);
+    boot = strstr(holder.owner, "boot ") + 5;
+    memcpy(boot, other, sizeof other);
+    must(lock_write_(&holder, 0, &err), &err);
+    if (!flock_reaches) flock(holder.fd, LOCK_UN);
+    int code = run_lock_open(&lock, u->folder, BEAT_NEVER, 0.5, &err);
+    int told = code == 0 || strstr(err.text, "process ");
+    report(&u->score, code == expected && told && (run_lock_check(&holder, &err) == 0) == (code != 0),
+           "lock: %s: code %d", what, code);
+    run_lock_close(&holder);
+    run_lock_close(&lock);
+}
+
+static void test_run_lock(Units *u) {
+    RunLock lock, second;
+    Error err;
+    char *path = xasprintf("%s/lock", u->folder);
+    struct stat st;
+    must(run_lock_open(&lock, u->folder, BEAT_NEVER, 0.5, &err), &err);
+    int code = run_lock_open(&second, u->folder, BEAT_NEVER, 0.5, &err);
+    report(&u->score, code == EXIT_INPUT && strstr(err.text, "in use by a run on "), "lock: a second run is refused");
+    report(&u->score, run_lock_check(&lock, &err) == 0, "lock: the first one keeps it");
+    run_lock_follow(&second, u->folder, lock.id);
+    report(&u->score, run_lock_check(&second, &err) == 0, "lock: another rank knows it by its id");
+    run_lock_close(&second);
+    report(&u->score, run_lock_check(&lock, &err) == 0, "lock: it is not freed by another rank");
+    run_lock_close(&lock);
+    report(&u->score, stat(path, &st) == 0 && st.st_size == 0, "lock: a clean end leaves an empty file");
+
+    check_foreign_holder(u, 0.1, 0, EXIT_INPUT, "another machine's run that beats has the folder");
+    check_foreign_holder(u, 0.1, 1, EXIT_INPUT, "the same with a flock that reaches it");
+    check_foreign_holder(u, BEAT_NEVER, 0, 0, "a stale line is replaced");
+    check_foreign_holder(u, BEAT_NEVER, 1, EXIT_SYSTEM, "a flock whose run is silent is not broken");
+    char text[LOCK_TEXT];
+    memset(text, 'x', sizeof text - 1), text[sizeof text - 1] = 0;
+    report(&u->score, lock_over(u, text, &lock, &err) == 0 && run_lock_check(&lock, &err) == 0 && lock.previous[0],
+           "lock: a damaged file is replaced, too");
+    report(&u->score, stat(path, &st) == 0 && st.st_size < 200, "lock: nothing of it is left");
+    must(unlink(path), &err);
+    report(&u->score, run_lock_check(&lock, &err) != 0, "lock: a removed file is noticed");
+    report(&u->score, lock_over(u, "", &second, &err) == 0 && run_lock_check(&lock, &err) != 0,
+           "lock: another run's is noticed");
+    run_lock_close(&lock);
+    report(&u->score, run_lock_check(&second, &err) == 0, "lock: an end leaves another run's alone");
+    run_lock_close(&second);
+    free(path);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -624,7 +693,7 @@ static void test_damaged_files(Units *u) {
     char *shard_path = xasprintf("%s/fuzz_train_000001.bin", u->folder);
     char *model_path = xasprintf("%s/step_00000001/model.safetensors", out);
     free(write_shards(u, "fuzz", tokens, 1));
-    must(checkpoint_save(out, &m, &w, &state, NULL, &err), &err);
+    must(checkpoint_save(out, &no_lock, &m, &w, &state, NULL, &err), &err);
 
     size_t shard_bytes, model_bytes = 0;
     char *shard = read_small_file(shard_path, 1 << 28, &shard_bytes, &err);
@@ -663,6 +732,7 @@ static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"streaming", test_streaming},                      // generator.h
     {"gpus", test_gpus},                                // gpus.h
     {"model", test_model},                              // model.h
+    {"run lock", test_run_lock},                        // run_lock.h
     {"checkpoint", test_checkpoint},                    // checkpoint.h, safetensors.h
     {"damaged files", test_damaged_files},              // safetensors.h, shard.h
 };
