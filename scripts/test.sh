@@ -177,6 +177,7 @@ done
 tests "training program" env BIN=build/gcc test/test_train.sh $long
 tests "training program, sanitizers" env BIN=build/sanitize test/test_train.sh
 tests "several ranks" env BIN=build/gcc test/test_comm.sh $long
+tests "one run per folder" env BIN=build/gcc test/test_lock.sh $long
 tests "generating program" env BIN=build/gcc test/test_generate.sh
 tests "generating program, sanitizers" env BIN=build/sanitize TRAIN=build/gcc/train_t6 test/test_generate.sh --quick
 for b in gcc sanitize; do
