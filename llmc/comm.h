@@ -36,26 +36,56 @@ LLMC_FN int comm_rank(const Comm *c) { return c ? c->rank : 0; }
 LLMC_FN int comm_world(const Comm *c) { return c ? c->world : 1; }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Signals. SIGTERM and SIGUSR1, which Slurm sends before a time limit, ask for a checkpoint and a clean end. The
-// handler only records the signal; the training loop looks at it after each step.
+// Signals. SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1, which Slurm sends before a time limit,
+// ask for a checkpoint and a clean end. The handler only records the signal; the training loop looks at it after each
+// step.
 
 LLMC_FN volatile sig_atomic_t *stop_requested_(void) {
     static volatile sig_atomic_t signal_number;
     return &signal_number;
 }
-LLMC_FN void stop_handler_(int number) { *stop_requested_() = number; }
+
+// A second Ctrl-C ends the program at once. Two within half a second are one: timeout(1) and some wrappers pass on what
+// the terminal has already sent to all.
+LLMC_FN void stop_handler_(int number) {
+    static double first;        // when the first SIGINT came
+    static const char text[] = "t6: stopping after this step; Ctrl-C again ends the run at once\n";
+    *stop_requested_() = number;
+    if (number != SIGINT) return;
+    if (first == 0) {
+        int saved_errno = errno;
+        ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);      // a signal handler may not printf
+        (void)ignored;
+        errno = saved_errno;
+        first = now_seconds();
+    } else if (now_seconds() - first > 0.5) {
+        signal(SIGINT, SIG_DFL);
+        raise(SIGINT);
+    }
+}
 
 // The number of the last signal received, or 0.
 LLMC_FN int stop_requested(void) { return *stop_requested_(); }
 
-// Installs the handler.
+// Installs the handler. SIGINT and SIGHUP stay ignored where they are: nohup and a script's background jobs want that.
 LLMC_FN void stop_on_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = stop_handler_;
-    action.sa_flags = SA_RESTART;
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
+    static const int signals[] = {SIGTERM, SIGUSR1, SIGINT, SIGHUP};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+        struct sigaction action;
+        sigaction(signals[i], NULL, &action);
+        if (action.sa_handler == SIG_IGN && (signals[i] == SIGINT || signals[i] == SIGHUP)) continue;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = stop_handler_;
+        action.sa_flags = SA_RESTART;
+        sigaction(signals[i], &action, NULL);
+    }
+}
+
+// Writing to a screen that is gone (train_t6 | head), or past a limit on the size of files, returns an error instead of
+// ending the program: the log in the folder goes on, and a checkpoint that cannot be written gets its line.
+LLMC_FN void survive_failed_writes(void) {
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -170,6 +200,23 @@ LLMC_FN void comm_mpi_run_(Comm *c, const CommCall *call) {
     c->seconds += now_seconds() - start;
 }
 
+LLMC_FN void comm_finish_(void) {
+    int started = 0;
+    MPI_Initialized(&started);
+    if (started) MPI_Finalize();
+}
+
+// Name and version of the MPI library, up to the first comma ("Open MPI v4.1.4"). Returns out.
+LLMC_FN const char *comm_library(char out[64]) {
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int length;
+    MPI_Get_library_version(text, &length);
+    text[strcspn(text, ",\n")] = 0;
+    for (char *tab; (tab = strchr(text, '\t')) != NULL; ) *tab = ' ';       // MPICH's
+    snprintf(out, 64, "%.63s", text);
+    return out;
+}
+
 LLMC_FN void comm_start_(Comm *c) {
     MPI_Comm local;
     comm_start_deadline(COMM_START_SECONDS);
@@ -185,84 +232,104 @@ LLMC_FN void comm_start_(Comm *c) {
     c->run = comm_mpi_run_;
 }
 
-LLMC_FN void comm_finish_(void) {
-    int started = 0;
-    MPI_Initialized(&started);
-    if (started) MPI_Finalize();
-}
-
-// Name and version of the MPI library, up to the first comma ("Open MPI v4.1.4"). Returns out.
-LLMC_FN const char *comm_library(char out[64]) {
-    char text[MPI_MAX_LIBRARY_VERSION_STRING];
-    int length;
-    MPI_Get_library_version(text, &length);
-    text[strcspn(text, ",\n")] = 0;
-    snprintf(out, 64, "%.63s", text);
-    return out;
+// What to do where MPI does not bring the processes of a launcher together.
+LLMC_FN const char *comm_advice_(void) {
+    return "start them with the mpirun of that MPI, or with srun --mpi=pmix if srun --mpi=list shows pmix";
 }
 #else
-LLMC_FN void comm_start_(Comm *c) {
-    (void)c;
-    die(EXIT_INPUT, "started as one of several ranks, but built without MPI: install Open MPI (scripts/setup.sh mpi) "
-        "and build again");
-}
 LLMC_FN void comm_finish_(void) {}
 LLMC_FN const char *comm_library(char out[64]) { snprintf(out, 64, "no MPI"); return out; }
+LLMC_FN void comm_start_(Comm *c) { (void)c; }
+LLMC_FN const char *comm_advice_(void) { return "install Open MPI (scripts/setup.sh mpi) and build again"; }
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Start and end
 
-// How many processes the launcher says it started; 1 without a launcher. *slurm_tasks: that number as text if only
-// srun says it started several, otherwise NULL.
-LLMC_FN int comm_launched_(const char **slurm_tasks) {
-    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
-    int n = 1;
-    *slurm_tasks = NULL;
-    for (int i = 0; i < 3; i++) {
-        const char *text = getenv(names[i]);
-        if (text && atoi(text) > n) n = atoi(text), *slurm_tasks = i == 2 ? text : NULL;
+// What starts several processes, and the variable that tells each of them their number, n; 1: nothing started several.
+typedef enum { BY_OPEN_MPI, BY_MPICH, BY_SRUN, BY_TORCHRUN, LAUNCHERS } Launcher_;
+typedef struct { int n; Launcher_ by; const char *name, *variable; } Launch_;
+
+// The whole number in an environment variable; `missing` if it is not set or empty. Ends the program if it is not a
+// number, or below least.
+LLMC_FN int environment_int_(const char *name, int least, int missing) {
+    enum { MOST = 1000000 };
+    const char *text = getenv(name);
+    char *end;
+    if (!text || !*text) return missing;
+    long n = strtol(text, &end, 10);
+    if (*end || n < least || n > MOST)
+        die(EXIT_INPUT, "%s in the environment is \"%.40s\": what starts several ranks puts a number from %d to %d "
+            "there; for a single process unset %s", name, text, least, MOST, name);
+    return (int)n;
+}
+
+LLMC_FN Launch_ comm_launched_(void) {
+    static const Launch_ launchers[LAUNCHERS] = {
+        {1, BY_OPEN_MPI, "Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE"},
+        {1, BY_MPICH, "mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", "PMI_SIZE"},
+        {1, BY_SRUN, "srun", "SLURM_STEP_NUM_TASKS"},
+        {1, BY_TORCHRUN, "torchrun", "WORLD_SIZE"}};
+    Launch_ launch = launchers[0];
+    int mpirun = 0;                                         // 1: an mpirun that started one process
+    for (int i = 0; i < LAUNCHERS && launch.n == 1; i++) {
+        if (i == BY_SRUN && mpirun) break;                  // srun's number is that of mpirun's daemons
+        if (i == BY_TORCHRUN && !getenv("RANK")) break;     // WORLD_SIZE alone may mean anything
+        int n = environment_int_(launchers[i].variable, 1, 0);
+        if (n > 1) launch = launchers[i], launch.n = n;
+        mpirun |= n == 1;
     }
-    return n;
+    return launch;
+}
+
+// Whether MPI can bring the processes together, as far as the environment tells. Under an srun that has no PMIx for it,
+// Open MPI ends the program with a page; others say that there is one process.
+LLMC_FN int comm_can_start_(const Launch_ *launch) {
+    char library[64];
+    int open_mpi = !strncmp(comm_library(library), "Open MPI", 8);
+    return launch->by != BY_TORCHRUN && !(launch->by == BY_SRUN && open_mpi && !getenv("PMIX_RANK"));
 }
 
 // With --comm-file, ranks are numbered by environment variables alone and meet through that file and NCCL: for systems
 // where MPI cannot start, such as Slurm without PMIx. Returns whether that is so. argv is searched here because the
-// ranks must know each other before they parse the command line.
+// ranks must know each other before they parse the command line. RANK and WORLD_SIZE win over Slurm's numbers: whoever
+// sets them in a Slurm job means them.
 LLMC_FN int comm_without_mpi_(Comm *c, int argc, char **argv) {
     int asked = 0;
-    for (int i = 1; i < argc; i++) asked |= !strncmp(argv[i], "--comm-file", 11);
+    for (int i = 1; i < argc; i++) asked |= !strncmp(argv[i], "--comm-f", 8);       // names may be shortened
     static const char *const names[][3] = {
-        {"SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"}, {"WORLD_SIZE", "RANK", "LOCAL_RANK"}};
+        {"WORLD_SIZE", "RANK", "LOCAL_RANK"}, {"SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"}};
     for (int i = 0; asked && i < 2; i++) {
-        const char *world = getenv(names[i][0]), *rank = getenv(names[i][1]), *local = getenv(names[i][2]);
-        if (!world || !rank || !local) continue;
-        c->world = atoi(world), c->rank = atoi(rank), c->local_rank = atoi(local), c->local_world = c->local_rank + 1;
-        if (c->world < 1 || c->rank < 0 || c->rank >= c->world)
-            die(EXIT_INPUT, "%s is %s and %s is %s: a rank is at least 0 and below the number of ranks", names[i][1],
+        int world = environment_int_(names[i][0], 1, 0), rank = environment_int_(names[i][1], 0, -1);
+        if (world == 0 || rank < 0) continue;
+        int local = environment_int_(names[i][2], 0, environment_int_("SLURM_LOCALID", 0, -1));
+        if (local < 0) break;
+        if (rank >= world)
+            die(EXIT_INPUT, "%s is %d and %s is %d: a rank is at least 0 and below the number of ranks", names[i][1],
                 rank, names[i][0], world);
+        c->world = world, c->rank = rank, c->local_rank = local, c->local_world = local + 1;
         return 1;
     }
     if (asked)
-        die(EXIT_INPUT, "--comm-file: the environment must set SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID, or "
-            "WORLD_SIZE, RANK and LOCAL_RANK");
+        die(EXIT_INPUT, "--comm-file: the environment must set WORLD_SIZE, RANK and LOCAL_RANK, or SLURM_NTASKS, "
+            "SLURM_PROCID and SLURM_LOCALID");
     return 0;
 }
 
 // Fills in *c: one process, or one of several ranks if a launcher or --comm-file says so. Ends the program with one
-// line if the ranks cannot be set up. Close with comm_close.
+// line if the ranks cannot be set up, so that no process of several believes that it is alone. Close with comm_close.
 LLMC_FN void comm_open(Comm *c, int argc, char **argv) {
-    const char *slurm_tasks = NULL;
     memset(c, 0, sizeof *c);
     c->world = c->local_world = 1, c->timeout_seconds = COMM_START_SECONDS;
     gethostname(c->host, sizeof c->host - 1);
-    if (!comm_without_mpi_(c, argc, argv)) {
-        if (comm_launched_(&slurm_tasks) == 1) return;
-        comm_start_(c);
-    }
-    if (c->world == 1 && slurm_tasks)
-        die(EXIT_INPUT, "srun started %s tasks, but MPI treats each of them as a separate job: use srun --mpi=pmix "
-            "(srun --mpi=list shows what is available) or mpirun", slurm_tasks);
+    char library[64];
+    Launch_ launch = comm_launched_();
+    int meets = comm_without_mpi_(c, argc, argv);
+    if (!meets && launch.n > 1 && comm_can_start_(&launch)) comm_start_(c);
+    if (launch.n > 1 && c->world == 1)
+        die(EXIT_INPUT, "%s started %d processes (%s), but this program, built with %s, sees only this one: %s; on "
+            "GPUs --comm-file needs no MPI; for a single process unset %s", launch.name, launch.n, launch.variable,
+            comm_library(library), comm_advice_(), launch.variable);
     if (c->world > 1)
         set_program_name(xasprintf("%s (rank %d of %d on %s)", program_name(), c->rank, c->world, c->host));
 }

@@ -699,6 +699,7 @@ LLMC_FN int trainer_main(int argc, char **argv, const TrainerModel *ops) {
     Run *run = (Run *)xcalloc(1, sizeof *run);
     set_program_name(argv[0]);
     run->ops = ops;
+    survive_failed_writes();
     plan_run(run, argc, argv);          // flags, data, output folder, memory
     if (!run->o.plan) {
         restore_run(run);               // weights, fresh or from a checkpoint
