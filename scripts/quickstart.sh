@@ -13,8 +13,26 @@ if nvidia-smi -L >/dev/null 2>&1 && make -s check-nvcc 2>/dev/null; then trainer
 make -s $trainer generate_t6 data/toy_corpus
 [ -s data/toy/toy_manifest.json ] || ./data/toy_corpus -o data/toy
 
+# Ctrl-C, SIGTERM and SIGHUP go to the trainer, which saves a checkpoint; then this script ends. A second Ctrl-C ends
+# both at once. Two within a second are one: some programs pass on what the terminal has already sent to all.
+run="" signals=0 interrupted=""
+pass_on() {
+    signals=$((signals + 1))
+    if [ "$1" = INT ] && [ -n "$interrupted" ] && [ $SECONDS -gt "$interrupted" ]; then kill -KILL $run 2>/dev/null || :; fi
+    if [ "$1" = INT ]; then interrupted=${interrupted:-$SECONDS}; fi
+    kill $run 2>/dev/null || :
+}
 ./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-tokens 0 \
-    --sample-every 1400 --temperature 0.5
+    --sample-every 1400 --temperature 0.5 &
+run=$!
+for name in INT TERM HUP; do trap "pass_on $name" $name; done
+seen=""
+until [ "$seen" = $signals ]; do        # a signal ends wait before the trainer has ended
+    seen=$signals code=0
+    wait $run || code=$?
+done
+[ $signals = 0 ] || exit 130
+[ $code = 0 ] || exit $code
 
 entropy=$(sed -n 's/.*"val_bits_per_byte": *\([0-9.]*\).*/\1/p' data/toy/toy_entropy.json)
 loss=$(sed -n 's/.*"val_bits_per_byte":\([0-9.]*\).*/\1/p' "$out/metrics.jsonl" | tail -1)

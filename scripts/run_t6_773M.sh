@@ -5,6 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make -s train_t6cu
-./train_t6cu --model 773M --batch-size 15 --tokens-per-step 491520 --seq-len 1024 \
+exec ./train_t6cu --model 773M --batch-size 15 --tokens-per-step 491520 --seq-len 1024 \
     --train-data 'data/fineweb_edu_100B/*_train_*.bin' --val-data 'data/fineweb_edu_100B/*_val_*.bin' \
     --save-every 1000 --keep 2 --val-every 250 --sample-every 1000 --out out/t6_773M --resume "$@"

@@ -176,6 +176,7 @@ for b in gcc sanitize; do
 done
 tests "training program" env BIN=build/gcc test/test_train.sh $long
 tests "training program, sanitizers" env BIN=build/sanitize test/test_train.sh
+tests "launching" env BIN=build/gcc ALONE=build/alone/train_t6 test/test_launch.sh
 tests "several ranks" env BIN=build/gcc test/test_comm.sh $long
 tests "one run per folder" env BIN=build/gcc test/test_lock.sh $long
 tests "generating program" env BIN=build/gcc test/test_generate.sh

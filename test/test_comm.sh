@@ -214,6 +214,33 @@ signalled() {
 signalled "SIGTERM to one of 3 ranks" "$tmp/term3" rank TERM
 signalled "SIGUSR1 to mpirun" "$tmp/usr3" mpirun USR1
 
+# run_mpirun.sh passes a signal on to mpirun and its ranks
+echo "localhost slots = 3" >"$tmp/hosts"
+env HOSTS="$tmp/hosts" OUT="$tmp/script" TRAINER="$train" scripts/multi_node/run_mpirun.sh --model tiny \
+    "${endless[@]:1}" >"$tmp/log" 2>&1 &
+job=$!
+until_step 5 "$tmp/log"
+kill $job
+wait $job
+check "SIGTERM to run_mpirun.sh: exit code 0" "$([ $? = 0 ] && echo 1)" "$(tail -1 "$tmp/log")"
+resumes "SIGTERM to run_mpirun.sh" "$tmp/script" "${endless[@]}"
+
+# ---- ranks that mpirun binds to fewer cores than they could have
+# note YES|NO MPIRUN'S ARGUMENTS...
+note() {
+    local want=$1 found=NO
+    shift
+    rm -rf "$tmp/bound"
+    timeout 60 mpirun "$@" "${small[@]}" --threads 0 -x 1 -n 0 -v 0 -o "$tmp/bound" >"$tmp/log" 2>&1
+    grep -q '^note: mpirun has bound .*--bind-to none' "$tmp/bound/main.log" && found=YES
+    equal "mpirun $*: a note" "$found" "$want"
+}
+if [ "$(nproc)" -gt 1 ]; then
+    note YES --bind-to core -np 1
+    note NO --bind-to none -np 1
+    note NO --bind-to core -np "$(nproc)"
+fi
+
 # ---- one rank or all of them killed at random moments, most of them during a save, and resumed by another number of
 # ranks each time
 RANDOM=11

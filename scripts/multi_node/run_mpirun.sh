@@ -3,14 +3,14 @@
 # below. Flags given here are passed to the trainer. All machines must see the program, the shards and the output folder
 # under the same path (NFS, for example).
 #
-#   kill -USR1 $(pgrep -x mpirun)      saves a checkpoint and ends the run. SIGTERM and Ctrl-C do not: mpirun then kills
-#                                      the ranks within a second.
+# Ctrl-C saves a checkpoint and ends the run, and so do SIGTERM, SIGHUP and SIGUSR1 to this script. A second Ctrl-C ends
+# it at once. Only SIGUSR1 may go to mpirun itself: after any other signal it kills the ranks within two seconds.
 #
 # Run again, it resumes from the last checkpoint; the number of machines may have changed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# 1. The machines: a file with lines "NAME slots=GPUS"
+# 1. The machines: a file with lines "NAME slots=GPUS"; mpirun starts one rank per slot
 hosts=${HOSTS:-scripts/multi_node/hosts}
 
 # 2. What to train
@@ -22,23 +22,65 @@ flags=(--model 124M --batch-size 15 --tokens-per-step 491520 --seq-len 1024 --ze
 out=${OUT:-out/t6_124M_many}
 
 trainer=${TRAINER:-./train_t6cu}
-ranks=$(sed 's/#.*//' "$hosts" | awk '
-    NF { n = 1; for (i = 2; i <= NF; i++) if ($i ~ /^slots=/) n = substr($i, 7); sum += n }
-    END { print sum + 0 }')
 # mpirun notices a lost machine by keep-alive messages: after half a minute with these settings, before --comm-timeout.
-mpi=(mpirun -np "$ranks" --hostfile "$hosts" --bind-to none -x PATH ${LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH}
+mpi=(mpirun --hostfile "$hosts" --bind-to none -x PATH ${LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH}
      --mca oob_tcp_keepalive_time 15 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3)
 
-# A failure of a machine (exit code 1: a lost rank, a full disk) is retried, up to ten times; bad input (2) is not.
-pause=${PAUSE:-20}
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-    code=0
-    "${mpi[@]}" "$trainer" "${flags[@]}" --out "$out" --resume "$@" || code=$?
-    [ $code = 0 ] || [ $code = 2 ] && exit $code
-    ended="run_mpirun: attempt $attempt ended with exit code $code"
-    [ $attempt = 10 ] && break
-    echo "$ended; resuming from the last checkpoint in $pause s" >&2
-    sleep "$pause"
+refuse() { echo "run_mpirun: $*" >&2; exit 2; }
+[ -s "$hosts" ] || refuse "$hosts: no such file; HOSTS=FILE names another"
+! grep -q $'\r' "$hosts" || refuse "$hosts has Windows line ends, which mpirun does not read: sed -i 's/\r\$//' $hosts"
+line=$(awk '{ sub(/#.*/, "") } NF && !/[ \t]slots[ \t]*=/ { print NR; exit }' "$hosts")
+[ -z "$line" ] || refuse "$hosts, line $line: slots=GPUS is missing; mpirun would start a rank on each core"
+case " $* " in *" -o "* | *" --out "* | *" --out="*) refuse "OUT=FOLDER sets the output folder, not --out" ;; esac
+
+# A signal goes to mpirun as SIGUSR1, which the ranks get too: they save and end. It is sent again and again, because it
+# is lost while mpirun starts. Two Ctrl-C within a second are one: some programs pass on what the terminal has already
+# sent to all.
+job="" stopped="" signals=0 interrupted=""
+ask() { while kill -USR1 $job; do sleep 5; done >/dev/null 2>&1 & }
+pass_on() {
+    signals=$((signals + 1))
+    if [ "$1" = INT ] && [ -n "$interrupted" ] && [ $SECONDS -gt "$interrupted" ]; then kill $job 2>/dev/null || :; fi
+    if [ "$1" = INT ]; then interrupted=${interrupted:-$SECONDS}; fi
+    if [ -n "$job" ] && [ -z "$stopped" ]; then ask; fi
+    stopped=yes
+}
+for name in INT TERM HUP USR1; do trap "pass_on $name" $name; done
+
+# run COMMAND...: runs it and sets $code. It has a session of its own, so that the terminal's Ctrl-C does not reach it.
+run() {
+    local seen=""
+    setsid "$@" </dev/null &
+    job=$!
+    [ -z "$stopped" ] || ask
+    until [ "$seen" = $signals ]; do        # a signal ends wait before the command has ended
+        seen=$signals code=0
+        wait $job || code=$?
+    done
+    job=""
+}
+newest() { printf '%s\n' "$out"/step_???????? | tail -1; }
+
+# Started again after a failure, unless it would fail again: bad input (2); a program that is missing, lacks a library
+# or was built for another processor (126, 127, 132); twice in a row no new checkpoint.
+fruitless=0
+while :; do
+    before=$(newest)
+    run "${mpi[@]}" "$trainer" "${flags[@]}" --out "$out" --resume "$@"
+    [ -z "$stopped" ] || exit $code
+    case $code in
+        0 | 2) exit $code ;;
+        126 | 127 | 132) refuse "$trainer cannot run here (exit code $code): it is missing, lacks a library, or was" \
+            "built for another processor" ;;
+    esac
+    fruitless=$((fruitless + 1))
+    [ "$(newest)" = "$before" ] || fruitless=0
+    if [ $fruitless = 2 ]; then
+        echo "run_mpirun: exit code $code, twice in a row without a new checkpoint; giving up" >&2
+        exit $code
+    fi
+    echo "run_mpirun: exit code $code; resuming from the last checkpoint in ${PAUSE:-20} s" >&2
+    failed=$code
+    run sleep "${PAUSE:-20}"
+    [ -z "$stopped" ] || exit $failed
 done
-echo "$ended; giving up" >&2
-exit 1
