@@ -323,7 +323,7 @@ int main(int argc, char **argv) {
     const char *title = "test_t6: gradient checks of train_t6.c. Also: test_t6 --golden FILE...";
     Score score = {0, 0};
     Error err;
-    set_program_name(argv[0]);
+    program_start(argv[0]);
 #ifdef USE_OPENBLAS
     openblas_set_num_threads(1);
 #endif

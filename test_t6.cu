@@ -840,7 +840,7 @@ static void test_generate(Score *score, const Config *config, uint64_t seed, con
 }
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     Extent extent = TEST_ALL;
     if (argc == 2 && !strcmp(argv[1], "--small")) extent = TEST_SMALL;
     else if (argc == 2 && !strcmp(argv[1], "--operators")) extent = TEST_OPERATORS;

@@ -925,7 +925,7 @@ static void parse_command_line(Program *p, int argc, char **argv) {
 int main(int argc, char **argv) {
     Program p = {0};
     Error err;
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     parse_command_line(&p, argc, argv);
     p.start_time = p.last_progress = now_seconds();
     int bad = 0;
@@ -943,7 +943,7 @@ int main(int argc, char **argv) {
         else make_shards(&p);
         tokenizer_free(&p.tokenizer);
     }
-    if (fflush(stdout) != 0 || ferror(stdout)) die(EXIT_SYSTEM, "standard output: cannot write: %s", strerror(errno));
+    check_stdout();
     manifest_free(&p.manifest);
     free(p.folder), free(p.name);
     return bad ? EXIT_INPUT : 0;

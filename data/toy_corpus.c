@@ -368,7 +368,7 @@ static void write_corpus(const Grammar *g, const char *folder, uint64_t seed, ui
 #include "test/check_toy.h"     // --check; uses all of the above
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     int64_t seed, bytes, val_bytes, check;
     const char *folder;
     Flag flags[] = {

@@ -139,6 +139,7 @@ LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, 
             if (markdown) flags_markdown_(slash ? slash + 1 : argv[0], help_head, flags, n);
             else flags_help(help_head, flags, n);
             free(options), free(letters);
+            check_stdout();
             exit(0);
         }
         if (c == FLAG_VERSION_) {

@@ -173,7 +173,7 @@ LLMC_FN void print_sequences(Sequence *s, int64_t B, int64_t *turn, const Genera
         if (!now->ended) break;
         putchar('\n');
     }
-    if (fflush(stdout) != 0 || ferror(stdout)) die(EXIT_SYSTEM, "standard output: cannot write: %s", strerror(errno));
+    check_stdout();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ LLMC_FN void plan_generation(Generation *run) {
 }
 
 LLMC_FN int generator_main(int argc, char **argv, const GeneratorModel *ops) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     if (argc > 1 && !strcmp(argv[1], "--golden")) return check_golden_files(argc, argv, ops);
     Error err;
     Generation *run = (Generation *)xcalloc(1, sizeof *run);
@@ -348,6 +348,7 @@ LLMC_FN int generator_main(int argc, char **argv, const GeneratorModel *ops) {
         generate(run, g);
         ops->close(g);
     }
+    check_stdout();
     for (int64_t i = 0; i < run->prompts.count; i++) free(run->prompts.list[i].ids);
     tokenizer_free(&run->tokenizer);
     free(run->prompts.list), free(run->folder), free(run);

@@ -696,12 +696,13 @@ LLMC_FN void close_run(Run *run) {
 }
 
 LLMC_FN int trainer_main(int argc, char **argv, const TrainerModel *ops) {
+    program_start(argv[0]);
     Run *run = (Run *)xcalloc(1, sizeof *run);
-    set_program_name(argv[0]);
     run->ops = ops;
     survive_failed_writes();
     plan_run(run, argc, argv);          // flags, data, output folder, memory
-    if (!run->o.plan) {
+    if (run->o.plan) check_stdout();
+    else {
         restore_run(run);               // weights, fresh or from a checkpoint
         train_steps(run);               // step, log, save, evaluate
     }

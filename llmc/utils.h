@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -66,6 +67,22 @@ LLMC_FN __attribute__((noreturn, format(printf, 2, 3))) void die(int code, const
     fputc('\n', stderr);
     va_end(args);
     exit(code);
+}
+
+// Ends the program if what it printed to stdout did not arrive, on a full disk for example. For a program, or a --help,
+// whose result is what it prints.
+LLMC_FN void check_stdout(void) {
+    if (fflush(stdout) != 0 || ferror(stdout)) die(EXIT_SYSTEM, "standard output: cannot write: %s", strerror(errno));
+}
+
+// The first call of each program. Opens what is closed of the descriptors 0 to 2: the next file opened would take its
+// number, and get the lines meant for the screen. A file that exceeds ulimit -f becomes an error of write.
+LLMC_FN void program_start(const char *argv0) {
+    set_program_name(argv0);
+    for (int fd = 0; fd <= 2; fd++)         // open takes the lowest number that is free
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY) != fd)
+            die(EXIT_SYSTEM, "/dev/null: cannot open, and descriptor %d is closed: %s", fd, strerror(errno));
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -659,6 +659,20 @@ make_parquet() {    # FOLDER: the sample as five parquet files
 }
 edu() { data/fineweb_edu.sh --vocab "$vocab" --shard-size 60000 --val-tokens 30000 "$@"; }
 
+# Descriptors that are closed at the start: no line meant for the screen lands in a shard or the manifest.
+test_closed() {
+    local closed
+    quiet tok -o "$tmp/d/s" "$data/sample.jsonl.zst" || return
+    for closed in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do
+        rm -rf "$tmp/c"
+        eval 'tok -o "$tmp/c/s" "$data/sample.jsonl.zst" >/dev/null 2>"$tmp/stderr"' "$closed" ||
+            { say "$closed: $(cat "$tmp/stderr")"; return; }
+        diff -r "$tmp/c" "$tmp/d" || return
+    done
+    rejects 1 'cannot write' sh -c '"$@" >/dev/full' sh "$TOKENIZE" --help || return
+    rejects 1 'cannot write' sh -c '"$@" >/dev/full' sh "$TOKENIZE" --verify "$tmp/d/s"
+}
+
 test_parquet() {
     need_duckdb || return 0
     make_parquet "$tmp/p" || return
@@ -1098,7 +1112,8 @@ test_validation_set() {
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
     append packed formats encodings giant val_default empty_input
-    special_tokens brackets full_disk memory parquet bad_parquet kill kill_plain two_runs zstd scripts download)
+    special_tokens brackets full_disk memory closed parquet bad_parquet kill kill_plain two_runs zstd scripts
+    download)
 have_duckdb || {    # fineweb_edu.sh installs it
     DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" \
         >/dev/null 2>&1

@@ -46,7 +46,7 @@ static std::vector<Cut> random_cuts(Random *random) {
 }
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     int64_t cases, seed;
     Flag flags[] = {{0, "cases", FLAG_INT, &cases, "40", 1, 1e6, "random shapes, two seconds each", 0},
                     {0, "seed", FLAG_INT, &seed, "1", 0, 1e9, "of shapes and schedules", 0}};

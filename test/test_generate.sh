@@ -227,6 +227,16 @@ refuses "a cache larger than memory" 2 "MiB\|GiB" "${generate[@]}" -p x -g 16777
 equal "--ids needs no vocabulary" "$("$program" -e "$tmp/gpt2" --vocab "$tmp/nothing" --ids -p '1 2' -g 3 | wc -w)" 5
 refuses "output that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "${generate[@]}" -p x -g 5
 
+refuses "--help that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "$program" --help
+
+# ---- descriptors that are closed at the start
+greedy=("${generate[@]}" -p "$prompt" --temperature 0 -g 20 --stats)
+want=$("${greedy[@]}" 2>/dev/null)
+for closed in '<&-' '2>&-' '<&- 2>&-'; do
+    equal "started with $closed, it prints the same" "$(eval '"${greedy[@]}" </dev/null 2>/dev/null' "$closed")" "$want"
+done
+check "started with >&-" "$("${greedy[@]}" >&- 2>/dev/null && echo 1)" "failed"
+
 # ---- damaged checkpoints
 whole=$(echo "$tmp"/tpa/step_*)
 missed=0

@@ -256,7 +256,7 @@ int main(int argc, char **argv) {
     Tokenizer t;
     EncodeScratch scratch;
     Score score = {0, 0};
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     if (argc < 2) die(EXIT_INPUT, "usage: test_tokenize gpt2.tiktoken [documents [seed]]");
     if (tokenizer_init_gpt2(&t, argv[1], &err) != 0) die(EXIT_INPUT, "%s", err.text);
     tokenizer_prepare(&t);

@@ -95,6 +95,16 @@ check "a folder that is a file" rejects 2 file -o "$tmp/file"
 check "a folder below a file" rejects 2 file -o "$tmp/file/below"
 check "a folder that cannot be written" rejects 2 /proc -o /proc
 
+# Descriptors that are closed at the start: no line meant for the screen lands in a file.
+small -o "$tmp/screen" >/dev/null
+closed() {
+    rm -rf "$tmp/closed"
+    eval 'small -o "$tmp/closed" </dev/null >/dev/null 2>&1' "$1" && diff -r "$tmp/screen" "$tmp/closed"
+}
+for c in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do check "started with $c, it writes the same files" closed "$c"; done
+cannot_print() { ! "$toy" --help >/dev/full 2>"$tmp/err" && grep -q "cannot write" "$tmp/err"; }
+check "--help that cannot be written" cannot_print
+
 # A full disk: 64 KB of memory, where mounting is allowed.
 mkdir "$tmp/full"
 if mount -t tmpfs -o size=64k none "$tmp/full" 2>/dev/null; then

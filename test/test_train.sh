@@ -297,4 +297,23 @@ else    # without root there is no small disk: a limit on the file size makes wr
         "$([ $rc = 1 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] && echo 1)" "code $rc: $(cat "$tmp/stderr")"
 fi
 
+# ---- closed descriptors: no line meant for the screen lands in a file of the run
+described() { sed 's/ | [0-9]* ms.*//; s/;.* free in.*//; s/of [0-9.]* available//; s/started .*//' "$1"; }
+files() {
+    echo "$(weights "$1/step_00000004"), $(described "$1/main.log" | md5sum)," \
+        "$(cut -d, -f1-4 "$1/metrics.jsonl" | md5sum)"
+}
+shown=("${run[@]}" -v 2 --val-tokens 640 -s 2 --sample-tokens 8 -x 4 -n 2 -o)
+"${shown[@]}" "$tmp/screen" >/dev/null 2>&1
+want=$(files "$tmp/screen")
+for closed in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do
+    rm -rf "$tmp/closed"
+    eval '"${shown[@]}" "$tmp/closed" </dev/null >/dev/null 2>&1' "$closed"
+    equal "started with $closed, it writes the same files" "$?, $(files "$tmp/closed")" "0, $want"
+done
+"${shown[@]}" "$tmp/full" >/dev/full 2>"$tmp/stderr"
+equal "a screen that cannot be written is no reason to stop" "$?, $(files "$tmp/full")" "0, $want"
+refuses "--help that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "$train" --help
+refuses "--plan that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "${run[@]}" --plan
+
 finish

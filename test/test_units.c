@@ -743,7 +743,7 @@ int main(int argc, char **argv) {
     Flag flags[] = {{.name = "fuzz", .type = FLAG_REAL, .value = &u.fuzz_seconds, .default_text = "1", .max = 1e5,
                      .help = "seconds of reading files damaged at random"}};
     Error err;
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     if (flags_parse(argc, argv, "test_units: tests of the headers in llmc/", flags, 1, &err) != 0)
         die(EXIT_INPUT, "%s", err.text);
     if (!mkdtemp(folder)) die(EXIT_SYSTEM, "%s: cannot create this folder: %s", folder, strerror(errno));

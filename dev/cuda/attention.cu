@@ -295,7 +295,7 @@ void time_shape(int version, Problem &first) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     Score score = {0, 0};
 
     if (argc == 1) {

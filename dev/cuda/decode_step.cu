@@ -110,7 +110,7 @@ static int64_t largest(int64_t most, F fits) {
 }
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     Error err;
     AttnKind attn = ATTN_TPA;
     const Preset *p = argc > 3 ? find_preset(argv[1]) : NULL;

@@ -434,7 +434,7 @@ static void time_table(double read) {
 
 #ifndef BENCH_NO_MAIN
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     const bool quick = argc == 2 && !strcmp(argv[1], "quick"), table = argc == 2 && !strcmp(argv[1], "time");
     if (argc == 1 || quick) {
         Score score = {0, 0};

@@ -10,7 +10,7 @@
 #include "../../llmc/heads.cuh"
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     int64_t B = argument(argc, argv, 1, 24), T = argument(argc, argv, 2, 1024), N = B * T;
     const Preset *p = find_preset(argc > 3 ? argv[3] : "124M");
     if (!p) die(EXIT_INPUT, "usage: heads [B [T [PRESET]]]");

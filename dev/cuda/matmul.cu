@@ -21,7 +21,7 @@ static void product(Matmul *mm, const char *name, MatmulShape s) {
 }
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     int64_t N = argument(argc, argv, 1, 24576);
     const Preset *p = find_preset(argc > 2 ? argv[2] : "124M");
     if (!p) die(EXIT_INPUT, "usage: matmul [N [PRESET]]");

@@ -19,7 +19,7 @@ static float ms_between(cudaEvent_t from, cudaEvent_t to) {
 }
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     Error err;
     const Preset *p = find_preset(argc > 1 ? argv[1] : "124M");
     if (!p) die(EXIT_INPUT, "usage: overlap [PRESET [B [ZERO [WORLD]]]]");

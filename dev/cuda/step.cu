@@ -195,7 +195,7 @@ static void time_step(T6 *t) {
 }
 
 int main(int argc, char **argv) {
-    set_program_name(argv[0]);
+    program_start(argv[0]);
     Error err;
     AttnKind attn = ATTN_TPA;
     const Preset *p = find_preset(argc > 1 ? argv[1] : "124M");
