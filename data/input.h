@@ -15,21 +15,11 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
+#include "llmc/formats.h"
 #include "llmc/tokenizer.h"
 #include "llmc/utils.h"
 
 #define INPUT_BUFFER_BYTES ((size_t)1 << 20)
-#define INPUT_HEAD_BYTES 512            // as far as any format's mark is from the start
-
-typedef enum { PACKED_NOT, PACKED_GZIP, PACKED_ZSTD } Packing;
-
-typedef struct {
-    const char *suffix;                 // how the names of such files end
-    size_t at, bytes;                   // where the mark is, and its length; 0: there is none
-    const char *mark;                   // (bytes)
-    const char *what, *advice;          // for errors
-    Packing packing;                    // PACKED_NOT: the format is refused
-} Format;
 
 typedef struct {
     const char *path;                   // as errors name it
@@ -42,67 +32,14 @@ typedef struct {
     bool noted_memory;
     unsigned char *buffer;              // (INPUT_BUFFER_BYTES) as in the file
     size_t buffered, taken;
-    unsigned char head[INPUT_HEAD_BYTES];       // the first unpacked bytes
+    unsigned char head[FORMAT_HEAD_BYTES];      // the first unpacked bytes
     size_t head_bytes, head_taken;
     uint64_t bytes_read;                // of the file
     int exit_code;                      // after an error: EXIT_INPUT or EXIT_SYSTEM
 } Input;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Formats
-
-LLMC_FN const Format *formats_(int *count) {
-    static const char convert[] = "convert it to JSON Lines or plain text first";
-    static const Format list[] = {
-        {".gz", 0, 2, "\x1F\x8B", "gzip data", "unpack it first with gunzip", PACKED_GZIP},
-        {".zst", 0, 4, "\x28\xB5\x2F\xFD", "zstd data", "unpack it first with unzstd", PACKED_ZSTD},
-        {".zstd", 0, 0, "", "zstd data", "unpack it first with unzstd", PACKED_ZSTD},
-        {".bz2", 0, 10, "BZh\0\x31\x41\x59\x26\x53\x59", "bzip2 data", "unpack it first with bunzip2", PACKED_NOT},
-        {".xz", 0, 6, "\xFD" "7zXZ\0", "xz data", "unpack it first with unxz", PACKED_NOT},
-        {".lzma", 0, 3, "\x5D\0\0", "lzma data", "unpack it first with unlzma", PACKED_NOT},
-        {".lz4", 0, 4, "\x04\x22\x4D\x18", "lz4 data", "unpack it first with unlz4", PACKED_NOT},
-        {".lz", 0, 4, "LZIP", "lzip data", "unpack it first with lzip -d", PACKED_NOT},
-        {".Z", 0, 2, "\x1F\x9D", "compress data", "unpack it first with uncompress", PACKED_NOT},
-        {".sz", 0, 10, "\xFF\x06\0\0sNaPpY", "snappy data", "unpack it first", PACKED_NOT},
-        {".zip", 0, 4, "PK\x03\x04", "a zip archive", "unpack it first with unzip", PACKED_NOT},
-        {".zip", 0, 4, "PK\x05\x06", "an empty zip archive", "unpack it first with unzip", PACKED_NOT},
-        {".7z", 0, 6, "7z\xBC\xAF\x27\x1C", "a 7z archive", "unpack it first with 7z x", PACKED_NOT},
-        {".rar", 0, 6, "Rar!\x1A\x07", "a rar archive", "unpack it first with unrar", PACKED_NOT},
-        {".tar", 257, 5, "ustar", "a tar archive", "unpack it first with tar -x", PACKED_NOT},
-        {".parquet", 0, 4, "PAR1", "a parquet file", "read it with data/fineweb_edu.sh --parquet", PACKED_NOT},
-        {".arrow", 0, 8, "ARROW1\0\0", "an Arrow file", convert, PACKED_NOT},
-        {".avro", 0, 4, "Obj\x01", "an Avro file", convert, PACKED_NOT},
-        {".npy", 0, 6, "\x93NUMPY", "a NumPy file", convert, PACKED_NOT},
-        {".sqlite", 0, 16, "SQLite format 3", "an SQLite database", convert, PACKED_NOT},
-        {".pdf", 0, 5, "%PDF-", "a PDF file", "convert it to text first with pdftotext", PACKED_NOT},
-        {".bin", 0, 8, "\x88\xD8\x34\x01\x01\0\0\0", "a token shard", "--decode prints its text", PACKED_NOT},
-    };
-    *count = (int)(sizeof list / sizeof *list);
-    return list;
-}
-
-// Whether the text starts with a frame of zstd: of its first versions too, or one to be skipped, which pzstd writes.
-LLMC_FN bool is_zstd_(const unsigned char *s, size_t n) {
-    if (n < 4) return false;
-    bool skipped = (s[0] & 0xF0) == 0x50 && s[1] == 0x2A && s[2] == 0x4D && s[3] == 0x18;
-    bool frame = (s[0] == 0x1E || (s[0] >= 0x22 && s[0] <= 0x28)) && s[1] == 0xB5 && s[2] == 0x2F && s[3] == 0xFD;
-    return skipped || frame;
-}
-
-// The format of a file that starts with these n bytes. NULL: text, as far as one can see.
-LLMC_FN const Format *format_of_content_(const unsigned char *s, size_t n) {
-    int count;
-    const Format *list = formats_(&count);
-    for (const Format *f = list; f < list + count; f++) {
-        bool same = f->bytes > 0 && f->at + f->bytes <= n;
-        for (size_t i = 0; i < f->bytes && same; i++) {
-            bool digit = f->mark[0] == 'B' && i == 3;           // bzip2's block size
-            same = digit ? s[i] >= '1' && s[i] <= '9' : s[f->at + i] == (unsigned char)f->mark[i];
-        }
-        if (same || (f->packing == PACKED_ZSTD && is_zstd_(s, n))) return f;
-    }
-    return NULL;
-}
+// Names
 
 LLMC_FN bool ends_with(const char *s, const char *end) {
     size_t n = strlen(s), m = strlen(end);
@@ -112,7 +49,7 @@ LLMC_FN bool ends_with(const char *s, const char *end) {
 // The format that the end of a name stands for. NULL: none of these.
 LLMC_FN const Format *format_of_name_(const char *path) {
     int count;
-    const Format *list = formats_(&count);
+    const Format *list = formats(&count);
     for (const Format *f = list; f < list + count; f++)
         if (ends_with(path, f->suffix) && strcmp(f->suffix, ".bin") != 0) return f;
     return NULL;
@@ -242,7 +179,7 @@ LLMC_FN ssize_t input_unpacked_(Input *in, unsigned char *out, size_t capacity, 
 
 // Finds out how the file is packed, if it is, from its start in the buffer.
 LLMC_FN int input_find_format_(Input *in, const char *path, Error *err) {
-    const Format *f = format_of_content_(in->buffer, in->buffered), *named = format_of_name_(path);
+    const Format *f = format_of_content(in->buffer, in->buffered), *named = format_of_name_(path);
     if (!f && named)
         return input_fail_(in, EXIT_INPUT, err, "does not start like %s; it is damaged, or has the wrong name",
                            named->what);
@@ -262,7 +199,7 @@ LLMC_FN int input_find_format_(Input *in, const char *path, Error *err) {
 
 // Checks the start of the unpacked file, and skips a byte order mark.
 LLMC_FN int input_check_head_(Input *in, Error *err) {
-    const Format *f = in->packing == PACKED_NOT ? NULL : format_of_content_(in->head, in->head_bytes);
+    const Format *f = in->packing == PACKED_NOT ? NULL : format_of_content(in->head, in->head_bytes);
     const char *packed = in->packing == PACKED_GZIP ? "gzip" : "zstd", *wide = wide_encoding(in->head, in->head_bytes);
     if (f && f->packing != PACKED_NOT)
         return input_fail_(in, EXIT_INPUT, err, "packed twice, %s in %s data; unpack it once", f->what, packed);
@@ -282,11 +219,12 @@ LLMC_FN int input_open(Input *in, const char *path, Error *err) {
     in->fd = is_stdin ? 0 : open(path, O_RDONLY);
     if (in->fd < 0) return input_fail_(in, EXIT_INPUT, err, "cannot open: %s", strerror(errno));
     in->buffer = (unsigned char *)xmalloc(INPUT_BUFFER_BYTES);
-    for (ssize_t n = 1; n > 0 && in->buffered < INPUT_HEAD_BYTES; in->buffered += (size_t)n)
+    for (ssize_t n = 1; n > 0 && in->buffered < FORMAT_HEAD_BYTES; in->buffered += (size_t)n)
         if ((n = input_raw_(in, in->buffer + in->buffered, INPUT_BUFFER_BYTES - in->buffered, err)) < 0) return -1;
     if (input_find_format_(in, path, err) != 0) return -1;
-    for (ssize_t n = 1; n > 0 && in->head_bytes < INPUT_HEAD_BYTES; in->head_bytes += (size_t)n)
-        if ((n = input_unpacked_(in, in->head + in->head_bytes, INPUT_HEAD_BYTES - in->head_bytes, err)) < 0) return -1;
+    for (ssize_t n = 1; n > 0 && in->head_bytes < FORMAT_HEAD_BYTES; in->head_bytes += (size_t)n)
+        if ((n = input_unpacked_(in, in->head + in->head_bytes, FORMAT_HEAD_BYTES - in->head_bytes, err)) < 0)
+            return -1;
     return input_check_head_(in, err);
 }
 

@@ -5,6 +5,7 @@
 #define LLMC_GENERATOR_H
 
 #include "checkpoint.h"
+#include "formats.h"
 #include "generate_options.h"
 #include "test/check_generator.h"
 #include "tokenizer.h"
@@ -18,7 +19,7 @@ typedef struct { Prompt *list; int64_t count; } Prompts;
 // The end-of-text token of a vocabulary of V: GPT-2's if V has room for GPT-2's tokens, else that of bytes if it has
 // room for those, else -1.
 LLMC_FN int end_of_text(int64_t V) {
-    return V >= GPT2_VOCAB_SIZE ? GPT2_VOCAB_SIZE - 1 : V >= BYTES_VOCAB_SIZE ? BYTES_VOCAB_SIZE - 1 : -1;
+    return V >= GPT2_VOCAB_SIZE ? GPT2_EOT : V >= BYTES_VOCAB_SIZE ? BYTES_EOT : -1;
 }
 
 // Encodes a text, in which <|endoftext|> stands for that token. ids has room for `bytes` tokens. Returns their number.
@@ -97,9 +98,14 @@ LLMC_FN int read_prompts(Prompts *p, const GenerateOptions *o, const Tokenizer *
         : read_standard_input_(&bytes);
     if (!text) return -1;
     const char *line = text + byte_order_mark(text, bytes), *end = text + bytes, *wide = wide_encoding(text, bytes);
-    if (wide)
-        rc = fail(err, "%s%.500s: text in %s; convert it to UTF-8 first, with iconv -f %s -t UTF-8",
-                  o->prompt_file ? "--prompt-file: " : "", o->prompt_file ? o->prompt_file : "standard input", wide,
+    const char *flag = o->prompt_file ? "--prompt-file: " : "", *name = o->prompt_file ? o->prompt_file
+        : "standard input";
+    const Format *format = format_of_content(text, bytes);
+    // A mark in letters, such as PDF's, may be the start of a text. The file then has zero bytes too.
+    if (format && (format->packing != PACKED_NOT || memchr(text, 0, bytes)))
+        rc = fail(err, "%s%.500s: %s; %s", flag, name, format->what, format->advice);
+    else if (wide)
+        rc = fail(err, "%s%.500s: text in %s; convert it to UTF-8 first, with iconv -f %s -t UTF-8", flag, name, wide,
                   wide);
     else if (!o->prompt_file)           // without the newline that echo appends
         rc = prompts_add_(p, o, t, V, line, without_line_end_(line, (size_t)(end - line)),

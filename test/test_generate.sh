@@ -210,6 +210,13 @@ for wide in UTF-16 UTF-16LE UTF-16BE UTF-32; do         # what Windows's program
     refuses "a prompt file in $wide" 2 "prompt-file: .*text in ${wide:0:6}" "${generate[@]}" -f "$tmp/wide"
     refuses "standard input in $wide" 2 "standard input: text in ${wide:0:6}" "${generate[@]}" <"$tmp/wide"
 done
+for pack in gzip "zstd -q"; do
+    $pack <"$tmp/prompts" >"$tmp/packed"
+    refuses "a prompt file packed with $pack" 2 "prompt-file: .*unpack it" "${generate[@]}" -f "$tmp/packed"
+    refuses "standard input packed with $pack" 2 "standard input: .*unpack it" "${generate[@]}" <"$tmp/packed"
+done
+refuses "a prompt file of tokens" 2 "token shard" "${generate[@]}" -f "$(ls "$tmp"/english/t_train_*.bin)"
+check "a prompt that starts like a parquet file" "$(echo PAR1 is | "${generate[@]}" -g 1 >/dev/null 2>&1 && echo 1)"
 refuses "no such prompt file" 2 "cannot open" "${generate[@]}" -f "$tmp/nothing"
 refuses "a folder as prompt file" 2 "regular" "${generate[@]}" -f "$tmp"
 refuses "--prompt and --prompt-file" 2 "both" "${generate[@]}" -p x -f "$tmp/prompts"
