@@ -311,14 +311,20 @@ static char *manifest_path(const char *folder, const char *name) {
     return xasprintf("%s/%s_manifest.json", folder, name);
 }
 
-// Removes the shards that this run has written so far, prints the line and exits.
-__attribute__((noreturn)) static void give_up(Program *p, int exit_code, const char *line) {
+// Removes the shards that this run has written so far, where it fails. For on_exit: any thread may run out of memory.
+static void remove_unfinished(int exit_code, void *program) {
+    const Program *p = (const Program *)program;
+    if (exit_code == 0 || p->lock_fd < 0) return;               // without the lock, they are another run's
     for (int i = p->first_new; i < p->manifest.num_shards; i++) {
         if (!p->manifest.shards[i].file) continue;              // split_validation was moving it
         char *aside = shard_path(p, i, ".tmp");
         unlink(aside);
         free(aside);
     }
+}
+
+// Prints the line and exits.
+__attribute__((noreturn)) static void give_up(Program *p, int exit_code, const char *line) {
     if (isatty(2) && p->last_progress > p->start_time) fputc('\n', stderr);
     die(exit_code, "%s", line);
 }
@@ -339,6 +345,7 @@ static int shard_create(Program *p, int shard, Error *err) {
         if (flock(rc, LOCK_EX | LOCK_NB) != 0)
             die(EXIT_INPUT, "%s: another run is writing this data set; wait for it, or use a different name", aside);
         p->lock_fd = dup(rc);
+        if (p->lock_fd < 0) unlink(aside), rc = -1;
     }
     if (rc < 0 || ftruncate(rc, 0) != 0) rc = fail(err, "%s: cannot create: %s", aside, strerror(errno));
     else {
@@ -736,6 +743,7 @@ static void make_shards(Program *p) {
     Error err;
     pthread_t hashing;
     const char *program = *program_name_(), *source = p->o.source;
+    on_exit(remove_unfinished, p);
     if (source) p->this_source.file = xasprintf("%s", manifest_name(source));
     if (!open_data_set(p)) {
         fprintf(stderr, "%s: %s is in the data set already, nothing to do\n", program, source);

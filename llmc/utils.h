@@ -57,9 +57,12 @@ LLMC_FN void set_program_name(const char *argv0) {
 
 LLMC_FN const char *program_name(void) { return *program_name_(); }
 
-// Flushes stdout, prints "NAME: line" to stderr and exits with code, EXIT_INPUT or EXIT_SYSTEM.
+// Flushes stdout, prints "NAME: line" to stderr and exits with code, EXIT_INPUT or EXIT_SYSTEM. Of several threads, the
+// first does so, and the others wait for the end.
 LLMC_FN __attribute__((noreturn, format(printf, 2, 3))) void die(int code, const char *format, ...) {
+    static int dying;
     va_list args;
+    while (__atomic_exchange_n(&dying, 1, __ATOMIC_SEQ_CST)) pause();
     va_start(args, format);
     fflush(stdout);
     fprintf(stderr, "%s: ", program_name());

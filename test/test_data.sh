@@ -673,6 +673,30 @@ test_closed() {
     rejects 1 'cannot write' sh -c '"$@" >/dev/full' sh "$TOKENIZE" --verify "$tmp/d/s"
 }
 
+# Limits of address space, threads, file sizes and descriptors: the shards are the same, or one line says why not and
+# none is left, whichever thread it is that gets no memory.
+test_limits() {
+    local limit rc limits="-u 1,-n 4,-n 5,-f 100,-f 1,-s unlimited,-s 100000000"
+    quiet tok --shard-size 50000 -o "$tmp/d/s" "$data/sample.jsonl.zst" || return
+    { zstd -qdc "$data/sample.jsonl.zst"; printf '{"text": "'; head -c 40000000 /dev/zero | tr '\0' x; echo '"}'; } \
+        >"$tmp/giant.jsonl"
+    if ! has_asan; then         # sanitizers take terabytes of address space
+        limits+=",-v 10000,-v 20000,-v 30000,-v 40000,-v 60000,-v 100000"
+        rejects 1 'out of memory' bash -c 'ulimit -v 150000; exec "$@"' bash "$TOKENIZE" --bytes --threads 2 \
+            --shard-size 50000 -o "$tmp/g/s" "$tmp/giant.jsonl" || return
+        nothing_left "$tmp/g" || return
+    fi
+    while read -r limit; do
+        rm -rf "$tmp/c"
+        bash -c "ulimit $limit; "'exec "$@"' bash "$TOKENIZE" --vocab "$vocab" --threads 2 --shard-size 50000 \
+            -o "$tmp/c/s" "$data/sample.jsonl.zst" 2>"$tmp/stderr"
+        rc=$?
+        [ $rc -le 2 ] && [ "$(wc -l <"$tmp/stderr")" = 1 ] ||
+            { say "ulimit $limit: exit code $rc: $(cat "$tmp/stderr")"; return; }
+        if [ $rc = 0 ]; then diff -r "$tmp/c" "$tmp/d"; else nothing_left "$tmp/c"; fi || { echo "$limit"; return 1; }
+    done <<<"${limits//,/$'\n'}"
+}
+
 test_parquet() {
     need_duckdb || return 0
     make_parquet "$tmp/p" || return
@@ -1112,7 +1136,7 @@ test_validation_set() {
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
     append packed formats encodings giant val_default empty_input
-    special_tokens brackets full_disk memory closed parquet bad_parquet kill kill_plain two_runs zstd scripts
+    special_tokens brackets full_disk memory closed limits parquet bad_parquet kill kill_plain two_runs zstd scripts
     download)
 have_duckdb || {    # fineweb_edu.sh installs it
     DUCKDB='' TOKENIZE=/bin/true data/fineweb_edu.sh --vocab "$vocab" --parquet /dev/null --out "$tmp/install" \
