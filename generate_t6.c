@@ -322,13 +322,14 @@ static void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, 
     double weights = (double)m->num_stored * sizeof(float), cache = (double)B * generator_cache_bytes(o, m, capacity);
     double activations = -weights, MiB = 0x1p20, GiB = 0x1p30;
     for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) activations += (double)table[i].elements * sizeof(float);
-    double need = weights + cache + activations, have = cpu_available_bytes();
+    double need = weights + cache + activations;
+    HostMemory have = host_memory(1);
     if (o->stats || o->plan)
-        fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f available\n",
-                weights / MiB, cache / MiB, activations / MiB, need / MiB, have / MiB);
-    if (need > have)
-        die(EXIT_INPUT, "this run needs %.1f GiB of memory (cache %.1f) and %.1f are available: lower --max-tokens "
-            "(-g), or use fewer or shorter prompts", need / GiB, cache / GiB, have / GiB);
+        fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f available%s\n",
+                weights / MiB, cache / MiB, activations / MiB, need / MiB, have.bytes / MiB, have.limit);
+    if (need > have.bytes)
+        die(EXIT_INPUT, "this run needs %.2f GiB of memory (cache %.2f) and %.2f are available%s: lower --max-tokens "
+            "(-g), or use fewer or shorter prompts", need / GiB, cache / GiB, have.bytes / GiB, have.limit);
 }
 
 static Generator *generator_open(const GenerateOptions *o, const Config *config, int64_t B, int64_t capacity) {

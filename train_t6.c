@@ -29,6 +29,7 @@
 
 #include "llmc/comm.h"
 #include "llmc/cpu.h"
+#include "llmc/host_memory.h"
 #include "train_t6.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -673,15 +674,17 @@ void t6_plan(const TrainOptions *o, const Model *m, Logger *log) {
     double grads = weights + (has_own_sums(o) ? weights / world : 0);
     if (world > 1) grads += (double)(model_largest_bucket(m) * sizeof(real));
     double moments = 2 * weights / (o->zero ? world : 1);
-    double need = (weights + grads + moments + acts) * ranks, have = cpu_available_bytes();
+    double need = (weights + grads + moments + acts) * ranks;
+    HostMemory have = host_memory((int)ranks);
     char times[32] = "", note[192];
     if (ranks > 1) snprintf(times, sizeof times, ", times %.0f ranks here", ranks);
     logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f%s = %.2f GiB of %.2f "
-                  "available\n", weights / GiB, grads / GiB, moments / GiB, acts / GiB, times, need / GiB, have / GiB);
+                  "available%s\n", weights / GiB, grads / GiB, moments / GiB, acts / GiB, times, need / GiB,
+                  have.bytes / GiB, have.limit);
     logger_printf(log, "%s", cpu_note(note, o->threads, (int)ranks));
-    if (need > have)
-        die(EXIT_INPUT, "this run needs %.1f GiB of memory and %.1f are available: lower --batch-size (-b) or "
-            "--seq-len (-t), or use a smaller --model (-e)", need / GiB, have / GiB);
+    if (need > have.bytes)
+        die(EXIT_INPUT, "this run needs %.2f GiB of memory and %.2f are available%s: lower --batch-size (-b) or "
+            "--seq-len (-t), or use a smaller --model (-e)", need / GiB, have.bytes / GiB, have.limit);
 }
 
 T6 *t6_open(const TrainOptions *o) {

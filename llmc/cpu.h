@@ -1,10 +1,11 @@
-// The CPU as a device: threads, floating-point mode and memory. For train_t6.c and generate_t6.c.
+// The CPU as a device: threads, floating-point mode, OpenBLAS. For train_t6.c and generate_t6.c.
 #ifndef LLMC_CPU_H
 #define LLMC_CPU_H
 
 #include <inttypes.h>
-#include <math.h>
 #include <omp.h>
+#include <pthread.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -42,6 +43,63 @@ LLMC_FN int cpu_share_(int ranks) {
     return cores > ranks ? cores / ranks : 1;
 }
 
+LLMC_FN void *cpu_wait_(void *gate) {
+    pthread_mutex_lock((pthread_mutex_t *)gate);
+    pthread_mutex_unlock((pthread_mutex_t *)gate);
+    return NULL;
+}
+
+// Ends the program with one line if n more threads cannot be started. OpenMP's library would end it in its own words.
+LLMC_FN void cpu_check_threads_(int n) {
+    pthread_t *threads = (pthread_t *)xmalloc((size_t)n * sizeof *threads);
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int started = 0, rc = 0;
+    pthread_mutex_lock(&gate);
+    while (started < n && (rc = pthread_create(&threads[started], NULL, cpu_wait_, &gate)) == 0) started++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    free(threads);
+    if (rc != 0)
+        die(EXIT_SYSTEM, "cannot start %d more threads: %s; use fewer --threads, or change the limit (ulimit -u, -v, -s, "
+            "or the container's)", n, strerror(rc));
+}
+
+#if defined(USE_OPENBLAS) && !defined(__cplusplus)
+// OpenBLAS starts a thread per core when it is loaded, before main. Each takes a buffer of 128 MiB, and one that gets
+// none tries for ever. This program has its own threads, so OpenBLAS shall have none: it calls this getenv, not libc's.
+extern char **environ;
+__attribute__((weak)) char *getenv(const char *name) {
+    size_t n = strlen(name);
+    if (!strcmp(name, "OPENBLAS_NUM_THREADS")) return (char *)"1";
+    for (char **e = environ; e && *e; e++)
+        if (!strncmp(*e, name, n) && (*e)[n] == '=') return *e + n + 1;
+    return NULL;
+}
+
+// Of OpenBLAS, whose headers do not have them. NULL in a build that hides them.
+__attribute__((weak)) void *blas_memory_alloc(int unused);
+__attribute__((weak)) void blas_memory_free(void *buffer);
+
+// Makes OpenBLAS take the buffers that n threads will use, which it keeps, while they can be had. More than 128 at once
+// make some builds of it print warnings.
+static inline void blas_take_buffers_(int n) {
+#ifdef __powerpc__
+    const size_t bytes = (size_t)256 << 20;
+#else
+    const size_t bytes = (size_t)128 << 20;
+#endif
+    void *buffers[128], *all = mmap(NULL, (size_t)n * bytes, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED)
+        die(EXIT_SYSTEM, "OpenBLAS needs %zu MiB of address space for each of %d threads, and there is less: raise the "
+            "limit (ulimit -v), use fewer --threads, or build with make BLAS=0", bytes >> 20, n);
+    munmap(all, (size_t)n * bytes);
+    if (!blas_memory_alloc) return;
+    for (int i = 0; i < n && i < 128; i++) buffers[i] = blas_memory_alloc(0);
+    for (int i = 0; i < n && i < 128; i++) blas_memory_free(buffers[i]);
+}
+#endif
+
 // Call once, before other threads start. threads: 0 for all cores. ranks: processes on this host, which share its
 // cores.
 LLMC_FN void cpu_start(int64_t threads, int ranks) {
@@ -49,8 +107,14 @@ LLMC_FN void cpu_start(int64_t threads, int ranks) {
     cpu_flush_denormals_();
     if (threads > 0) omp_set_num_threads((int)threads);
     else if (ranks > 1 && share < omp_get_max_threads()) omp_set_num_threads(share);
-#ifdef USE_OPENBLAS
+    cpu_check_threads_(omp_get_max_threads() - 1);
+#ifdef _OPENMP
+    #pragma omp parallel
+#endif
+    cpu_flush_denormals_();         // starts the threads, so that their memory is taken when the rest is planned
+#if defined(USE_OPENBLAS) && !defined(__cplusplus)
     openblas_set_num_threads(1);    // matmul divides the work itself
+    blas_take_buffers_(omp_get_max_threads());
 #endif
 }
 
@@ -66,17 +130,6 @@ LLMC_FN const char *cpu_note(char out[192], int64_t threads, int ranks) {
         snprintf(out, 192, "note: --threads %" PRId64 " is more than the cores that this process may use: %d\n",
                  threads, mine);
     return out;
-}
-
-// Bytes that can be allocated without swapping; INFINITY where the system does not say.
-LLMC_FN double cpu_available_bytes(void) {
-    double kib = 0;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lf", &kib) == 1) break;
-    if (f) fclose(f);
-    return kib > 0 ? kib * 1024 : INFINITY;
 }
 
 #endif

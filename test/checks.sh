@@ -21,6 +21,24 @@ refuses() {
     else ok "$name"; fi
 }
 
+# bounded LIMIT COMMAND...: under this limit of ulimit the command succeeds, or says why not in one line.
+bounded() {
+    local limit=$1 rc
+    shift
+    timeout -s KILL 120 bash -c "ulimit $limit; "'exec "$@"' bash "$@" >"$tmp/stdout" 2>"$tmp/stderr"
+    rc=$?
+    case "$rc, $(wc -l <"$tmp/stderr")" in
+        0,\ * | [12],\ 1) ok "${1##*/}, ulimit $limit: $(tail -1 "$tmp/stderr")" ;;
+        *) bad "${1##*/}, ulimit $limit" "exit code $rc, $(head -3 "$tmp/stderr")" ;;
+    esac
+}
+# can_limit_memory PROGRAM: sanitizers take terabytes of address space, so that ulimit -v is not for them.
+can_limit_memory() {
+    (ulimit -v 2000000; "$1" --help) >/dev/null 2>&1 && return
+    echo "skip ulimit -v: this program needs more even for --help"
+    return 1
+}
+
 # english BYTES: that many bytes (at most 1.6 MB) of the documents in test/data. Tests train on these, not on a page of
 # the project, because an edit of such a page would change their losses. Needs the program zstd.
 english() {

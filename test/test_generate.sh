@@ -236,13 +236,23 @@ refuses "output that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full'
 
 refuses "--help that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "$program" --help
 
-# ---- descriptors that are closed at the start
+# ---- descriptors that are closed at the start; limits
 greedy=("${generate[@]}" -p "$prompt" --temperature 0 -g 20 --stats)
 want=$("${greedy[@]}" 2>/dev/null)
 for closed in '<&-' '2>&-' '<&- 2>&-'; do
     equal "started with $closed, it prints the same" "$(eval '"${greedy[@]}" </dev/null 2>/dev/null' "$closed")" "$want"
 done
 check "started with >&-" "$("${greedy[@]}" >&- 2>/dev/null && echo 1)" "failed"
+if [[ $program != *cu ]] && can_limit_memory "$program"; then
+    for limit in 100000 150000 200000 300000 400000; do
+        bounded "-v $limit" "${generate[@]}" -p x -g 3 --threads 2
+    done
+    refuses "a cache beyond ulimit -v" 2 "available (ulimit -v)" \
+        bash -c 'ulimit -v 500000; exec "$@"' bash "${generate[@]}" -p x -g 1000000 --threads 1
+fi
+for limit in '-n 4' '-n 6' '-u 1' '-s unlimited' '-s 100000000'; do
+    bounded "$limit" "${generate[@]}" -p x -g 3 --threads 2
+done
 
 # ---- damaged checkpoints
 whole=$(echo "$tmp"/tpa/step_*)

@@ -316,4 +316,42 @@ equal "a screen that cannot be written is no reason to stop" "$?, $(files "$tmp/
 refuses "--help that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "$train" --help
 refuses "--plan that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "${run[@]}" --plan
 
+# ---- limits: of the address space, of a cgroup, and others
+if can_limit_memory "$train"; then
+    for limit in 150000 300000 340000 380000 460000; do
+        bounded "-v $limit" "${run[@]}" -x 2 -n 2 --threads 2 -o "$tmp/limit_$limit"
+    done
+    refuses "a plan beyond ulimit -v" 2 "available (ulimit -v)" \
+        bash -c 'ulimit -v 1000000; exec "$@"' bash "$train" "${data[@]}" -e 124M --threads 1 --plan
+fi
+for limit in '-n 5' '-n 9' '-f 20' '-u 1' '-s unlimited' '-s 100000000'; do
+    rm -rf "$tmp/limit"
+    bounded "$limit" "${run[@]}" -x 2 -n 1 --threads 2 -o "$tmp/limit"
+done
+limited_group() {       # makes a cgroup of at most 300 MB below this one, and prints its folder
+    local parent folder
+    for parent in /sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup) \
+        /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup); do
+        folder=${parent%/}/t6_test_$$
+        mkdir "$folder" 2>/dev/null || continue
+        echo "$folder"
+        { echo 300000000 >"$folder/memory.limit_in_bytes" || echo 300000000 >"$folder/memory.max"; } 2>/dev/null &&
+            return
+        rmdir "$folder"
+    done
+    return 1
+}
+if group=$(limited_group); then
+    group=$(tail -1 <<<"$group")
+    within=(bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$group")
+    "${within[@]}" "${run[@]}" --plan >"$tmp/stdout" 2>&1
+    check "a plan within a cgroup" "$(grep -q '^memory: .* of 0.2[0-9] available (limit of' "$tmp/stdout" && echo 1)" \
+        "$(cat "$tmp/stdout")"
+    refuses "a plan beyond a cgroup's limit" 2 "available (limit of the container or cgroup)" \
+        "${within[@]}" "$train" "${data[@]}" -e 124M --plan
+    rmdir "$group"
+else
+    echo "skip a cgroup: none can be made here"
+fi
+
 finish

@@ -8,6 +8,7 @@
 #include "llmc/fp8.h"
 #include "llmc/generator.h"
 #include "llmc/gpus.h"
+#include "llmc/host_memory.h"
 #include "llmc/options.h"
 #include "test/testing.h"
 
@@ -388,6 +389,75 @@ static void test_gpus(Units *u) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// host_memory.h
+
+// What is left of 1e12 bytes in a tree of cgroups with these files, for a process with this /proc/self/cgroup. files has
+// lines "PATH NUMBER", where PATH may end in memory.stat:NAME.
+static double left_in_cgroups(const Units *u, const char *membership, const char *files) {
+    static int trees;
+    Error err;
+    char path[256], *root = xasprintf("%s/cgroups_%d", u->folder, trees++), number[64];
+    char *member = xasprintf("%s/member", root);
+    must(make_dirs(root, &err), &err);
+    must(write_small_file(member, membership, strlen(membership), &err), &err);
+    for (int n; sscanf(files, "%255s %63[^\n]\n%n", path, number, &n) == 2; files += n) {
+        char *name = strchr(path, ':'), *text;
+        if (name) *name++ = 0;
+        text = xasprintf("%s%s%s\n", name ? "anon 77\n" : "", name ? name : "", number);
+        char *file = xasprintf("%s%s", root, path), *folder = xasprintf("%s", file);
+        *strrchr(folder, '/') = 0;
+        must(make_dirs(folder, &err), &err);
+        must(write_small_file(file, text, strlen(text), &err), &err);
+        free(text), free(file), free(folder);
+    }
+    HostMemory m = {1e12, ""};
+    host_cgroups_(&m, root, member);
+    free(root), free(member);
+    return m.bytes;
+}
+
+static void test_host_memory(Units *u) {
+    static const struct { const char *what; double left; const char *membership, *files; } cases[] = {
+        {"version 2, a limit further up", 700, "0::/job/step\n",
+         "/job/step/memory.max max\n/job/memory.max 1000\n/job/memory.current 300\n"},
+        {"version 2, the lowest of two", 50, "0::/job/step\n",
+         "/job/step/memory.max 100\n/job/step/memory.current 50\n/job/memory.max 1000\n/job/memory.current 100\n"},
+        {"version 2, less the file cache", 800, "0::/job\n",
+         "/job/memory.max 1000\n/job/memory.current 300\n/job/memory.stat:inactive_file  100\n"},
+        {"version 2, a container that sees itself as the root", 900, "0::/\n",
+         "/memory.max 1000\n/memory.current 100\n"},
+        {"version 2, a container that sees its name on the host", 900, "0::/docker/0123\n",
+         "/memory.max 1000\n/memory.current 100\n"},
+        {"version 2, next to version 1", 900, "5:cpu,cpuacct:/\n4:memory:/\n0::/job\n",
+         "/unified/job/memory.max 1000\n/unified/job/memory.current 100\n"},
+        {"version 1", 750, "5:cpu,cpuacct:/a\n4:memory:/job/step\n1:name=systemd:/b\n",
+         "/memory/job/step/memory.limit_in_bytes 1000\n/memory/job/step/memory.usage_in_bytes 300\n"
+         "/memory/job/step/memory.stat:total_inactive_file  50\n/memory/memory.limit_in_bytes 9223372036854771712\n"},
+        {"version 1, a container that sees its name on the host", 700, "4:memory:/docker/0123\n",
+         "/memory/memory.limit_in_bytes 1000\n/memory/memory.usage_in_bytes 300\n"},
+        {"version 1, used beyond the limit", 0, "4:memory:/\n",
+         "/memory/memory.limit_in_bytes 1000\n/memory/memory.usage_in_bytes 3000\n"},
+        {"no limit", 1e12, "4:memory:/\n0::/job\n", "/job/memory.max max\n/job/memory.current 300\n"},
+        {"no cgroups", 1e12, "", ""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        double left = left_in_cgroups(u, cases[i].membership, cases[i].files);
+        report(&u->score, left == cases[i].left, "host_memory: cgroups, %s: %g bytes are left", cases[i].what, left);
+    }
+    HostMemory m = host_memory(1);
+    struct rlimit was, low;
+    getrlimit(RLIMIT_AS, &was);
+    low = was;
+    low.rlim_cur = 1 << 20;             // less than the program has already
+    setrlimit(RLIMIT_AS, &low);
+    HostMemory none = host_memory(1);
+    setrlimit(RLIMIT_AS, &was);
+    report(&u->score, m.bytes > 0x1p20, "host_memory: %.0f MiB are left on this machine%s", m.bytes / 0x1p20, m.limit);
+    report(&u->score, none.bytes == 0 && !strcmp(none.limit, " (ulimit -v)"), "host_memory: nothing is left of 1 MiB "
+           "of address space: %.0f bytes%s", none.bytes, none.limit);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // model.h
 
 static void test_model(Units *u) {
@@ -731,6 +801,7 @@ static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"fp8", test_fp8},                                  // fp8.h
     {"streaming", test_streaming},                      // generator.h
     {"gpus", test_gpus},                                // gpus.h
+    {"host memory", test_host_memory},                  // host_memory.h
     {"model", test_model},                              // model.h
     {"run lock", test_run_lock},                        // run_lock.h
     {"checkpoint", test_checkpoint},                    // checkpoint.h, safetensors.h
