@@ -449,7 +449,7 @@ static int shard_reopen(Program *p, Error *err) {
     if (e->tokens == shard_room(m, p->position - e->tokens)) return 0;
 
     char *path = shard_path(p, shard, "");
-    int fd = open(path, O_RDONLY), rc = fd < 0 ? fail(err, "%s: cannot open: %s", path, strerror(errno)) : 0;
+    int fd = open_regular(path, NULL, err), rc = fd < 0 ? -1 : 0;
     int32_t header[SHARD_HEADER_INTS];
     uint64_t text_bytes = 0;
     shard_fill_header(header, e->tokens);

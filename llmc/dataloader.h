@@ -172,8 +172,8 @@ LLMC_FN int loader_open_shard_(DataLoader *d, int i, Error *err) {
     if (d->open_shard == i) return 0;
     if (d->fd >= 0) close(d->fd);
     d->open_shard = -1;
-    d->fd = open(s->path, O_RDONLY);
-    if (d->fd < 0) return fail(err, "%s: cannot open: %s", s->path, strerror(errno));
+    d->fd = open_regular(s->path, NULL, err);
+    if (d->fd < 0) return -1;
     if (s->has_checksum && !s->verified) {      // once per shard, at its first read; this also fills the page cache
         uint64_t hash = 0, bytes;
         if (hash_file(s->path, &hash, &bytes, err) != 0) return -1;

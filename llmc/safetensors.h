@@ -161,16 +161,13 @@ LLMC_FN int safetensors_parse_header_(SafeTensors *st, uint64_t file_bytes, uint
 // Opens a file and checks its whole header. Returns 0; the caller closes st with safetensors_close. Returns -1 with the
 // reason in err and nothing left open if the file cannot be read or is not a sound safetensors file.
 LLMC_FN int safetensors_open(SafeTensors *st, const char *path, Error *err) {
-    struct stat info;
-    uint64_t data_start = 0;
-    int rc = 0;
+    uint64_t file_bytes = 0, data_start = 0;
     memset(st, 0, sizeof *st);
     st->path = xasprintf("%s", path);
-    st->fd = open(path, O_RDONLY);
-    if (st->fd < 0) rc = fail(err, "%s: cannot open: %s", path, strerror(errno));
-    else if (fstat(st->fd, &info) != 0 || !S_ISREG(info.st_mode)) rc = fail(err, "%s: not a regular file", path);
-    if (rc == 0) rc = safetensors_read_header_(st, (uint64_t)info.st_size, &data_start, err);
-    if (rc == 0) rc = safetensors_parse_header_(st, (uint64_t)info.st_size, data_start, err);
+    st->fd = open_regular(path, &file_bytes, err);
+    int rc = st->fd < 0 ? -1 : 0;
+    if (rc == 0) rc = safetensors_read_header_(st, file_bytes, &data_start, err);
+    if (rc == 0) rc = safetensors_parse_header_(st, file_bytes, data_start, err);
     if (rc != 0) safetensors_close(st);
     return rc;
 }

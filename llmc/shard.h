@@ -47,12 +47,9 @@ LLMC_FN void shard_fill_header(int32_t header[SHARD_HEADER_INTS], uint64_t token
     header[0] = SHARD_MAGIC, header[1] = SHARD_VERSION, header[2] = (int32_t)tokens;
 }
 
-// Reads the header of the open file and checks it against the file's size.
-LLMC_FN int shard_check_header_(int fd, const char *path, uint64_t *tokens, Error *err) {
+// Reads the header of the open file and checks it against the file's size, `bytes`.
+LLMC_FN int shard_check_header_(int fd, const char *path, long long bytes, uint64_t *tokens, Error *err) {
     int32_t header[SHARD_HEADER_INTS];
-    struct stat info;
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) return fail(err, "%s: not a regular file", path);
-    long long bytes = info.st_size;
     if (bytes < SHARD_HEADER_BYTES)
         return fail(err, "%s: %lld bytes, shorter than a shard's header of %d; make it again with data/tokenize",
                     path, bytes, SHARD_HEADER_BYTES);
@@ -74,10 +71,11 @@ LLMC_FN int shard_check_header_(int fd, const char *path, uint64_t *tokens, Erro
 // Opens a shard and checks its header. *tokens is its number of tokens, which start at byte SHARD_HEADER_BYTES.
 // Returns a file descriptor for reading, or -1.
 LLMC_FN int shard_open(const char *path, uint64_t *tokens, Error *err) {
+    uint64_t bytes = 0;
     *tokens = 0;
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
-    if (shard_check_header_(fd, path, tokens, err) == 0) return fd;
+    int fd = open_regular(path, &bytes, err);
+    if (fd < 0) return -1;
+    if (shard_check_header_(fd, path, (long long)bytes, tokens, err) == 0) return fd;
     close(fd);
     return -1;
 }
@@ -124,8 +122,8 @@ LLMC_FN ManifestEntry *manifest_add(ManifestEntry **list, int *count, char *file
 // The XXH64 and the size of a file.
 LLMC_FN int hash_file(const char *path, uint64_t *xxh64, uint64_t *bytes, Error *err) {
     *xxh64 = *bytes = 0;
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
+    int fd = open_regular(path, NULL, err);
+    if (fd < 0) return -1;
     size_t capacity = 1 << 20;
     void *buffer = xmalloc(capacity);
     XXH64_state_t *state = XXH64_createState();

@@ -210,30 +210,41 @@ LLMC_FN int sync_path(const char *path, Error *err) {
     return 0;
 }
 
+// Opens a regular file for reading. Anything else is refused at once: opening a pipe would wait for its other end.
+// The file's size goes to *bytes unless bytes is NULL. Returns a file descriptor, or -1.
+LLMC_FN int open_regular(const char *path, uint64_t *bytes, Error *err) {
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
+    if (fd < 0) return fail(err, "%s: cannot open: %s", path, strerror(errno));
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return fail(err, "%s: not a regular file", path);
+    }
+    if (bytes) *bytes = (uint64_t)st.st_size;
+    return fd;
+}
+
 // Reads a whole regular file of at most max_bytes. Returns a new string with a NUL after the last byte, which the
 // caller frees; NULL with the reason in err on failure. The file's size goes to *bytes unless bytes is NULL.
 LLMC_FN char *read_small_file(const char *path, size_t max_bytes, size_t *bytes, Error *err) {
-    int fd = open(path, O_RDONLY), rc = 0;
+    uint64_t size = 0;
+    int fd = open_regular(path, &size, err);
+    if (fd < 0) return NULL;
     char *text = NULL;
-    struct stat st;
-    if (fd < 0) {
-        fail(err, "%s: cannot open: %s", path, strerror(errno));
-        return NULL;
-    }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) rc = fail(err, "%s: not a regular file", path);
-    else if ((uint64_t)st.st_size > max_bytes)
-        rc = fail(err, "%s: has %lld bytes; at most %zu are expected here", path, (long long)st.st_size, max_bytes);
+    int rc = 0;
+    if (size > max_bytes)
+        rc = fail(err, "%s: has %llu bytes; at most %zu are expected here", path, (unsigned long long)size, max_bytes);
     if (rc == 0) {
-        text = (char *)xmalloc((size_t)st.st_size + 1);
-        rc = pread_exactly(fd, text, (size_t)st.st_size, 0, path, err);
+        text = (char *)xmalloc((size_t)size + 1);
+        rc = pread_exactly(fd, text, (size_t)size, 0, path, err);
     }
     close(fd);
     if (rc != 0) {
         free(text);
         return NULL;
     }
-    text[st.st_size] = 0;
-    if (bytes) *bytes = (size_t)st.st_size;
+    text[size] = 0;
+    if (bytes) *bytes = (size_t)size;
     return text;
 }
 

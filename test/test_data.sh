@@ -297,6 +297,20 @@ test_bad_shards() {
     quiet "$TOKENIZE" --verify "$tmp/good/s" >/dev/null
 }
 
+# A pipe in place of a file is refused. Nothing waits for its other end.
+test_pipes() {
+    local pipe=$tmp/p/s_train_000000.bin m=$tmp/p/s_manifest.json
+    mkdir "$tmp/p"
+    mkfifo "$pipe" "$m" "$tmp/source"
+    rejects 2 'not a regular file' timeout 20 "$TOKENIZE" --verify "$tmp/p/s" || return
+    rejects 2 'not a regular file' timeout 20 "$TOKENIZE" --vocab "$vocab" --decode "$pipe" || return
+    rm "$m"
+    rejects 2 'not a regular file' timeout 20 "$TOKENIZE" --vocab "$vocab" --decode "$pipe" || return
+    rejects 2 'not a regular file' timeout 20 "$TOKENIZE" --vocab "$pipe" --print-ids "$data/cases.jsonl" || return
+    echo "$hello" | rejects 2 'not a regular file' \
+        timeout 20 "$TOKENIZE" --vocab "$vocab" --source "$tmp/source" -o "$tmp/o/s"
+}
+
 # Files added one by one make the same shards as all at once. A file is not added twice.
 test_append() {
     local i size=(--shard-size 60000 --val-tokens 70000)
@@ -1135,7 +1149,7 @@ test_validation_set() {
 
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
-    append packed formats encodings giant val_default empty_input
+    pipes append packed formats encodings giant val_default empty_input
     special_tokens brackets full_disk memory closed limits parquet bad_parquet kill kill_plain two_runs zstd scripts
     download)
 have_duckdb || {    # fineweb_edu.sh installs it

@@ -219,6 +219,8 @@ refuses "a prompt file of tokens" 2 "token shard" "${generate[@]}" -f "$(ls "$tm
 check "a prompt that starts like a parquet file" "$(echo PAR1 is | "${generate[@]}" -g 1 >/dev/null 2>&1 && echo 1)"
 refuses "no such prompt file" 2 "cannot open" "${generate[@]}" -f "$tmp/nothing"
 refuses "a folder as prompt file" 2 "regular" "${generate[@]}" -f "$tmp"
+mkfifo "$tmp/pipe"                  # opening one for reading waits for its other end
+refuses "a pipe as prompt file" 2 "regular" "${generate[@]}" -f "$tmp/pipe"
 refuses "--prompt and --prompt-file" 2 "both" "${generate[@]}" -p x -f "$tmp/prompts"
 refuses "--cache of an unknown kind" 2 "native or fp8" "${generate[@]}" -p x --cache int4
 refuses "a prompt longer than --context" 2 "context" "${generate[@]}" -p "$prompt" --context 131 -g 100

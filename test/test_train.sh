@@ -49,6 +49,8 @@ t="$tmp/flat/s.bin"     # has no manifest
 shard() { refuses "shard: $1" 2 "$2" "${run[@]}" -o "$tmp/x" -i "$3"; }
 shard "missing" "no such file" "$tmp/nothing.bin"
 shard "a folder" "not a regular file" "$tmp/flat"
+mkfifo "$tmp/pipe"                  # opening one for reading waits for its other end
+shard "a pipe" "not a regular file" "$tmp/pipe"
 : >"$t"; shard "empty" "$t" "$t"
 head -c 1023 "$good" >"$t"; shard "cut in the header" "$t" "$t"
 head -c 3001 "$good" >"$t"; shard "cut" "was cut" "$t"
@@ -66,6 +68,8 @@ printf 'x' | dd of="$first" bs=1 seek=5001 conv=notrunc 2>/dev/null
 refuses "shard: damaged, with a checksum in the manifest" 2 "checksum" "${run[@]}" -o "$tmp/x" -x 200 -i "$first"
 head -c 100 "$tmp/d/t_manifest.json" >"$tmp/damaged/t_manifest.json"
 refuses "manifest: cut" 2 "manifest" "${run[@]}" -o "$tmp/x" -i "$tmp/damaged/t_train_*.bin"
+rm "$tmp/damaged/t_manifest.json"; mkfifo "$tmp/damaged/t_manifest.json"
+refuses "manifest: a pipe" 2 "not a regular file" "${run[@]}" -o "$tmp/x" -i "$tmp/damaged/t_train_*.bin"
 rm -rf "$tmp/x"
 
 # ---- output folder
@@ -256,6 +260,10 @@ for key in n_layer rope_base rms_eps attn; do       # of the wrong type
     sed -i "s/\"$key\":[^,}]*/\"$key\": [\"x\"]/" "$tmp/foreign/config.json"
     foreign "config.json: $key is a list" "\"$key\" is not"
 done
+
+rm "$tmp/foreign/config.json"; mkfifo "$tmp/foreign/config.json"
+foreign "config.json: a pipe" "not a regular file"
+rm "$m"; mkfifo "$m"; foreign "a pipe" "not a regular file"
 
 # ---- kills at random moments, most of them during a save: the run resumes and ends like one that was never killed
 kills=10; [ $long = 1 ] && kills=30
