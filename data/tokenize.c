@@ -784,6 +784,26 @@ static void make_shards(Program *p) {
 // ---------------------------------------------------------------------------------------------------------------------
 // From shards back to text
 
+// Finds out whether the shards are of bytes, which their manifests say, where there are any, and must not contradict.
+static void decode_vocabulary(Program *p) {
+    const char *known = p->o.bytes ? "--bytes" : NULL;          // what says so
+    for (int i = 0; i < p->num_inputs; i++) {
+        Error err;
+        Manifest m;
+        char *path = manifest_of_shard(p->inputs[i]);
+        if (path && access(path, F_OK) == 0) {
+            if (manifest_read(&m, path, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+            int bytes = m.eot == BYTES_EOT;
+            if (known && bytes != p->o.bytes)
+                die(EXIT_INPUT, "%s: its tokens are %s, by its manifest, but %s says %s", p->inputs[i],
+                    bytes ? "bytes" : "GPT-2's", known, p->o.bytes ? "bytes" : "GPT-2's");
+            p->o.bytes = bytes, known = p->inputs[i];
+            manifest_free(&m);
+        }
+        free(path);
+    }
+}
+
 static void decode(const Program *p) {
     uint16_t *block = (uint16_t *)xmalloc(BLOCK_BYTES);
     for (int i = 0; i < p->num_inputs; i++) {
@@ -940,6 +960,7 @@ int main(int argc, char **argv) {
     if (p.mode == MODE_VERIFY) {
         for (int i = 0; i < p.num_inputs; i++) bad += verify(p.inputs[i]);
     } else {
+        if (p.mode == MODE_DECODE) decode_vocabulary(&p);
         int rc = p.o.bytes ? tokenizer_init_bytes(&p.tokenizer) : tokenizer_init_gpt2(&p.tokenizer, p.o.vocab, &err);
         if (rc != 0) die(EXIT_INPUT, "%s", err.text);
         if (p.mode != MODE_DECODE) tokenizer_prepare(&p.tokenizer);

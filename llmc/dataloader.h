@@ -51,22 +51,10 @@ LLMC_FN void loader_close(DataLoader *d) {
     d->fd = -1;
 }
 
-// DIR/NAME_manifest.json for DIR/NAME_train_000001.bin; NULL if the name does not have that form. The caller frees it.
-LLMC_FN char *manifest_path_(const char *shard) {
-    size_t n = strlen(shard);
-    static const char *const parts[] = {"_train_", "_val_"};
-    for (int i = 0; i < 2; i++) {
-        size_t tail = strlen(parts[i]) + strlen("000000.bin");
-        if (n > tail && !strncmp(shard + n - tail, parts[i], strlen(parts[i])))
-            return xasprintf("%.*s_manifest.json", (int)(n - tail), shard);
-    }
-    return NULL;
-}
-
 // Finds shard s in the manifest at `path` and takes its checksum. Adds the size of its text to *text_bytes.
 LLMC_FN int loader_match_(const DataLoader *d, LoaderShard *s, const Manifest *manifest, const char *path,
                           uint64_t *text_bytes, Error *err) {
-    char *own = manifest_path_(s->path);
+    char *own = manifest_of_shard(s->path);
     int same = own && !strcmp(own, path);
     free(own);
     if (!same) return fail(err, "%s and %s belong to different data sets; name only one", d->shards[0].path, s->path);
@@ -86,7 +74,7 @@ LLMC_FN int loader_match_(const DataLoader *d, LoaderShard *s, const Manifest *m
 LLMC_FN int loader_read_manifest_(DataLoader *d, Error *err) {
     snprintf(d->vocab, sizeof d->vocab, "gpt2");
     d->vocab_size = GPT2_VOCAB_SIZE, d->eot = GPT2_EOT;
-    char *path = manifest_path_(d->shards[0].path);
+    char *path = manifest_of_shard(d->shards[0].path);
     if (!path || access(path, F_OK) != 0) { free(path); return 0; }
     Manifest manifest;
     uint64_t text_bytes = 0;

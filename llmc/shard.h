@@ -110,6 +110,19 @@ LLMC_FN const char *manifest_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
+// DIR/NAME_manifest.json for DIR/NAME_train_000001.bin, whether it exists or not; NULL if the name does not have that
+// form. The caller frees it.
+LLMC_FN char *manifest_of_shard(const char *shard) {
+    size_t n = strlen(shard);
+    static const char *const parts[] = {"_train_", "_val_"};
+    for (int i = 0; i < 2; i++) {
+        size_t tail = strlen(parts[i]) + strlen("000000.bin");
+        if (n > tail && !strncmp(shard + n - tail, parts[i], strlen(parts[i])))
+            return xasprintf("%.*s_manifest.json", (int)(n - tail), shard);
+    }
+    return NULL;
+}
+
 // Appends an entry to a list. The entry owns `file` from now on.
 LLMC_FN ManifestEntry *manifest_add(ManifestEntry **list, int *count, char *file) {
     *list = (ManifestEntry *)xrealloc(*list, ((size_t)*count + 1) * sizeof **list);

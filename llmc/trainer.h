@@ -85,7 +85,7 @@ typedef struct {
 // DIR/NAME_train_000001.bin. NULL: there are none. The caller frees it.
 LLMC_FN char *val_shards_of_(const char *shard) {
     static const char end[] = "_manifest.json";
-    char *set = manifest_path_(shard), *pattern = NULL;
+    char *set = manifest_of_shard(shard), *pattern = NULL;
     if (!set) return NULL;
     size_t n = strlen(set) - strlen(end), m = 0;
     char *escaped = (char *)xmalloc(2 * n + 1);

@@ -125,7 +125,7 @@ test_plain_text() {
     for form in --vocab=$vocab --bytes; do
         rm -rf "$tmp/o"
         quiet "$TOKENIZE" $form --shard-size 100000 --val-tokens 1 -o "$tmp/o/s" "$tmp"/{a.txt,b.bin,c.txt} || return
-        quiet "$TOKENIZE" $form --decode "$tmp"/o/s_val_* "$tmp"/o/s_train_* | cmp - "$tmp/expected" || return
+        quiet "$TOKENIZE" --vocab=$vocab --decode "$tmp"/o/s_val_* "$tmp"/o/s_train_* | cmp - "$tmp/expected" || return
         quiet "$TOKENIZE" --verify "$tmp/o/s" >/dev/null || return
     done
     # Cutting a text into blocks does not change its tokens.
@@ -289,7 +289,13 @@ test_bad_shards() {
     "$TOKENIZE" --verify "$tmp/o/s" >"$tmp/out" && { say "--verify misses a cut shard"; return; }
     rejects 2 'its header says' tok --decode "$s" || return
     rejects 2 'not a token shard' tok --decode "$vocab" || return
-    rejects 2 'the vocabulary has 257' "$TOKENIZE" --bytes --decode "$tmp/good/s_val_000000.bin" || return
+    cp "$tmp/good/s_val_000000.bin" "$tmp/alone.bin"            # without its manifest
+    rejects 2 'the vocabulary has 257' "$TOKENIZE" --bytes --decode "$tmp/alone.bin" || return
+    rejects 2 "tokens are GPT-2's, by its manifest, but --bytes" \
+        "$TOKENIZE" --bytes --decode "$tmp/good/s_val_000000.bin" || return
+    echo "$hello" | quiet "$TOKENIZE" --bytes --val-tokens 0 -o "$tmp/bytes/s" || return
+    rejects 2 'tokens are bytes, by its manifest, but .*s_val_000000.bin says' \
+        tok --decode "$tmp/good/s_val_000000.bin" "$tmp/bytes/s_train_000000.bin" || return
     rm "$s"
     "$TOKENIZE" --verify "$tmp/o/s" >/dev/null && { say "--verify misses a missing shard"; return; }
     head -c 300 "$tmp/good/s_manifest.json" >"$tmp/o/s_manifest.json"
