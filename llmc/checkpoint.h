@@ -111,35 +111,46 @@ LLMC_FN char *state_to_json_(const TrainState *state) {
     return text;
 }
 
-// Reads the text of state.json; path is for the error line. What old files lack is 0 or NULL. The caller frees
-// state->flags.
-LLMC_FN int state_from_json_(TrainState *state, const char *text, const char *path, Error *err) {
-    cJSON *json = cJSON_Parse(text);
-    int rc = 0;
+// Reads an integer written as text: digits and nothing else. NULL or anything else: returns -1.
+LLMC_FN int state_integer_(const cJSON *item, int64_t *value) {
+    if (!cJSON_IsString(item) || !*item->valuestring) return -1;
+    if (item->valuestring[strspn(item->valuestring, "0123456789")]) return -1;
+    errno = 0;
+    *value = strtoll(item->valuestring, NULL, 10);
+    return errno ? -1 : 0;
+}
+
+// Reads the object of state.json; path is for the error line. What old files lack is 0 or NULL. The caller frees
+// state->flags; on an error there is none.
+LLMC_FN int state_from_json_(TrainState *state, const cJSON *json, const char *path, Error *err) {
     StateField_ fields[NUM_STATE_FIELDS];
     StateWindow_ windows[NUM_STATE_WINDOWS];
     memset(state, 0, sizeof *state);
     state_fields_(state, fields);
     state_windows_(state, windows);
-    for (int i = 0; i < NUM_STATE_FIELDS && rc == 0; i++) {
+    for (int i = 0; i < NUM_STATE_FIELDS; i++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, fields[i].name);
-        char *end = NULL;
         if (!item && i >= NUM_OLD_STATE_FIELDS) continue;
-        if (cJSON_IsString(item)) *fields[i].value = strtoll(item->valuestring, &end, 10);
-        if (!end || *end || *fields[i].value < 0)
-            rc = fail(err, "%s: \"%s\" is missing or not a number; the file is damaged", path, fields[i].name);
+        if (state_integer_(item, fields[i].value) != 0)
+            return fail(err, "%s: \"%s\" is missing or not a number in quotes; the file is damaged", path,
+                        fields[i].name);
     }
     for (int k = 0; k < NUM_STATE_WINDOWS; k++) {
         const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, windows[k].name), *item;
-        int n = 0;
-        cJSON_ArrayForEach(item, list)
-            if (n < SPIKE_WINDOW && cJSON_IsNumber(item)) windows[k].values[n++] = item->valuedouble;
-        if (state->spikes.seen > 0 && n < SPIKE_WINDOW) state->spikes.seen = 0;
+        if (!list && state->spikes.seen == 0) continue;
+        int n = 0, ok = cJSON_IsArray(list) && cJSON_GetArraySize(list) == SPIKE_WINDOW;
+        for (item = ok ? list->child : NULL; item; item = item->next) {
+            ok &= cJSON_IsNumber(item) && isfinite(item->valuedouble);
+            windows[k].values[n++] = item->valuedouble;
+        }
+        if (!ok)
+            return fail(err, "%s: \"%s\" is not an array of %d numbers; the file is damaged", path, windows[k].name,
+                        SPIKE_WINDOW);
     }
     const cJSON *flags = cJSON_GetObjectItemCaseSensitive(json, "flags");
-    if (rc == 0 && cJSON_IsString(flags)) state->flags = xasprintf("%s", flags->valuestring);
-    cJSON_Delete(json);
-    return rc;
+    if (flags && !cJSON_IsString(flags)) return fail(err, "%s: \"flags\" is not a string; the file is damaged", path);
+    if (flags) state->flags = xasprintf("%s", flags->valuestring);
+    return 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -448,9 +459,9 @@ LLMC_FN int checkpoint_verify_model(const char *folder, Error *err) {
 // Reads config.json of a checkpoint folder, ours or from elsewhere. Errors as in config_from_json.
 LLMC_FN int checkpoint_load_config(const char *folder, Config *config, Error *err) {
     char *path = checkpoint_path_(folder, FILE_CONFIG, 0);
-    char *text = read_small_file(path, 1 << 20, NULL, err);
-    int rc = text ? config_from_json(config, text, path, err) : -1;
-    free(text);
+    cJSON *json = json_read(path, 1 << 20, err);
+    int rc = json ? config_from_json(config, json, path, err) : -1;
+    cJSON_Delete(json);
     free(path);
     return rc;
 }
@@ -498,15 +509,34 @@ LLMC_FN int checkpoint_all_used_(const SafeTensors *st, int used, Error *err) {
                 st->num_tensors, used);
 }
 
+// Published files have the tied embedding under both of its names. Returns how many tensors that adds to the model's,
+// 1 or 0; or -1 with the reason in err if the two are not the same.
+LLMC_FN int checkpoint_check_tied_(const SafeTensors *st, Error *err) {
+    const SafeTensor *in = safetensors_find(st, "transformer.wte.weight");
+    const SafeTensor *out = safetensors_find(st, "lm_head.weight");
+    if (!in || !out) return 0;
+    int same = in->dtype == out->dtype && in->num_dims == out->num_dims && in->bytes == out->bytes &&
+               !memcmp(in->shape, out->shape, sizeof in->shape);
+    char a[8192], b[8192];
+    for (uint64_t at = 0, n; at < in->bytes && same; at += n) {
+        n = in->bytes - at < sizeof a ? in->bytes - at : sizeof a;
+        if (pread_exactly(st->fd, a, n, in->offset + at, st->path, err) != 0) return -1;
+        if (pread_exactly(st->fd, b, n, out->offset + at, st->path, err) != 0) return -1;
+        same = !memcmp(a, b, n);
+    }
+    if (same) return 1;
+    return fail(err, "%s: \"%s\" and \"%s\" differ; a model whose embedding and output are not tied is not supported",
+                st->path, in->name, out->name);
+}
+
 // Reads model.safetensors of a folder into params (num_stored). Returns 0, or -1 with the reason in err.
 LLMC_FN int checkpoint_load_weights(const char *folder, const Model *m, float *params, Error *err) {
     char *path = checkpoint_path_(folder, FILE_MODEL, 0);
     SafeTensors st;
-    int used = 0, rc = safetensors_open(&st, path, err);
+    int rc = safetensors_open(&st, path, err);
     if (rc == 0) {
-        rc = checkpoint_read_tensors(&st, m, "", params, &used, err);
-        // published files have the tied embedding under both of its names
-        if (safetensors_find(&st, "transformer.wte.weight") && safetensors_find(&st, "lm_head.weight")) used++;
+        int used = checkpoint_check_tied_(&st, err);
+        rc = used < 0 ? -1 : checkpoint_read_tensors(&st, m, "", params, &used, err);
         if (rc == 0) rc = checkpoint_all_used_(&st, used, err);
         safetensors_close(&st);
     }
@@ -569,9 +599,9 @@ LLMC_FN int checkpoint_load_optimizer(const char *folder, const Model *m, HostWe
     }
     if (rc != 0) return -1;
     char *path = checkpoint_path_(folder, FILE_OPTIMIZER + parts, parts);
-    char *text = read_small_file(path, 1 << 16, NULL, err);
-    rc = text ? state_from_json_(state, text, path, err) : -1;
-    free(text);
+    cJSON *json = json_read(path, 1 << 16, err);
+    rc = json ? state_from_json_(state, json, path, err) : -1;
+    cJSON_Delete(json);
     free(path);
     return rc;
 }

@@ -8,10 +8,10 @@
 #ifndef LLMC_MODEL_H
 #define LLMC_MODEL_H
 
-#include <cjson/cJSON.h>
 #include <math.h>
 #include <stddef.h>
 
+#include "json.h"
 #include "rng.h"
 #include "shard.h"
 
@@ -191,15 +191,20 @@ LLMC_FN Config preset_config(const Preset *p, AttnKind attn) {
 // ---------------------------------------------------------------------------------------------------------------------
 // config.json
 
-// Refuses the switches of the paper's variants unless they are at their defaults: the variants are not supported yet.
+// Refuses what would make a model other than those supported here: the paper's variants, and settings of the published
+// code.
 LLMC_FN int config_check_variants_(const cJSON *json, Error *err) {
-    const char *const variants[] = {"a_contextual", "b_contextual", "share_kv_b", "order", "head_act"};
-    for (int i = 0; i < 5; i++) {
-        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, variants[i]);
-        int is_default = !item ||
-            (i < 2 ? cJSON_IsTrue(item) : i == 2 ? cJSON_IsFalse(item) : i == 3 ? item->valuedouble == 2
-                   : cJSON_IsString(item) && !strcmp(item->valuestring, "none"));
-        if (!is_default) return fail(err, "the variant \"%s\" is not supported yet", variants[i]);
+    static const struct { const char *key, *value; } only[] = {
+        {"a_contextual", "true"}, {"b_contextual", "true"}, {"share_kv_b", "false"}, {"order", "2"},
+        {"head_act", "\"none\""}, {"out_gate", "false"}, {"qk_norm", "false"}, {"kv_shift", "false"},
+        {"using_groupnorm", "false"}, {"scale_attn_by_inverse_layer_idx", "false"}, {"bias", "false"},
+        {"tie_word_embeddings", "true"}};
+    for (size_t i = 0; i < sizeof only / sizeof *only; i++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, only[i].key);
+        cJSON *value = cJSON_Parse(only[i].value);
+        int same = !item || cJSON_Compare(item, value, 1);
+        cJSON_Delete(value);
+        if (!same) return fail(err, "\"%s\" is not %s: this is not supported", only[i].key, only[i].value);
     }
     return 0;
 }
@@ -210,40 +215,35 @@ LLMC_FN int config_read_fields_(Config *c, const cJSON *json, Error *err) {
     config_fields(c, fields);
     for (int i = 0; i < NUM_CONFIG_FIELDS; i++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, fields[i].name);
-        if (!item || cJSON_IsNull(item)) continue;
-        if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble) || fabs(item->valuedouble) > 1e9)
-            return fail(err, "\"%s\" is not an integer", fields[i].name);
+        if (!item) continue;
+        if (!json_is_integer(item, -1e9, 1e9))
+            return fail(err, "\"%s\" is not an integer from %lld to %lld", fields[i].name, (long long)fields[i].min,
+                        (long long)fields[i].max);
         *fields[i].value = (int64_t)item->valuedouble;
     }
     struct { const char *name; double *value; } reals[] = {{"rope_base", &c->rope_base}, {"rms_eps", &c->rms_eps}};
     for (int i = 0; i < 2; i++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, reals[i].name);
-        if (!item || cJSON_IsNull(item)) continue;
+        if (!item) continue;
         if (!cJSON_IsNumber(item)) return fail(err, "\"%s\" is not a number", reals[i].name);
         *reals[i].value = item->valuedouble;
     }
     const cJSON *attn = cJSON_GetObjectItemCaseSensitive(json, "attn");
-    if (attn && !cJSON_IsNull(attn)) {
+    if (attn) {
         if (!cJSON_IsString(attn)) return fail(err, "\"attn\" is not a string");
         if (attn_from_name(attn->valuestring, &c->attn, err) != 0) return -1;
     }
     return config_check_variants_(json, err);
 }
 
-// Reads the text of a checkpoint's config.json, or the same object inside a golden file. `where` names it in the
+// Reads the object of a checkpoint's config.json, or the same object inside a golden file. `where` names it in the
 // error. Missing keys have the defaults of the published code (the paper's 124M); unknown keys are ignored. On -1 *c is
 // unchanged.
-LLMC_FN int config_from_json(Config *c, const char *text, const char *where, Error *err) {
+LLMC_FN int config_from_json(Config *c, const cJSON *json, const char *where, Error *err) {
     Error why;
-    cJSON *json = cJSON_Parse(text);
-    if (!cJSON_IsObject(json)) {
-        cJSON_Delete(json);
-        return fail(err, "%s: not a JSON object", where);
-    }
     Config read = preset_config(find_preset("124M"), ATTN_TPA);
     read.vocab_size = 50304, read.hidden = 0;
     int rc = config_read_fields_(&read, json, &why);
-    cJSON_Delete(json);
     if (rc == 0) rc = config_check(&read, &why);
     if (rc != 0) return fail(err, "%s: %s", where, why.text);
     *c = read;

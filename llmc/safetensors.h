@@ -7,12 +7,11 @@
 #ifndef LLMC_SAFETENSORS_H
 #define LLMC_SAFETENSORS_H
 
-#include <cjson/cJSON.h>
-#include <math.h>
 #ifndef XXH_INLINE_ALL
 #define XXH_INLINE_ALL
 #endif
 #include <xxhash.h>
+#include "json.h"
 #include "utils.h"
 
 #define SAFETENSORS_MAX_HEADER ((uint64_t)100 << 20)     // bytes; the same limit as in the reference implementation
@@ -65,7 +64,7 @@ LLMC_FN int safetensors_parse_entry_(const SafeTensors *st, SafeTensor *t, const
     const cJSON *shape = cJSON_GetObjectItemCaseSensitive(item, "shape");
     const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(item, "data_offsets");
     t->name = item->string;
-    if (!cJSON_IsString(dtype) || !cJSON_IsArray(shape) || cJSON_GetArraySize(offsets) != 2)
+    if (!cJSON_IsString(dtype) || !cJSON_IsArray(shape) || !cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2)
         return fail(err, "%s: tensor \"%.60s\" lacks a dtype, shape or data_offsets; the file is damaged", st->path,
                     t->name);
 
@@ -78,17 +77,17 @@ LLMC_FN int safetensors_parse_entry_(const SafeTensors *st, SafeTensor *t, const
 
     t->elements = 1;
     cJSON_ArrayForEach(dim, shape) {
-        double n = cJSON_IsNumber(dim) ? dim->valuedouble : -1;
-        int possible = n >= 0 && n <= 0x1p40 && n == floor(n);
-        if (!possible || t->num_dims == SAFETENSORS_MAX_DIMS || (double)t->elements * n > 0x1p50)
+        double n = dim->valuedouble;
+        if (!json_is_integer(dim, 0, 0x1p40) || t->num_dims == SAFETENSORS_MAX_DIMS || (double)t->elements * n > 0x1p50)
             return fail(err, "%s: tensor \"%.60s\" has an impossible shape; the file is damaged", st->path, t->name);
         t->shape[t->num_dims++] = (int64_t)n;
         t->elements *= (uint64_t)n;
     }
     t->bytes = t->elements * (uint64_t)width;
 
-    double begin = cJSON_GetArrayItem(offsets, 0)->valuedouble, end = cJSON_GetArrayItem(offsets, 1)->valuedouble;
-    if (!(begin >= 0 && begin <= end) || begin != floor(begin) || end != floor(end))
+    const cJSON *first = cJSON_GetArrayItem(offsets, 0), *last = cJSON_GetArrayItem(offsets, 1);
+    double begin = first->valuedouble, end = last->valuedouble;
+    if (!json_is_integer(first, 0, 0x1p53) || !json_is_integer(last, begin, 0x1p53))
         return fail(err, "%s: tensor \"%.60s\" has impossible data_offsets; the file is damaged", st->path, t->name);
     if (end > (double)data_bytes)
         return fail(err, "%s: tensor \"%.60s\" ends at byte %.0f of the data, but there are only %llu; "
@@ -115,8 +114,8 @@ LLMC_FN int safetensors_read_header_(SafeTensors *st, uint64_t file_bytes, uint6
     int rc = pread_exactly(st->fd, text, header_bytes, 8, st->path, err);
     if (rc == 0) {
         text[header_bytes] = 0;
-        st->header = cJSON_ParseWithLength(text, header_bytes);
-        if (!cJSON_IsObject(st->header)) rc = fail(err, "%s: its header is not JSON; the file is damaged", st->path);
+        st->header = json_parse(text, header_bytes, st->path, err);
+        rc = st->header ? 0 : -1;
     }
     free(text);
     *data_start = 8 + header_bytes;

@@ -19,13 +19,13 @@
 #ifndef LLMC_SHARD_H
 #define LLMC_SHARD_H
 
-#include <cjson/cJSON.h>
 #include <inttypes.h>
 #ifndef XXH_INLINE_ALL
 #define XXH_INLINE_ALL
 #endif
 #include <xxhash.h>
 
+#include "json.h"
 #include "utils.h"
 
 #define SHARD_MAGIC 20240520
@@ -152,70 +152,72 @@ LLMC_FN int hash_file(const char *path, uint64_t *xxh64, uint64_t *bytes, Error 
     return n < 0 ? -1 : 0;
 }
 
-// The value of `key`, a whole number. Where it is missing or negative, returns 0 and clears *ok.
-LLMC_FN uint64_t manifest_number_(const cJSON *object, const char *key, int *ok) {
+typedef enum { REQUIRED, OPTIONAL } Presence;
+
+// The value of `key`, a whole number below 9e15; 0 if it is missing and OPTIONAL. Sets *wrong to the key if there is
+// anything else, and where nothing was wrong before.
+LLMC_FN uint64_t manifest_number_(const cJSON *object, const char *key, Presence presence, const char **wrong) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
-    double number = cJSON_IsNumber(item) ? item->valuedouble : -1;
-    if (!(number >= 0 && number < 9e15) || number != (double)(uint64_t)number) {
-        *ok = 0;
-        return 0;
-    }
-    return (uint64_t)number;
+    if (json_is_integer(item, 0, 9e15 - 1)) return (uint64_t)item->valuedouble;
+    if (!*wrong && (item || presence == REQUIRED)) *wrong = key;
+    return 0;
 }
 
 typedef enum { ENTRY_SHARD, ENTRY_SOURCE } EntryKind;
 
-LLMC_FN int manifest_entries_(const cJSON *array, EntryKind kind, ManifestEntry **list, int *count) {
-    const cJSON *item;
-    if (!cJSON_IsArray(array)) return -1;
+// Reads the array under `key` into a list. *wrong as above.
+LLMC_FN void manifest_entries_(const cJSON *json, const char *key, EntryKind kind, ManifestEntry **list, int *count,
+                               const char **wrong) {
+    const cJSON *array = cJSON_GetObjectItemCaseSensitive(json, key), *item;
+    if (!array && kind == ENTRY_SOURCE) return;
+    if (!cJSON_IsArray(array)) {
+        *wrong = key;
+        return;
+    }
     cJSON_ArrayForEach(item, array) {
         const cJSON *file = cJSON_GetObjectItemCaseSensitive(item, "file");
         const cJSON *hash = cJSON_GetObjectItemCaseSensitive(item, "xxh64");
-        if (!cJSON_IsString(file) || !*file->valuestring || strchr(file->valuestring, '/')) return -1;
-        if (!cJSON_IsString(hash) || strlen(hash->valuestring) != 16) return -1;
-        if (strspn(hash->valuestring, "0123456789abcdef") != 16) return -1;
-        int ok = 1;
+        if (!cJSON_IsString(file) || !*file->valuestring || strchr(file->valuestring, '/')) *wrong = "file";
+        else if (!cJSON_IsString(hash) || strlen(hash->valuestring) != 16 ||
+                 strspn(hash->valuestring, "0123456789abcdef") != 16) *wrong = "xxh64";
+        if (*wrong) return;
         ManifestEntry *e = manifest_add(list, count, xasprintf("%s", file->valuestring));
-        e->tokens = manifest_number_(item, "tokens", &ok);
-        e->bytes = manifest_number_(item, "bytes", &ok);
-        if (kind == ENTRY_SOURCE) e->documents = manifest_number_(item, "documents", &ok);
+        e->tokens = manifest_number_(item, "tokens", REQUIRED, wrong);
+        e->bytes = manifest_number_(item, "bytes", REQUIRED, wrong);
+        if (kind == ENTRY_SOURCE) e->documents = manifest_number_(item, "documents", REQUIRED, wrong);
         e->xxh64 = strtoull(hash->valuestring, NULL, 16);
-        if (!ok) return -1;
     }
-    return 0;
 }
 
 // Reads a manifest. The keys that only adding needs may be missing: 0 then, and no sources.
 LLMC_FN int manifest_read(Manifest *m, const char *path, Error *err) {
+    const char *wrong = NULL;
     memset(m, 0, sizeof *m);
-    char *text = read_small_file(path, 256 << 20, NULL, err);
-    if (!text) return -1;
-    cJSON *json = cJSON_Parse(text);
-    free(text);
-    int ok = cJSON_IsObject(json);
-    if (ok && manifest_number_(json, "format", &ok) != 1) ok = 0;
-    if (ok) {
-        const cJSON *vocab = cJSON_GetObjectItemCaseSensitive(json, "vocab");
-        const cJSON *shards = cJSON_GetObjectItemCaseSensitive(json, "shards");
-        const cJSON *sources = cJSON_GetObjectItemCaseSensitive(json, "sources");
-        m->vocab_size = (int)manifest_number_(json, "vocab_size", &ok);
-        m->eot = (int)manifest_number_(json, "eot", &ok);
-        m->documents = manifest_number_(json, "documents", &ok);
-        int is_bytes = m->vocab_size == BYTES_VOCAB_SIZE && m->eot == BYTES_EOT;
-        if (!is_bytes && (m->vocab_size != GPT2_VOCAB_SIZE || m->eot != GPT2_EOT)) ok = 0;
-        if (!cJSON_IsString(vocab) || strcmp(vocab->valuestring, is_bytes ? "bytes" : "gpt2") != 0) ok = 0;
-        int optional = 1;
-        m->shard_size = manifest_number_(json, "shard_size", &optional);
-        m->val_tokens = manifest_number_(json, "val_tokens", &optional);
-        m->null_texts = manifest_number_(json, "null_texts", &optional);
-        m->invalid_texts = manifest_number_(json, "invalid_utf8_texts", &optional);
-        if (manifest_entries_(shards, ENTRY_SHARD, &m->shards, &m->num_shards) != 0) ok = 0;
-        if (sources && manifest_entries_(sources, ENTRY_SOURCE, &m->sources, &m->num_sources) != 0) ok = 0;
-    }
+    cJSON *json = json_read(path, 256 << 20, err);
+    if (!json) return -1;
+    uint64_t format = manifest_number_(json, "format", REQUIRED, &wrong);
+    uint64_t vocab_size = manifest_number_(json, "vocab_size", REQUIRED, &wrong);
+    uint64_t eot = manifest_number_(json, "eot", REQUIRED, &wrong);
+    const cJSON *vocab = cJSON_GetObjectItemCaseSensitive(json, "vocab");
+    const char *name = cJSON_IsString(vocab) ? vocab->valuestring : "";
+    int is_bytes = !strcmp(name, "bytes");
+    if (!wrong && format != 1) wrong = "format";
+    if (!wrong && !is_bytes && strcmp(name, "gpt2") != 0) wrong = "vocab";
+    if (!wrong && vocab_size != (is_bytes ? BYTES_VOCAB_SIZE : GPT2_VOCAB_SIZE)) wrong = "vocab_size";
+    if (!wrong && eot != (is_bytes ? BYTES_EOT : GPT2_EOT)) wrong = "eot";
+    m->vocab_size = (int)vocab_size, m->eot = (int)eot;
+    m->documents = manifest_number_(json, "documents", REQUIRED, &wrong);
+    m->shard_size = manifest_number_(json, "shard_size", OPTIONAL, &wrong);
+    m->val_tokens = manifest_number_(json, "val_tokens", OPTIONAL, &wrong);
+    m->null_texts = manifest_number_(json, "null_texts", OPTIONAL, &wrong);
+    m->invalid_texts = manifest_number_(json, "invalid_utf8_texts", OPTIONAL, &wrong);
+    if (!wrong) manifest_entries_(json, "shards", ENTRY_SHARD, &m->shards, &m->num_shards, &wrong);
+    if (!wrong) manifest_entries_(json, "sources", ENTRY_SOURCE, &m->sources, &m->num_sources, &wrong);
     cJSON_Delete(json);
-    if (ok) return 0;
+    if (!wrong) return 0;
     manifest_free(m);
-    return fail(err, "%s: damaged, or not a manifest of token shards (format: llmc/shard.h)", path);
+    return fail(err, "%s: not a manifest of token shards, or damaged: \"%s\" is missing or wrong (llmc/shard.h)", path,
+                wrong);
 }
 
 // Prints an entry on a line of its own.

@@ -27,15 +27,15 @@ LLMC_FN int golden_open(Golden *g, const char *path, Error *err) {
     const SafeTensor *idx = safetensors_find(&g->file, "idx"), *gen = safetensors_find(&g->file, "gen.tokens");
     const SafeTensor *adamw = safetensors_find(&g->file, "adamw.losses"), *logits = safetensors_find(&g->file,
                                                                                                      "logits");
-    cJSON *parsed = json ? cJSON_Parse(json) : NULL;
-    int rc = 0, whole = cJSON_IsObject(parsed) && idx && gen && adamw && logits;
-    cJSON_Delete(parsed);
+    cJSON *config = json ? json_parse(json, strlen(json), path, err) : NULL;
+    int rc = 0, whole = config && idx && gen && adamw && logits;
     if (whole) whole = idx->num_dims == 2 && idx->shape[0] >= 1 && idx->shape[1] >= 2 && gen->elements >= 1;
     if (whole) whole = logits->num_dims == 3 && logits->shape[0] == idx->shape[0] && logits->shape[1] == idx->shape[1];
     if (!whole)
         rc = fail(err, "%s: its config, idx (B, T), logits (B, T, V), gen.tokens or adamw.losses is missing; not a "
                   "golden file", path);
-    else if (config_from_json(&g->config, json, path, err) != 0) rc = -2;
+    else if (config_from_json(&g->config, config, path, err) != 0) rc = -2;
+    cJSON_Delete(config);
     if (rc != 0) {
         safetensors_close(&g->file);
         return rc;

@@ -299,8 +299,34 @@ test_bad_shards() {
     rm "$s"
     "$TOKENIZE" --verify "$tmp/o/s" >/dev/null && { say "--verify misses a missing shard"; return; }
     head -c 300 "$tmp/good/s_manifest.json" >"$tmp/o/s_manifest.json"
-    rejects 2 'not a manifest' "$TOKENIZE" --verify "$tmp/o/s" || return
+    rejects 2 'not JSON' "$TOKENIZE" --verify "$tmp/o/s" || return
+    rejects 2 'not JSON' tok --decode "$tmp/o/s_val_000000.bin" || return
     quiet "$TOKENIZE" --verify "$tmp/good/s" >/dev/null
+}
+
+# Numbers of the wrong type in a manifest are refused, those that only adding needs too.
+test_bad_manifest() {
+    local m=$tmp/o/s_manifest.json key value
+    echo "$hello" | quiet tok --val-tokens 0 --source "$vocab" -o "$tmp/o/s" || return
+    cp "$m" "$tmp/good"
+    for key in format vocab_size eot documents null_texts invalid_utf8_texts shard_size val_tokens tokens bytes; do
+        for value in '"1"' 1.5 -1 true null '[1]' '{}' 1e400 12345678901234567890; do
+            sed "0,/\"$key\": [0-9]*/s//\"$key\": $value/" "$tmp/good" >"$m"
+            rejects 2 "manifest.json: .*\"$key\"" "$TOKENIZE" --verify "$tmp/o/s" || { say "$key $value"; return; }
+        done
+    done
+    sed 's/"vocab_size": 50257/"vocab_size": 4295017553/' "$tmp/good" >"$m"         # 2^32 more
+    rejects 2 '"vocab_size" is missing or wrong' "$TOKENIZE" --verify "$tmp/o/s" || return
+    sed 's/"eot"/"documents": 1, "eot"/' "$tmp/good" >"$m"
+    rejects 2 '"documents" is there twice' "$TOKENIZE" --verify "$tmp/o/s" || return
+    { cat "$tmp/good"; echo '{}'; } >"$m"
+    rejects 2 'something follows' "$TOKENIZE" --verify "$tmp/o/s" || return
+    { cat "$tmp/good"; printf '\0'; } >"$m"
+    rejects 2 'is zero' "$TOKENIZE" --verify "$tmp/o/s" || return
+    printf '[1]' >"$m"
+    rejects 2 'not a JSON object' "$TOKENIZE" --verify "$tmp/o/s" || return
+    cp "$tmp/good" "$m"
+    quiet "$TOKENIZE" --verify "$tmp/o/s" >/dev/null
 }
 
 # A pipe in place of a file is refused. Nothing waits for its other end.
@@ -1155,7 +1181,7 @@ test_validation_set() {
 
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(encoder cases sample threads plain_text json bad_json bad_input bad_flags bad_shards
-    pipes append packed formats encodings giant val_default empty_input
+    bad_manifest pipes append packed formats encodings giant val_default empty_input
     special_tokens brackets full_disk memory closed limits parquet bad_parquet kill kill_plain two_runs zstd scripts
     download)
 have_duckdb || {    # fineweb_edu.sh installs it

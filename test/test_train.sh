@@ -256,14 +256,53 @@ sed -i 's/lm_head.weight/lm_heap.weight/' "$m"; foreign "a missing tensor" "lm_h
 head -c 100 /dev/zero >>"$m"; foreign "bytes after the end" "after the last tensor"
 sed -i 's/"n_layer":[^,]*/"n_layer": 1/' "$tmp/foreign/config.json"; foreign "more layers than the model has" "tensors"
 echo '{' >"$tmp/foreign/config.json"; foreign "config.json cut" "config.json"
-for key in n_layer rope_base rms_eps attn; do       # of the wrong type
-    sed -i "s/\"$key\":[^,}]*/\"$key\": [\"x\"]/" "$tmp/foreign/config.json"
-    foreign "config.json: $key is a list" "\"$key\" is not"
+config() {      # NAME WORD SED: config.json after this edit
+    sed -i "$3" "$tmp/foreign/config.json"
+    foreign "config.json: $1" "$2"
+}
+for key in n_layer hidden rope_base attn; do        # of the wrong type
+    for value in '"12"' true null '["x"]' '{}' 1e400; do
+        config "$key is $value" "config.json: .*\($key\|attention kind\)" "s/\"$key\":[^,}]*/\"$key\": $value/"
+    done
 done
-
+for value in 1.5 -1 12345678901234567890; do
+    config "n_layer is $value" 'n_layer"* is' "s/\"n_layer\":[^,]*/\"n_layer\": $value/"
+done
+for pair in '"tie_word_embeddings": false' '"tie_word_embeddings": null' '"qk_norm": true' '"order": "2"'; do
+    config "$pair" "$(cut -d : -f 1 <<<"$pair") is not" "s/{/{ $pair, /"
+done
+config "a key twice" '"n_layer" is there twice' 's/{/{ "n_layer": 2, /'
+config "something after the end" "something follows" '$s/$/ {}/'
 rm "$tmp/foreign/config.json"; mkfifo "$tmp/foreign/config.json"
 foreign "config.json: a pipe" "not a regular file"
 rm "$m"; mkfifo "$m"; foreign "a pipe" "not a regular file"
+
+# The embedding and the output are one matrix, which published files have under both names.
+# tied DTYPE SHAPE BYTE: model.safetensors with transformer.wte.weight before lm_head.weight, the same but for these
+tied() {
+    python3 - "$tmp/whole/step_00000012/model.safetensors" "$m" "$@" <<'END'
+import json, struct, sys
+data = open(sys.argv[1], 'rb').read()
+n = struct.unpack('<Q', data[:8])[0]
+header, weights = json.loads(data[8:8 + n]), data[8 + n:]
+head = header['lm_head.weight']
+wte = bytearray(weights[slice(*head['data_offsets'])])
+wte[1001] ^= int(sys.argv[5])
+for name, t in header.items():
+    if name != '__metadata__': t['data_offsets'] = [at + len(wte) for at in t['data_offsets']]
+shape = json.loads(sys.argv[4])
+header['transformer.wte.weight'] = {'dtype': sys.argv[3], 'shape': shape, 'data_offsets': [0, len(wte)]}
+text = json.dumps(header).encode()
+open(sys.argv[2], 'wb').write(struct.pack('<Q', len(text)) + text + wte + weights)
+END
+}
+tied F32 '[257,32]' 0
+"${from[@]}" -e "$tmp/foreign" -o "$tmp/x" >"$tmp/stdout" 2>"$tmp/stderr"
+check "model.safetensors: the embedding under both of its names" "$([ $? = 0 ] && echo 1)" "$(cat "$tmp/stderr")"
+rm -rf "$tmp/x"
+tied F32 '[257,32]' 1; foreign "an embedding that differs from the output" "lm_head.weight.* differ"
+tied F32 '[32,257]' 0; foreign "an embedding of another shape than the output" "lm_head.weight.* differ"
+tied I32 '[257,32]' 0; foreign "an embedding of another type than the output" "lm_head.weight.* differ"
 
 # ---- kills at random moments, most of them during a save: the run resumes and ends like one that was never killed
 kills=10; [ $long = 1 ] && kills=30

@@ -596,6 +596,34 @@ static void check_old_state(Units *u, const char *folder, const Model *m, Slice 
     free_weights(&read);
 }
 
+// Values of state.json that are missing or of the wrong type are refused, by the name of their key.
+static void check_bad_state(Units *u, const char *folder, const Model *m, Slice moments) {
+    static const struct { const char *position, *more, *wrong; } cases[] = {
+        {"7", "", "position"}, {"null", "", "position"}, {"[\"7\"]", "", "position"}, {"\"\"", "", "position"},
+        {"\" 7\"", "", "position"}, {"\"+7\"", "", "position"}, {"\"-1\"", "", "position"},
+        {"\"7x\"", "", "position"}, {"\"1.5\"", "", "position"}, {"\"9223372036854775808\"", "", "position"},
+        {"\"7\"", ", \"spikes_seen\": 70", "spikes_seen"}, {"\"7\"", ", \"spikes_seen\": \"70\"", "loss_window"},
+        {"\"7\"", ", \"loss_window\": \"1\"", "loss_window"}, {"\"7\"", ", \"loss_window\": [1]", "loss_window"},
+        {"\"7\"", ", \"batch_size\": 4", "batch_size"}, {"\"7\"", ", \"flags\": [\"--lr 1\"]", "flags"}};
+    HostWeights read = alloc_weights(m, moments);
+    TrainState s;
+    Error err;
+    char *path = xasprintf("%s/state.json", folder);
+    int accepted = 0, unnamed = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *text = xasprintf("{\"step\": \"7\", \"epoch\": \"1\", \"position\": %s, \"seed\": \"3\", "
+                               "\"shuffle\": \"1\", \"seq_len\": \"8\", \"shards\": \"9\", \"bad_steps\": \"0\"%s}",
+                               cases[i].position, cases[i].more);
+        must(write_small_file(path, text, strlen(text), &err), &err);
+        if (checkpoint_load_optimizer(folder, m, &read, &s, &err) == 0) accepted++;
+        else unnamed += strstr(err.text, cases[i].wrong) == NULL;
+        free(text);
+    }
+    report(&u->score, accepted == 0 && unnamed == 0, "checkpoint: a state with values of the wrong type is refused");
+    free(path);
+    free_weights(&read);
+}
+
 static const RunLock no_lock = {.id = "units"};
 
 // Saves steps 1 to 9 and reads the last one in several ways.
@@ -622,6 +650,7 @@ static void test_checkpoint(Units *u) {
     for (int world = 1; world <= 8; world++) ok &= slices_match(last, &m, &saved, world);
     report(&u->score, ok, "checkpoint: read in slices by 1 to 8 ranks, the moments are the same");
     check_old_state(u, last, &m, saved.moments);
+    check_bad_state(u, last, &m, saved.moments);
 
     ok = checkpoint_prune(out, &no_lock, 2, 3, &err) == 0;
     int n;
