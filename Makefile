@@ -127,6 +127,7 @@ help:
 	@echo 'make generate_t6     the text generator, on the CPU'
 	@echo 'make test_t6         gradient checks of train_t6.c: finite differences and golden vectors; run ./test_t6'
 	@echo 'make test_units      tests of the headers in llmc/; run ./test_units'
+	@echo 'make fuzz            fuzzers of the readers of files (clang): build/fuzz; test/test_fuzz.sh runs them'
 	@echo 'make tokenize        from text to token shards: data/tokenize'
 	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
 	@echo 'make train_t6cu      the GPU trainer (CUDA 12 or 13)'
@@ -172,6 +173,18 @@ $(P)test_t6: test_t6.c Makefile | check-libraries
 $(P)test_units: test/test_units.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(COMMON) $< -o $@ $(LDFLAGS) -lcjson -lm -lpthread
+
+# The fuzzers of the readers, with clang's libFuzzer, whatever CC is.
+.PHONY: fuzz
+FUZZ_CC := $(if $(findstring clang,$(CC)),$(CC),clang)
+FUZZ_FLAGS := -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+fuzz: $(or $(OUT),build)/fuzz
+$(or $(OUT),build)/fuzz: test/fuzz/fuzz.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	@echo 'int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) { return 0; }' | \
+	  $(FUZZ_CC) $(FUZZ_FLAGS) -x c - -o $@ 2>/dev/null || { echo 'make: $(FUZZ_CC) has no libFuzzer, which' \
+	  'fuzzing needs: install clang, and its compiler-rt (libclang-rt-dev) if that is a package of its own' >&2; exit 1; }
+	$(FUZZ_CC) $(FUZZ_FLAGS) -std=gnu11 $(WARN) -I. -MMD -MP $< -o $@ $(LDFLAGS) -lzstd -lz -lutf8proc -lcjson -lm
 
 $(P)data/tokenize: data/tokenize.c Makefile | check-libraries
 	@mkdir -p $(@D)

@@ -3,7 +3,8 @@
 # warnings, with and without OpenBLAS, and runs the tests plain and under the sanitizers. If there is a GPU, the GPU
 # programs run too. Ends with the line "N passed, N failed".
 #   scripts/test.sh            about 15 minutes on two cores
-#   scripts/test.sh --long     more kills, more damage, a minute of fuzzing; every compiler and GPU architecture
+#   scripts/test.sh --long     more kills, more damage, a minute of fuzzing of each reader; every compiler and GPU
+#                              architecture
 set -uo pipefail
 cd "$(dirname "$0")/.."
 long=""
@@ -46,11 +47,11 @@ tests() {
 }
 
 # The lines of tracked text files that are over 120 columns wide. Exempt are table rows and lines with an address in
-# Markdown, and data, golden files and pictures.
+# Markdown, and data, golden files, seeds of the fuzzers and pictures.
 wide_lines() {
     local LC_ALL=C.UTF-8
     export LC_ALL
-    git grep -InE '.{121}' -- ':!*.md' ':!test/data' ':!test/golden' ':!*.svg'
+    git grep -InE '.{121}' -- ':!*.md' ':!test/data' ':!test/golden' ':!test/fuzz/corpus' ':!*.svg'
     git grep -InE '.{121}' -- '*.md' | grep -vE '^[^:]+:[0-9]+: *\||https?://'
 }
 no_wide_lines() {
@@ -169,8 +170,13 @@ for b in gcc clang plain sanitize; do
     tests "gradients and golden vectors, $b" build/$b/test_t6
     tests "golden tokens through the cache, $b" build/$b/generate_t6 --golden test/golden/*.safetensors
 done
-fuzz=5; [ -n "$long" ] && fuzz=60
-for b in gcc sanitize; do tests "units, $b" build/$b/test_units --fuzz $fuzz; done
+for b in gcc sanitize; do tests "units, $b" build/$b/test_units; done
+if make -s fuzz >"$log" 2>&1 || ! grep -q '^make: .* has no libFuzzer' "$log"; then
+    fuzz=3; [ -n "$long" ] && fuzz=60
+    tests "fuzzing of the readers" test/test_fuzz.sh build/fuzz $fuzz
+else
+    echo "skip fuzzing: clang has no libFuzzer"
+fi
 for b in gcc sanitize; do
     tests "toy corpus, $b" env TOY=build/$b/data/toy_corpus TOKENIZE=build/$b/data/tokenize test/test_toy.sh
 done

@@ -1,8 +1,5 @@
 // test_units: tests of the headers in llmc/, where a mistake would not show in a loss curve. The list of tests is at
 // the end of this file.
-//
-//   test_units                      all of them, in seconds
-//   test_units --fuzz SECONDS       how long to read damaged safetensors files and shards
 #include "llmc/checkpoint.h"
 #include "llmc/dataloader.h"
 #include "llmc/fp8.h"
@@ -15,7 +12,6 @@
 typedef struct {
     Score score;
     const char *folder;         // temporary; the tests use different names in it
-    double fuzz_seconds;
 } Units;
 
 // For steps that a test needs but does not test.
@@ -731,93 +727,6 @@ static void test_run_lock(Units *u) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Damaged files. Good files are damaged at random and read: a reader may accept or refuse them, but must not crash,
-// hang or read out of bounds (run this under the sanitizers).
-
-// Changes data (bytes) in one to four places, most of them among the first `head` bytes. Returns the new number of
-// bytes.
-static size_t damage(char *data, size_t bytes, size_t head, Random *r) {
-    for (int64_t n = 1 + random_below(r, 4); n > 0 && bytes > 0; n--) {
-        uint64_t bits = random_bits(r);
-        size_t within = bits % 8 && head < bytes ? head : bytes, at = (size_t)(random_bits(r) % within);
-        switch (bits % 5) {
-        case 0: bytes = at; break;                                                  // cut
-        case 1: data[at % 12] = (char)(bits >> 8); break;                           // sizes
-        case 2: data[at] = "0123456789[]{}\",:-e"[(bits >> 8) % 19]; break;         // JSON that means something else
-        default: data[at] = (char)(data[at] ^ (1 << (bits >> 8) % 8));              // one bit
-        }
-    }
-    return bytes;
-}
-
-static int read_damaged_shard(const char *path) {
-    enum { T = 64 };
-    Error err;
-    DataLoader d;
-    int32_t inputs[T], targets[T];
-    int rc = loader_open(&d, path, T, ORDER_SHUFFLED, 1, 1, &err);
-    for (int i = 0; rc == 0 && i < 50; i++) rc = loader_next(&d, 1, inputs, targets, &err);
-    if (d.T) loader_close(&d);
-    return rc;
-}
-
-static int read_damaged_model(const char *path, const Model *m, float *params) {
-    Error err;
-    SafeTensors file;
-    int used = 0, rc = safetensors_open(&file, path, &err);
-    if (rc != 0) return rc;
-    rc = checkpoint_read_tensors(&file, m, "", params, &used, &err);
-    safetensors_close(&file);
-    return rc;
-}
-
-// Writes without a flush to disk: write_small_file would spend the time there.
-static void write_damaged(const char *path, const char *data, size_t bytes) {
-    Error err;
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-    must(fd < 0 ? fail(&err, "%s: cannot create: %s", path, strerror(errno)) : 0, &err);
-    must(write_exactly(fd, data, bytes, path, &err), &err);
-    close(fd);
-}
-
-static void test_damaged_files(Units *u) {
-    static const int tokens[] = {3000};
-    Error err;
-    Model m;
-    Config config = small_config();
-    model_init(&m, &config, 8);
-    HostWeights w = alloc_weights(&m, (Slice){.rank = 0, .world = 1});
-    const TrainState state = {.step = 1};
-    char *out = xasprintf("%s/fuzz", u->folder), *bad = xasprintf("%s/bad_train_000001.bin", u->folder);
-    char *shard_path = xasprintf("%s/fuzz_train_000001.bin", u->folder);
-    char *model_path = xasprintf("%s/step_00000001/model.safetensors", out);
-    free(write_shards(u, "fuzz", tokens, 1));
-    must(checkpoint_save(out, &no_lock, &m, &w, &state, NULL, &err), &err);
-
-    size_t shard_bytes, model_bytes = 0;
-    char *shard = read_small_file(shard_path, 1 << 28, &shard_bytes, &err);
-    char *model = shard ? read_small_file(model_path, 1 << 28, &model_bytes, &err) : NULL;
-    must(model ? 0 : -1, &err);
-    size_t model_head = 8 + (size_t)(unsigned char)model[0] + ((size_t)(unsigned char)model[1] << 8), shard_head = 16;
-    char *copy = xmalloc(shard_bytes > model_bytes ? shard_bytes : model_bytes);
-    Random r = {rng_stream((uint64_t)time(NULL), 1), 0};
-    uint64_t rounds = 0, refused = 0;
-    for (double end = now_seconds() + u->fuzz_seconds; now_seconds() < end; rounds++) {
-        int is_shard = rounds % 2;
-        size_t bytes = is_shard ? shard_bytes : model_bytes;
-        memcpy(copy, is_shard ? shard : model, bytes);
-        write_damaged(bad, copy, damage(copy, bytes, is_shard ? shard_head : model_head, &r));
-        refused += (is_shard ? read_damaged_shard(bad) : read_damaged_model(bad, &m, w.params)) != 0;
-    }
-    report(&u->score, rounds > 0 && refused > rounds / 4,
-           "fuzz: %d damaged files in %.0f s, %d refused, none crashed the readers", (int)rounds, u->fuzz_seconds,
-           (int)refused);
-    free(copy), free(shard), free(model), free(shard_path), free(model_path), free(bad), free(out);
-    free_weights(&w);
-    model_free(&m);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
 
 static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"permutation", test_permutation},                  // rng.h
@@ -834,18 +743,12 @@ static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"model", test_model},                              // model.h
     {"run lock", test_run_lock},                        // run_lock.h
     {"checkpoint", test_checkpoint},                    // checkpoint.h, safetensors.h
-    {"damaged files", test_damaged_files},              // safetensors.h, shard.h
 };
 
-int main(int argc, char **argv) {
+int main(void) {
     char folder[] = "/tmp/test_units_XXXXXX";
     Units u = {.folder = folder};
-    Flag flags[] = {{.name = "fuzz", .type = FLAG_REAL, .value = &u.fuzz_seconds, .default_text = "1", .max = 1e5,
-                     .help = "seconds of reading files damaged at random"}};
-    Error err;
-    program_start(argv[0]);
-    if (flags_parse(argc, argv, "test_units: tests of the headers in llmc/", flags, 1, &err) != 0)
-        die(EXIT_INPUT, "%s", err.text);
+    program_start("test_units");
     if (!mkdtemp(folder)) die(EXIT_SYSTEM, "%s: cannot create this folder: %s", folder, strerror(errno));
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         int before = u.score.passed + u.score.failed;
