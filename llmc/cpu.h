@@ -60,8 +60,8 @@ LLMC_FN void cpu_check_threads_(int n) {
     for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
     free(threads);
     if (rc != 0)
-        die(EXIT_SYSTEM, "cannot start %d more threads: %s; use fewer --threads, or change the limit (ulimit -u, -v, -s, "
-            "or the container's)", n, strerror(rc));
+        die(EXIT_SYSTEM, "cannot start %d more threads: %s; use fewer --threads, or change the limit (ulimit -u, -v, "
+            "-s, or the container's)", n, strerror(rc));
 }
 
 #if defined(USE_OPENBLAS) && !defined(__cplusplus)

@@ -18,8 +18,10 @@ make -s $trainer generate_t6 data/toy_corpus
 run="" signals=0 interrupted=""
 pass_on() {
     signals=$((signals + 1))
-    if [ "$1" = INT ] && [ -n "$interrupted" ] && [ $SECONDS -gt "$interrupted" ]; then kill -KILL $run 2>/dev/null || :; fi
-    if [ "$1" = INT ]; then interrupted=${interrupted:-$SECONDS}; fi
+    if [ "$1" = INT ]; then
+        if [ -n "$interrupted" ] && [ $SECONDS -gt "$interrupted" ]; then kill -KILL $run 2>/dev/null || :; fi
+        interrupted=${interrupted:-$SECONDS}
+    fi
     kill $run 2>/dev/null || :
 }
 ./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-tokens 0 \

@@ -111,7 +111,7 @@ LLMC_FN int64_t check_greedy_(const GeneratorModel *ops, const GenerateOptions *
                               const int32_t *ids) {
     int64_t T = golden->T, end = T + golden->new_tokens, wrong = 0;
     Generator *g = generator_load(ops, o, &golden->config, 1, end, from);
-    SamplerOptions greedy = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0};
+    SamplerOptions greedy = {.temperature = 0, .top_k = 0, .top_p = 1, .min_p = 0, .known = 0};
     ops->prefill(g, 0, ids, T);
     for (int64_t i = T; i < end; i++) {
         int32_t next;

@@ -387,8 +387,8 @@ static void test_gpus(Units *u) {
 // ---------------------------------------------------------------------------------------------------------------------
 // host_memory.h
 
-// What is left of 1e12 bytes in a tree of cgroups with these files, for a process with this /proc/self/cgroup. files has
-// lines "PATH NUMBER", where PATH may end in memory.stat:NAME.
+// What is left of 1e12 bytes in a tree of cgroups with these files, for a process with this /proc/self/cgroup. files
+// has lines "PATH NUMBER", where PATH may end in memory.stat:NAME.
 static double left_in_cgroups(const Units *u, const char *membership, const char *files) {
     static int trees;
     Error err;
