@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 bin=${BIN:-.}
 train=$(realpath "$bin/train_t6")
 tokenize=$(realpath "$bin/data/tokenize")
-long=0 starts=10 kills=8 steps=80
+long=0 starts=10 kills=8 steps=60
 [ "${1:-}" = --long ] && long=1 starts=50 kills=100 steps=300
 tmp=$(mktemp -d)
 # pids_of FOLDER [PROGRAM]: mpirun and the ranks of an output folder
@@ -239,10 +239,11 @@ fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_orte_tmpdir_base=$tmp
 if unshare -m mount -t tmpfs tmpfs "$tmp/full" 2>/dev/null; then
-    mkdir "$tmp/apart"
+    mkdir "$tmp/apart" "$tmp/mpi"
     hidden=(unshare -m sh -c 'mount -t tmpfs tmpfs "$0" && exec "$@"' "$tmp/apart")
-    timeout 60 mpirun -np 1 "${hidden[@]}" "${run[@]}" -o "$tmp/apart" -x 5 : -np 2 "${run[@]}" -o "$tmp/apart" -x 5 \
-        >"$tmp/log" 2>&1 &
+    # two mpirun at once must not make the same folder for their sockets
+    OMPI_MCA_orte_tmpdir_base=$tmp/mpi timeout 60 mpirun -np 1 "${hidden[@]}" "${run[@]}" -o "$tmp/apart" : \
+        -np 2 "${run[@]}" -o "$tmp/apart" >"$tmp/log" 2>&1 &
     other=$!
     timeout 60 mpirun -np 2 "${run[@]}" -o "$tmp/apart" : -np 1 "${hidden[@]}" "${run[@]}" -o "$tmp/apart" \
         >"$tmp/stdout" 2>"$tmp/stderr"
