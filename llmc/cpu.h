@@ -49,19 +49,19 @@ LLMC_FN void *cpu_wait_(void *gate) {
     return NULL;
 }
 
-// Ends the program with one line if n more threads cannot be started. OpenMP's library would end it in its own words.
+// Ends the program with one line if it cannot have n threads. OpenMP's library would end it in its own words.
 LLMC_FN void cpu_check_threads_(int n) {
     pthread_t *threads = (pthread_t *)xmalloc((size_t)n * sizeof *threads);
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-    int started = 0, rc = 0;
+    int started = 1, rc = 0;                // this one
     pthread_mutex_lock(&gate);
     while (started < n && (rc = pthread_create(&threads[started], NULL, cpu_wait_, &gate)) == 0) started++;
     pthread_mutex_unlock(&gate);
-    for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
     free(threads);
     if (rc != 0)
-        die(EXIT_SYSTEM, "cannot start %d more threads: %s; use fewer --threads, or change the limit (ulimit -u, -v, "
-            "-s, or the container's)", n, strerror(rc));
+        die(EXIT_SYSTEM, "cannot run on %d threads: %s; use fewer --threads, or change the limit (ulimit -u, -v, -s, "
+            "or the container's)", n, strerror(rc));
 }
 
 #if defined(USE_OPENBLAS) && !defined(__cplusplus)
@@ -107,7 +107,7 @@ LLMC_FN void cpu_start(int64_t threads, int ranks) {
     cpu_flush_denormals_();
     if (threads > 0) omp_set_num_threads((int)threads);
     else if (ranks > 1 && share < omp_get_max_threads()) omp_set_num_threads(share);
-    cpu_check_threads_(omp_get_max_threads() - 1);
+    cpu_check_threads_(omp_get_max_threads());
 #ifdef _OPENMP
     #pragma omp parallel
 #endif

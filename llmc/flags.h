@@ -145,6 +145,7 @@ LLMC_FN int flags_parse_arguments(int argc, char **argv, const char *help_head, 
         if (c == FLAG_VERSION_) {
             printf("%s, commit %s\n", program_name(), T6_COMMIT);
             free(options), free(letters);
+            check_stdout();
             exit(0);
         }
         Flag *f = NULL;

@@ -361,6 +361,7 @@ done
 "${shown[@]}" "$tmp/full" >/dev/full 2>"$tmp/stderr"
 equal "a screen that cannot be written is no reason to stop" "$?, $(files "$tmp/full")" "0, $want"
 refuses "--help that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "$train" --help
+refuses "--version that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "$train" --version
 refuses "--plan that cannot be written" 1 "cannot write" sh -c '"$@" >/dev/full' sh "${run[@]}" --plan
 
 # ---- limits: of the address space, of a cgroup, and others
