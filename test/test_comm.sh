@@ -118,7 +118,7 @@ if ! command -v mpirun >/dev/null || ! grep -q MPI_Init "$train"; then
 fi
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-mpi() { timeout 60 mpirun -np "$@"; }
+mpi() { timeout -k 5 60 mpirun -np "$@"; }        # it may hang, deaf to SIGTERM, when ranks are killed
 for np in 1 2 3 4 5 8; do       # with 5 and 8, some ranks have no micro-batch
     for zero in 0 1 2; do
         mpi $np "${small[@]}" -z $zero -o "$tmp/np$np.$zero" >"$tmp/log" 2>&1 ||

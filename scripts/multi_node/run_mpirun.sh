@@ -38,9 +38,10 @@ case " $* " in *" -o "* | *" --out "* | *" --out="*) refuse "OUT=FOLDER sets the
 # sent to all.
 job="" stopped="" signals=0 interrupted=""
 ask() { while kill -USR1 $job; do sleep 5; done >/dev/null 2>&1 & }
+finish() { { kill $job; sleep 5; kill -KILL $job; } >/dev/null 2>&1 & }     # an mpirun that lost a rank may hang
 pass_on() {
     signals=$((signals + 1))
-    if [ "$1" = INT ] && [ -n "$interrupted" ] && [ $SECONDS -gt "$interrupted" ]; then kill $job 2>/dev/null || :; fi
+    if [ "$1" = INT ] && [ -n "$interrupted" ] && [ $SECONDS -gt "$interrupted" ]; then finish; fi
     if [ "$1" = INT ]; then interrupted=${interrupted:-$SECONDS}; fi
     if [ -n "$job" ] && [ -z "$stopped" ]; then ask; fi
     stopped=yes
