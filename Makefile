@@ -162,12 +162,13 @@ $(P)generate_t6: generate_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(MODEL) $< -o $@ $(MODEL_LIBS) -lutf8proc
 
-# test_t6.c is compiled twice: once with the trainer in double precision, for the finite differences. That object keeps
-# a single global symbol, so that the two copies link.
+# test_t6.c is compiled twice: once with the trainer in double precision, for the finite differences and AdamW. That
+# object keeps only the global symbols named here, so that the two copies link.
 $(P)test_t6: test_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(TRAINER) -DREAL=double -DDIFFERENCES -c $< -o $@.f64.o
-	$(shell $(CC) -print-prog-name=objcopy) --keep-global-symbol=check_gradients_f64 $@.f64.o
+	$(shell $(CC) -print-prog-name=objcopy) --keep-global-symbol=check_gradients_f64 \
+	  --keep-global-symbol=golden_adamw_f64 $@.f64.o
 	$(CC) $(TRAINER) $< $@.f64.o -o $@ $(TRAINER_LIBS)
 
 $(P)test_units: test/test_units.c Makefile | check-libraries

@@ -13,28 +13,55 @@
 #include "llmc/generator.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The cache: the part of each token's factor row that k and v are made of, in every layer:
+// The cache: what k and v of each token are made of, in every layer. For plain TPA that is a part of its factor row:
 //     |   aK    |    bK    |   aV    |    bV    |      W = (RK + RV) (NH + HS) numbers instead of MHA's 2 NH HS
 //     | NH x RK | RK x HSK | NH x RV | RV x HSV |      bK is rotated
-// Grouped heads have no a, so mha, gqa and mqa cache exactly their k and v.
+// Grouped heads have no a, so mha, gqa and mqa cache exactly their k and v. Of a variant, the cache has no constants,
+// of a shared b one copy, not rotated, and of third order rotated b and c; with qk_norm and constant a also the norms
+// of k. cache_expand makes that part of the factor row from it. mla caches the normed latent of k and v and the rotated
+// part of k.
 
-enum { NUM_PARTS = 4 };     // aK, bK, aV, bV
+// The parts of a cache row that fp8 scales apart.
+enum { PART_AK, PART_BK, PART_CK, PART_AV, PART_BV, PART_CV, PART_NORMS, NUM_PARTS };
+enum { PART_LATENT = PART_AK, PART_ROTATED = PART_BK };     // of mla
 
 typedef struct {
     CacheKind kind;
+    const Model *m;
     int64_t L, B, capacity, W;          // capacity: most tokens per sequence
     int64_t part[NUM_PARTS + 1];        // where each part starts in a row, and the end
+    int is_factor_row;                  // a row is the part of the factor row itself
     float *numbers;                     // CACHE_NATIVE: (L, B, capacity, W)
     uint8_t *codes;                     // CACHE_FP8: (L, B, capacity, W) in e4m3
     float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_PARTS)
     float value[256];                   // of each code, to be multiplied by the scale of its part
 } Cache;
 
+// Where the parts of a cache row start; returns how many of them hold numbers.
+static int cache_parts(const Model *m, int64_t part[NUM_PARTS + 1]) {
+    const Config *c = &m->config;
+    int64_t size[NUM_PARTS] = {0};
+    int used = 0;
+    if (c->attn == ATTN_MLA) size[PART_LATENT] = c->kv_lora, size[PART_ROTATED] = c->rope_dim;
+    else for (int v = 0; v < 2; v++) {
+        const Heads *h = v ? &m->v : &m->k;
+        int64_t *a_b_c = size + (v ? PART_AV : PART_AK);
+        if (h->from_a != NOT_PROJECTED) a_b_c[0] = c->n_head * h->R;
+        if (h->from_b == NOT_PROJECTED || (v && c->share_kv_b)) continue;
+        a_b_c[1] = h->R * h->HB;
+        if (h->from_c != NOT_PROJECTED) a_b_c[2] = h->R * (h->HS / h->HB);
+    }
+    if (c->qk_norm && c->a_constant) size[PART_NORMS] = c->n_head;
+    part[0] = 0;
+    for (int i = 0; i < NUM_PARTS; i++) part[i + 1] = part[i] + size[i], used += size[i] > 0;
+    return used;
+}
+
 // Slots that are not in use hold NaN, so that reading one by mistake shows in the logits.
 static void cache_init(Cache *cache, const Model *m, CacheKind kind, int64_t B, int64_t capacity) {
-    *cache = (Cache){.kind = kind, .L = m->config.n_layer, .B = B, .capacity = capacity, .W = model_cache_width(m)};
-    int64_t start = m->k.a, part[] = {0, m->k.b - start, m->v.a - start, m->v.b - start, cache->W};
-    memcpy(cache->part, part, sizeof part);
+    *cache = (Cache){.kind = kind, .m = m, .L = m->config.n_layer, .B = B, .capacity = capacity,
+                     .W = model_cache_width(m), .is_factor_row = m->is_projected || m->config.attn == ATTN_MLA};
+    cache_parts(m, cache->part);
     size_t tokens = (size_t)(cache->L * B * capacity);
     for (int i = 0; i < 256; i++) cache->value[i] = e4m3_to_float((uint8_t)i);
     if (kind == CACHE_FP8) {
@@ -62,15 +89,64 @@ static void cache_write(Cache *cache, int64_t l, int64_t b, int64_t t, const flo
     }
 }
 
-// The row (W) of that token: in the cache itself, or decoded into buffer (W).
-static const float *cache_read(const Cache *cache, int64_t l, int64_t b, int64_t t, float *buffer) {
-    int64_t slot = cache_slot(cache, l, b, t);
-    if (cache->kind == CACHE_NATIVE) return cache->numbers + slot * cache->W;
-    const uint8_t *codes = cache->codes + slot * cache->W;
-    for (int i = 0; i < NUM_PARTS; i++) {
-        float scale = cache->scales[slot * NUM_PARTS + i];
-        for (int64_t j = cache->part[i]; j < cache->part[i + 1]; j++) buffer[j] = scale * cache->value[codes[j]];
+// The cache row (W) of a variant's token: from its factor row, whose a has the norms, and from its projected row, which
+// follows that of the token before where t > 0. table: that position's row of rope_table; norms (NH) of k.
+static void cache_row(float *row, const Cache *cache, const float *fac, const float *proj, const float *layer,
+                      const float *table, int64_t t, const float *norms) {
+    const Model *m = cache->m;
+    for (int v = 0; v < 2; v++) {
+        const Heads *h = v ? &m->v : &m->k, *b_of = m->config.share_kv_b ? &m->v : h;   // shared: not rotated
+        const int64_t *part = cache->part + (v ? PART_AV : PART_AK);
+        memcpy(row + part[0], fac + h->a, (size_t)(part[1] - part[0]) * sizeof *row);
+        for (int64_t r = 0; r < h->R && part[2] > part[1]; r++)
+            token_factor(row + part[1] + r * h->HB, proj, layer, b_of, table - t * b_of->HSR, t, r, m->Pp);
+        memcpy(row + part[2], proj + h->from_c, (size_t)(part[3] - part[2]) * sizeof *row);
     }
+    memcpy(row + cache->part[PART_NORMS], norms, (size_t)(cache->W - cache->part[PART_NORMS]) * sizeof *row);
+}
+
+// The columns of k and v of the factor row, from k.a on, of a variant's cache row at a position. layer: its weights.
+static void cache_expand(float *out, const Cache *cache, const float *row, const float *layer, const float *table) {
+    const Model *m = cache->m;
+    int64_t NH = m->config.n_head;
+    const float *norms = row + cache->part[PART_NORMS];
+    for (int v = 0; v < 2; v++) {
+        const Heads *h = v ? &m->v : &m->k, *k = &m->k;
+        const int64_t *own = cache->part + (v ? PART_AV : PART_AK);
+        const int64_t *of_b = m->config.share_kv_b ? cache->part + PART_AK : own;
+        float *a = out + h->a - k->a, *b = out + h->b - k->a;
+        const float *from_b = h->from_b == NOT_PROJECTED ? layer + h->const_b : row + of_b[1];
+        const float *from_a = h->from_a == NOT_PROJECTED ? layer + h->const_a : row + own[0];
+        if (h->kind == HEADS_FACTORED) memcpy(a, from_a, (size_t)(NH * h->R) * sizeof *a);
+        for (int64_t i = 0; !v && cache->part[NUM_PARTS] > cache->part[PART_NORMS] && i < NH * h->R; i++)
+            a[i] *= norms[i / h->R];
+        for (int64_t r = 0; r < h->R; r++, b += h->HS) {
+            memcpy(b, from_b + r * h->HB, (size_t)h->HB * sizeof *b);
+            if (m->config.share_kv_b || h->from_b == NOT_PROJECTED) rotate(b, table, h->HB, h->HSR, ROTATE);
+            for (int64_t j = h->HS / h->HB - 1; j >= 0 && h->from_c != NOT_PROJECTED; j--)
+                for (int64_t i = 0; i < h->HB; i++)
+                    b[j * h->HB + i] = b[i] * row[of_b[2] + r * (h->HS / h->HB) + j];
+        }
+    }
+}
+
+// The part of the factor row of that token which has k and v (mla: its cache row): in the cache itself, or in buffer,
+// which has room for it and for W numbers after it. layer: the layer's weights, rope: the table of k.
+static const float *cache_read(const Cache *cache, int64_t l, int64_t b, int64_t t, const float *layer,
+                               const float *rope, float *buffer) {
+    int64_t slot = cache_slot(cache, l, b, t), expanded = cache->is_factor_row ? 0 : cache->m->PF - cache->m->k.a;
+    const float *row = cache->numbers + slot * cache->W;
+    if (cache->kind == CACHE_FP8) {
+        const uint8_t *codes = cache->codes + slot * cache->W;
+        float *decoded = buffer + expanded;
+        for (int i = 0; i < NUM_PARTS; i++) {
+            float scale = cache->scales[slot * NUM_PARTS + i];
+            for (int64_t j = cache->part[i]; j < cache->part[i + 1]; j++) decoded[j] = scale * cache->value[codes[j]];
+        }
+        row = decoded;
+    }
+    if (cache->is_factor_row) return row;
+    cache_expand(buffer, cache, row, layer, rope + t * cache->m->k.HSR);
     return buffer;
 }
 
@@ -86,6 +162,26 @@ static const float *cache_read(const Cache *cache, int64_t l, int64_t b, int64_t
 // a sequence is split into at most SPLITS parts of at least MIN_SPLIT tokens
 enum { SPLITS = 16, MIN_SPLIT = 64 };
 
+// What decoding sees of a model. mla's heads are absorbed into its latent: q' = [Wk^T q | rotated part of q], k = the
+// cache row, v = its latent, and y = Wv y'.
+typedef struct {
+    Heads q, k, v;          // k.a: the column of the factor row where a cached row starts
+    int64_t NH, HSK, HSV;
+    int64_t ldq, ldy;       // from one query's factor row, or output, to the next
+    double scale;           // of the softmax
+} Decoding;
+
+static Decoding decoding_of(const Model *m) {
+    Decoding d = {m->q, m->k, m->v, m->config.n_head, m->HSK, m->HSV, m->is_projected ? m->Pp : m->PF, m->Dp, m->scale};
+    if (m->config.attn != ATTN_MLA) return d;
+    int64_t W = model_cache_width(m);
+    Heads vectors = {.kind = HEADS_GROUPED, .R = 1, .HS = (int)W, .scale = 1};
+    d.q = d.k = d.v = vectors;
+    d.q.R = (int)d.NH, d.v.HS = (int)m->config.kv_lora;
+    d.HSK = W, d.HSV = d.v.HS, d.ldq = d.NH * W, d.ldy = d.NH * d.HSV;
+    return d;
+}
+
 // The vectors that head h is made of, first to first + count - 1, and their weights a (count). a NULL: all are 1.
 typedef struct { int64_t first, count; const float *a; } Terms;
 static inline Terms head_terms(const Heads *heads, const float *row, int64_t h, int64_t NH) {
@@ -93,19 +189,19 @@ static inline Terms head_terms(const Heads *heads, const float *row, int64_t h, 
     return (Terms){0, heads->R, row + heads->a + h * heads->R};
 }
 
-// Tokens begin to end - 1 of sequence b, for the query with factor row fac (Pp). out: acc (NH, HSV), the largest
-// logits (NH), the sums of p (NH). scratch: dot (RK, RQ), logit (NH) and a cache row (W).
-static void flashtpa_split(float *out, float *scratch, const float *fac, const Model *m, const Cache *cache, int64_t l,
-                           int64_t b, int64_t begin, int64_t end) {
-    const Heads *q = &m->q, *k = &m->k, *v = &m->v;
-    int64_t NH = m->config.n_head, HSK = m->HSK, HSV = m->HSV, RQ = q->R, RK = k->R;
+// Tokens begin to end - 1 of sequence b, for the query with factor row fac. out: acc (NH, HSV), the largest logits
+// (NH), the sums of p (NH). scratch: dot (RK, RQ), logit (NH) and what cache_read needs. layer: the layer's weights.
+static void flashtpa_split(float *out, float *scratch, const float *fac, const Decoding *d, const Cache *cache,
+                           const float *layer, const float *rope, int64_t l, int64_t b, int64_t begin, int64_t end) {
+    const Heads *q = &d->q, *k = &d->k, *v = &d->v;
+    int64_t NH = d->NH, HSK = d->HSK, HSV = d->HSV, RQ = q->R, RK = k->R;
     float *largest = out + NH * HSV, *sum = largest + NH, *dot = scratch, *logit = dot + RK * RQ, *buffer = logit + NH;
-    float scale = (float)(q->scale * k->scale * m->scale);
+    float scale = (float)(q->scale * k->scale * d->scale);
     int grouped = q->kind == HEADS_GROUPED && k->kind == HEADS_GROUPED;
     for (int64_t i = 0; i < NH * HSV; i++) out[i] = 0;
     for (int64_t h = 0; h < NH; h++) largest[h] = -INFINITY, sum[h] = 0;
     for (int64_t t = begin; t < end; t++) {
-        const float *row = cache_read(cache, l, b, t, buffer) - k->a;   // so that columns of the factor row hold
+        const float *row = cache_read(cache, l, b, t, layer, rope, buffer) - k->a;     // columns of the factor row
         for (int64_t rq = 0; rq < RQ; rq++)
             for (int64_t rk = 0; rk < RK; rk++) {
                 if (grouped && rk != rq / (RQ / RK)) continue;          // no head needs it
@@ -145,13 +241,13 @@ static void flashtpa_split(float *out, float *scratch, const float *fac, const M
     }
 }
 
-// y (B, n, Dp) of queries with factor rows fac (B, n, Pp). Query i of sequence b sees its tokens 0 to length[b] + i,
+// y (B, n, ldy) of queries with factor rows fac (B, n, ldq). Query i of sequence b sees its tokens 0 to length[b] + i,
 // the last of which is its own. Splits depend on a sequence's length alone, so y has the same bits with any number of
 // threads, sequences and queries. partial (B, SPLITS, NH, HSV + 2), scratch (threads, scratch_size)
 static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t scratch_size, const float *fac,
-                            const Model *m, const Cache *cache, int64_t l, const int64_t *length, int64_t B,
-                            int64_t n) {
-    int64_t NH = m->config.n_head, HSV = m->HSV, size = NH * (HSV + 2);
+                            const Decoding *d, const Cache *cache, const float *layer, const float *rope, int64_t l,
+                            const int64_t *length, int64_t B, int64_t n) {
+    int64_t NH = d->NH, HSV = d->HSV, size = NH * (HSV + 2);
     for (int64_t i = 0; i < n; i++) {
         #pragma omp parallel for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < B; b++)
@@ -160,12 +256,12 @@ static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t sc
                 if (part < MIN_SPLIT) part = MIN_SPLIT;
                 int64_t begin = split * part, end = begin + part < tokens ? begin + part : tokens;
                 flashtpa_split(partial + (b * SPLITS + split) * size, scratch + omp_get_thread_num() * scratch_size,
-                               fac + (b * n + i) * m->Pp, m, cache, l, b, begin, end);
+                               fac + (b * n + i) * d->ldq, d, cache, layer, rope, l, b, begin, end);
             }
         #pragma omp parallel for collapse(2)
         for (int64_t b = 0; b < B; b++)
             for (int64_t h = 0; h < NH; h++) {
-                float *out = y + (b * n + i) * m->Dp + h * HSV, largest = -INFINITY, sum = 0;
+                float *out = y + (b * n + i) * d->ldy + h * HSV, largest = -INFINITY, sum = 0;
                 const float *parts = partial + b * SPLITS * size;
                 for (int64_t j = 0; j < HSV; j++) out[j] = 0;
                 for (int64_t split = 0; split < SPLITS; split++)
@@ -176,7 +272,7 @@ static void flashtpa_decode(float *y, float *partial, float *scratch, int64_t sc
                     for (int64_t j = 0; j < HSV; j++) out[j] += weight * part[h * HSV + j];
                     sum += weight * part[NH * HSV + NH + h];
                 }
-                for (int64_t j = 0; j < HSV; j++) out[j] *= (float)m->v.scale / sum;
+                for (int64_t j = 0; j < HSV; j++) out[j] *= (float)d->v.scale / sum;
             }
     }
 }
@@ -192,7 +288,15 @@ struct Generator {
     float *params;                      // (num_stored)
     // one row per token
     float *x, *n, *rstd;                // (rows, C), (rows, C), (rows)     residual stream, normed
-    float *fac, *y, *u, *s;             // (rows, Pp), (rows, Dp), (rows, 2 Fp), (rows, Fp)
+    float *proj, *y, *u, *s;            // (rows, Pp), (rows, Dp), (rows, 2 Fp), (rows, Fp)
+    float *fac;                         // (rows, PF)               factor rows of variants
+    float *window, *window_fac;         // (rows + 1, Pp), (rows + 1, PF)   kv_shift: a sequence's rows after the last
+    float *before;                      // (L, B, Pp)               kv_shift: the last projected row of each sequence
+    float *norms, *row;                 // (NH), (W)                of one token
+    // mla
+    float *latq, *latkv, *kv;           // (rows, q_lora), (rows, kv_lora), (prefill_rows, NH, 2 HSV)
+    float *heads;                       // (rows, NH, HSK)          q
+    float *absorbed, *y_latent;         // (rows, NH, W), (rows, NH, kv_lora)
     // prefill
     float *q, *k, *v;                   // (prefill_rows, NH, HSK) twice, (prefill_rows, NH, HSV)
     float *lse, *attention_scratch;     // (NH, prefill_rows), (attention_scratch_size)
@@ -201,10 +305,11 @@ struct Generator {
     int64_t decode_scratch_size;
     // last tokens
     float *last, *logits;               // (B, C), (B, V)
-    float *rope;                        // (capacity, HSR)
+    float *rope_q, *rope_k;             // (capacity, HSR) of q and of k
+    Decoding decoding;
 };
 
-enum { NUM_GENERATOR_BUFFERS = 18 };
+enum { NUM_GENERATOR_BUFFERS = 31 };
 
 // The table of Generator's buffers: each pointer with its size. Sets g->rows, prefill_rows and decode_scratch_size.
 static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill,
@@ -213,14 +318,21 @@ static void generator_table(Generator *g, const Model *m, int64_t B, int64_t cap
     int64_t T = longest_prefill, steps = B * MAX_STEP_TOKENS, rows = T > steps ? T : steps,
         threads = omp_get_max_threads();
     int64_t C = c->n_embd, NH = c->n_head, QK = NH * m->HSK;
-    g->rows = rows, g->prefill_rows = T, g->decode_scratch_size = m->k.R * m->q.R + NH + model_cache_width(m);
+    int64_t latent = c->attn == ATTN_MLA, W = model_cache_width(m), shifted = c->kv_shift ? rows + 1 : 0;
+    int64_t fac = m->is_projected || latent ? 0 : m->PF, lr = latent ? rows : 0;
+    Decoding d = decoding_of(m);
+    g->rows = rows, g->prefill_rows = T, g->decode_scratch_size = d.k.R * d.q.R + NH + W + fac;
     const Buffer table[NUM_GENERATOR_BUFFERS] = {
         {&g->params, (int64_t)m->num_stored}, {&g->x, rows * C}, {&g->n, rows * C}, {&g->rstd, rows},
-        {&g->fac, rows * m->Pp}, {&g->y, rows * m->Dp}, {&g->u, rows * 2 * m->Fp}, {&g->s, rows * m->Fp},
+        {&g->proj, rows * m->Pp}, {&g->fac, rows * fac}, {&g->window, shifted * m->Pp}, {&g->window_fac, shifted * fac},
+        {&g->before, c->kv_shift ? c->n_layer * B * m->Pp : 0}, {&g->norms, NH}, {&g->row, W},
+        {&g->latq, lr * c->q_lora}, {&g->latkv, lr * c->kv_lora}, {&g->kv, latent ? T * 2 * m->D : 0},
+        {&g->heads, lr * QK}, {&g->absorbed, lr * NH * W}, {&g->y_latent, lr * NH * c->kv_lora},
+        {&g->y, rows * m->Dp}, {&g->u, rows * 2 * m->Fp}, {&g->s, rows * m->Fp},
         {&g->q, T * QK}, {&g->k, T * QK}, {&g->v, T * m->D}, {&g->lse, NH * T},
-        {&g->attention_scratch, attention_scratch_size(T)}, {&g->partial, B * SPLITS * NH * (m->HSV + 2)},
+        {&g->attention_scratch, attention_scratch_size(T)}, {&g->partial, B * SPLITS * NH * (d.HSV + 2)},
         {&g->decode_scratch, threads * g->decode_scratch_size}, {&g->last, B * C}, {&g->logits, B * c->vocab_size},
-        {&g->rope, capacity * m->HSR},
+        {&g->rope_q, capacity * m->q.HSR}, {&g->rope_k, capacity * m->k.HSR},
     };
     memcpy(out, table, sizeof table);
 }
@@ -251,24 +363,142 @@ static void linear(Pass pass, float *out, const float *inp, const float *w, int6
     (pass == PREFILL ? linear_forward : linear_step)(out, inp, w, N, IC, OC, mode);
 }
 
-// qkv_forward for decoding: the factor rows g->fac of layer l from its normed input g->n, and their k and v part into
-// the cache; in a prefill also g->q, k and v. For sequences first to first + B - 1, n tokens each.
-static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, Pass pass) {
+// qk_norm: a head's norm is a number that its a takes, or without a its vector: head = fac's / rms(head). norms (NH):
+// those numbers.
+static void fold_norms(float *norms, float *fac, const Heads *h, int64_t NH, double eps) {
+    int grouped = h->kind == HEADS_GROUPED;
+    for (int64_t i = 0; i < (grouped ? h->R : NH); i++) {
+        float *a = fac + h->a + i * h->R, *b = fac + h->b + (grouped ? i * h->HS : 0);
+        double sum = 0;
+        for (int64_t j = 0; j < h->HS; j++) {
+            float number = grouped ? b[j] : 0;
+            for (int64_t r = 0; r < h->R && !grouped; r++) number += (float)h->scale * a[r] * b[r * h->HS + j];
+            sum += (double)number * number;
+        }
+        norms[i] = (float)(1 / sqrt(sum / h->HS + eps));
+        for (int64_t r = 0; r < h->R && !grouped; r++) a[r] *= norms[i];
+        for (int64_t j = 0; j < h->HS && grouped; j++) b[j] *= norms[i];
+    }
+}
+
+// A variant's factor rows of n tokens of one sequence from position on, fac (n, PF), from proj (n, Pp), and their cache
+// rows. before (Pp): kv_shift's last projected row of the sequence, which moves on.
+static void variant_rows(Generator *g, float *fac, const float *proj, float *before, int64_t l, int64_t b, int64_t n,
+                         int64_t position) {
     const Model *m = &g->model;
-    int64_t N = B * n, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
+    const Config *c = &m->config;
     const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
-    linear(pass, g->fac, g->n, w + m->wqkv, N, C, Pp, OVERWRITE);               // [aQ bQ aK bK aV bV] = n Wqkv^T
+    int64_t Pp = m->Pp, PF = m->PF, NH = c->n_head, first = c->kv_shift && position > 0;    // rows before the first
+    const Heads *of[] = {&m->q, &m->k, &m->v};
+    float *out = fac;
+    if (c->kv_shift) {
+        memcpy(g->window, before, (size_t)Pp * sizeof *before);
+        memcpy(g->window + first * Pp, proj, (size_t)(n * Pp) * sizeof *proj);
+        memcpy(before, proj + (n - 1) * Pp, (size_t)Pp * sizeof *before);
+        proj = g->window, out = g->window_fac;
+    }
+    for (int i = 0; i < 3; i++) {
+        const float *table = (i == 0 ? g->rope_q : g->rope_k) + (position - first) * of[i]->HSR;
+        factors_forward(out, proj, w, of[i], c->head_act, table, 1, first + n, NH, Pp, PF);
+    }
+    if (c->kv_shift) memcpy(fac, out + first * PF, (size_t)(n * PF) * sizeof *fac);
+    for (int64_t i = 0; i < n; i++) {
+        if (c->qk_norm) fold_norms(g->norms, fac + i * PF, &m->q, NH, c->rms_eps);
+        if (c->qk_norm) fold_norms(g->norms, fac + i * PF, &m->k, NH, c->rms_eps);
+        cache_row(g->row, &g->cache, fac + i * PF, proj + (first + i) * Pp, w,
+                  g->rope_k + (position + i) * m->k.HSR, first + i, g->norms);
+        cache_write(&g->cache, l, b, position + i, g->row);
+    }
+}
+
+// mla: q of the tokens, the latents and rotated parts into the cache; in a prefill also k and v; in a step g->absorbed.
+static void latent_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, Pass pass) {
+    const Model *m = &g->model;
+    const Config *c = &m->config;
+    const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
+    int64_t N = B * n, NH = c->n_head, HSK = m->HSK, HSV = m->HSV, HSR = m->HSR, QK = NH * HSK, Pp = m->Pp;
+    int64_t q = c->q_lora, kv = c->kv_lora, W = kv + HSR;
+    gain_forward(g->latq, g->rstd, g->proj, Pp, w + m->q_gain, N, q, c->rms_eps);
+    gain_forward(g->latkv, g->rstd, g->proj + q, Pp, w + m->kv_gain, N, kv, c->rms_eps);
+    linear(pass, g->heads, g->latq, w + m->wqb, N, q, QK, OVERWRITE);
     for (int64_t b = 0; b < B; b++) {
         int64_t position = g->length[first + b];
-        float *fac = g->fac + b * n * Pp, *table = g->rope + position * m->HSR;
-        rope(fac, &m->q, table, 1, n, Pp, ROTATE);
-        rope(fac, &m->k, table, 1, n, Pp, ROTATE);
-        for (int64_t i = 0; i < n; i++) cache_write(&g->cache, l, first + b, position + i, fac + i * Pp + m->k.a);
+        rope(g->heads + b * n * QK, &m->q, g->rope_q + position * HSR, 1, n, QK, ROTATE);
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(g->row, g->latkv + (b * n + i) * kv, (size_t)kv * sizeof *g->row);
+            memcpy(g->row + kv, g->proj + (b * n + i) * Pp + q + kv, (size_t)HSR * sizeof *g->row);
+            rotate(g->row + kv, g->rope_k + (position + i) * HSR, HSR, HSR, ROTATE);
+            cache_write(&g->cache, l, first + b, position + i, g->row);
+        }
     }
-    if (pass == STEP) return;
-    contract_forward(g->q, g->fac, &m->q, n, NH, Pp);
-    contract_forward(g->k, g->fac, &m->k, n, NH, Pp);
-    contract_forward(g->v, g->fac, &m->v, n, NH, Pp);
+    if (pass == PREFILL) {
+        memcpy(g->q, g->heads, (size_t)(n * QK) * sizeof *g->q);
+        linear_forward(g->kv, g->latkv, w + m->wkvb, n, kv, 2 * m->D, OVERWRITE);
+        latent_heads_forward(g->k, g->v, g->kv, g->proj + q + kv, Pp, g->rope_k, 1, n, NH, HSV, HSR);
+        return;
+    }
+    #pragma omp parallel for collapse(2)
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t h = 0; h < NH; h++) {          // q' = [q Wk | rotated part of q]
+            const float *head = g->heads + i * QK + h * HSK, *wk = w + m->wkvb + h * 2 * HSV * kv;
+            float *out = g->absorbed + (i * NH + h) * W;
+            memset(out, 0, (size_t)kv * sizeof *out);
+            for (int64_t j = 0; j < HSV; j++)
+                for (int64_t k = 0; k < kv; k++) out[k] += head[j] * wk[j * kv + k];
+            memcpy(out + kv, head + HSV, (size_t)HSR * sizeof *out);
+        }
+}
+
+// y = Wv y', for the N tokens of a step.
+static void latent_output(Generator *g, const float *w, int64_t N) {
+    const Model *m = &g->model;
+    int64_t NH = m->config.n_head, HSV = m->HSV, kv = m->config.kv_lora;
+    #pragma omp parallel for collapse(2)
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t h = 0; h < NH; h++)
+            for (int64_t j = 0; j < HSV; j++) {
+                const float *wv = w + m->wkvb + ((h * 2 + 1) * HSV + j) * kv, *in = g->y_latent + (i * NH + h) * kv;
+                float dot = 0;
+                #pragma omp simd reduction(+:dot)
+                for (int64_t k = 0; k < kv; k++) dot += wv[k] * in[k];
+                g->y[i * m->Dp + h * HSV + j] = dot;
+            }
+}
+
+// qkv_forward for decoding: the factor rows of layer l from its normed input g->n, and what the cache needs of them;
+// in a prefill also g->q, k and v. For sequences first to first + B - 1, n tokens each. Returns the queries' rows.
+static const float *qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, Pass pass) {
+    const Model *m = &g->model;
+    const Config *c = &m->config;
+    int64_t N = B * n, NH = c->n_head, Pp = m->Pp, ld = m->is_projected ? Pp : m->PF;
+    const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
+    float *fac = m->is_projected ? g->proj : g->fac;
+    linear(pass, g->proj, g->n, w + m->wqkv, N, c->n_embd, Pp, OVERWRITE);      // [aQ bQ aK bK aV bV] = n Wqkv^T
+    if (c->attn == ATTN_MLA) {
+        latent_decode(g, l, first, B, n, pass);
+        return g->absorbed;
+    }
+    for (int64_t b = 0; b < B; b++) {
+        int64_t position = g->length[first + b];
+        float *rows = fac + b * n * ld, *proj = g->proj + b * n * Pp;
+        if (!m->is_projected) {
+            variant_rows(g, rows, proj, g->before + (l * g->B + first + b) * (c->kv_shift ? Pp : 0), l, first + b, n,
+                         position);
+            continue;
+        }
+        rope(rows, &m->q, g->rope_q + position * m->q.HSR, 1, n, ld, ROTATE);
+        rope(rows, &m->k, g->rope_k + position * m->k.HSR, 1, n, ld, ROTATE);
+        for (int64_t i = 0; i < n; i++) {
+            if (c->qk_norm) fold_norms(g->norms, rows + i * ld, &m->q, NH, c->rms_eps);
+            if (c->qk_norm) fold_norms(g->norms, rows + i * ld, &m->k, NH, c->rms_eps);
+            cache_write(&g->cache, l, first + b, position + i, rows + i * ld + m->k.a);
+        }
+    }
+    if (pass == STEP) return fac;
+    contract_forward(g->q, fac, &m->q, n, NH, ld);
+    contract_forward(g->k, fac, &m->k, n, NH, ld);
+    contract_forward(g->v, fac, &m->v, n, NH, ld);
+    return fac;
 }
 
 // Appends n tokens, ids (B, n), to each of the sequences first to first + B - 1: to their cache, and to g->length.
@@ -283,13 +513,15 @@ static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, 
         const float *w = g->params + m->layers + (size_t)l * m->layer_stride;
 
         rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);                 // n = x / rms(x)
-        qkv_decode(g, l, first, B, n, pass);                                    // factors, into the cache
+        const float *fac = qkv_decode(g, l, first, B, n, pass);                 // factors, into the cache
         if (pass == PREFILL)                                                    // y = attention(q, k, v)
             attention_forward(g->y, g->lse, g->attention_scratch, g->q, g->k, g->v, 1, n, NH, m->HSK, m->HSV, Dp,
                               m->scale);
         else
-            flashtpa_decode(g->y, g->partial, g->decode_scratch, g->decode_scratch_size, g->fac, m, &g->cache, l,
-                            g->length, B, n);
+            flashtpa_decode(c->attn == ATTN_MLA ? g->y_latent : g->y, g->partial, g->decode_scratch,
+                            g->decode_scratch_size, fac, &g->decoding, &g->cache, w, g->rope_k, l, g->length, B, n);
+        if (pass == STEP && c->attn == ATTN_MLA) latent_output(g, w, N);        // y = Wv y'
+        if (c->out_gate) gate_forward(g->y, g->proj + m->gate, m->Pp, g->y, N, m->D, Dp);   // y *= sigmoid(n Wg^T)
         linear(pass, g->x, g->y, w + m->wo, N, Dp, C, ACCUMULATE);              // x += y Wo^T
 
         rmsnorm_forward(g->n, g->rstd, g->x, N, C, c->rms_eps);                 // n = x / rms(x)
@@ -306,6 +538,8 @@ static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, 
 
 // =====================================================================================================================
 // The generating program (llmc/generator.h) around this model
+
+static int generator_runs(const Model *m) { return m != NULL; }        // every kind
 
 static void generator_start(const GenerateOptions *o) { cpu_start(o->threads, 1); }
 
@@ -340,7 +574,9 @@ static Generator *generator_open(const GenerateOptions *o, const Config *config,
     for (int i = 0; i < NUM_GENERATOR_BUFFERS; i++) *table[i].pointer = xcalloc((size_t)table[i].elements,
                                                                                 sizeof(float));
     cache_init(&g->cache, &g->model, o->cache_kind, B, capacity);
-    rope_table(g->rope, capacity, g->model.HSR, config->rope_base);
+    rope_table(g->rope_q, capacity, g->model.q.HSR, config->rope_base);
+    rope_table(g->rope_k, capacity, g->model.k.HSR, config->rope_base);
+    g->decoding = decoding_of(&g->model);
     g->length = xcalloc((size_t)B, sizeof *g->length);
     g->B = B;
     return g;
@@ -392,10 +628,10 @@ int main(int argc, char **argv) {
                  "by the model in out.",
         .pad = 1,
         .tolerance = 1e-5,      // test_t6.c's for golden files, which are checked in the same fp32
-        .start = generator_start, .plan = generator_plan, .cache_bytes = generator_cache_bytes, .open = generator_open,
-        .close = generator_close, .model = generator_model, .host_weights = generator_host_weights,
-        .load_weights = generator_load_weights, .prefill = generator_prefill, .step = generator_step,
-        .sample = generator_sample, .logits = generator_logits,
+        .runs = generator_runs, .start = generator_start, .plan = generator_plan,
+        .cache_bytes = generator_cache_bytes, .open = generator_open, .close = generator_close,
+        .model = generator_model, .host_weights = generator_host_weights, .load_weights = generator_load_weights,
+        .prefill = generator_prefill, .step = generator_step, .sample = generator_sample, .logits = generator_logits,
     };
     return generator_main(argc, argv, &model);
 }

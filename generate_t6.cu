@@ -341,7 +341,8 @@ int main(int argc, char **argv) {
     static const GeneratorModel model = {
         .title = "generate_t6cu: text from a T6 checkpoint, on the GPU. Without flags it continues standard input, "
                  "by the model in out.",
-        .pad = PAD, .tolerance = GENERATOR_TOLERANCE, .start = generator_start, .plan = generator_plan,
+        .pad = PAD, .tolerance = GENERATOR_TOLERANCE, .runs = model_is_plain, .start = generator_start,
+        .plan = generator_plan,
         .cache_bytes = generator_cache_bytes, .open = generator_open, .close = generator_close,
         .model = generator_model, .host_weights = generator_host_weights, .load_weights = generator_load_weights,
         .prefill = generator_prefill, .step = generator_step, .sample = generator_sample, .logits = generator_logits,

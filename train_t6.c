@@ -125,16 +125,49 @@ void rmsnorm_forward(real *out, real *rstd, const real *x, int64_t N, int64_t C,
     }
 }
 
-// dx += rstd (dout - out mean(dout out)), in terms of the output, so that x need not be kept.
-void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *rstd, int64_t N, int64_t C) {
+// dx += or = rstd (dout - out mean(dout out)), in terms of the output, so that x need not be kept. dx may be dout.
+void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *rstd, int64_t N, int64_t C,
+                      OutputMode mode) {
     #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         double sum = 0;
         #pragma omp simd reduction(+:sum)
         for (int64_t c = 0; c < C; c++) sum += (double)dout[n * C + c] * out[n * C + c];
         real mean = (real)(sum / (double)C);
-        for (int64_t c = 0; c < C; c++) dx[n * C + c] += rstd[n] * (dout[n * C + c] - out[n * C + c] * mean);
+        for (int64_t c = 0; c < C; c++) {
+            real d = rstd[n] * (dout[n * C + c] - out[n * C + c] * mean);
+            dx[n * C + c] = mode == ACCUMULATE ? dx[n * C + c] + d : d;
+        }
     }
+}
+
+// RMSNorm with a gain, for mla's latents: out = x rstd gain. x (N, C) has rows ldx apart, out (N, C), gain (C).
+void gain_forward(real *out, real *rstd, const real *x, int64_t ldx, const real *gain, int64_t N, int64_t C,
+                  double eps) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *row = x + n * ldx;
+        double sum = 0;
+        for (int64_t c = 0; c < C; c++) sum += (double)row[c] * row[c];
+        rstd[n] = (real)(1 / sqrt(sum / (double)C + eps));
+        for (int64_t c = 0; c < C; c++) out[n * C + c] = row[c] * rstd[n] * gain[c];
+    }
+}
+
+// With z = x rstd and dz = dout gain:  dgain += sum_n dout z;  dx = rstd (dz - z mean(dz z)), rows ldx apart.
+void gain_backward(real *dx, real *dgain, const real *dout, const real *x, const real *rstd, int64_t ldx,
+                   const real *gain, int64_t N, int64_t C) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++) {
+        const real *row = x + n * ldx, *d = dout + n * C;
+        double sum = 0;
+        for (int64_t c = 0; c < C; c++) sum += (double)d[c] * gain[c] * row[c] * rstd[n];
+        real mean = (real)(sum / (double)C);
+        for (int64_t c = 0; c < C; c++) dx[n * ldx + c] = rstd[n] * (d[c] * gain[c] - row[c] * rstd[n] * mean);
+    }
+    #pragma omp parallel for
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t n = 0; n < N; n++) dgain[c] += dout[n * C + c] * x[n * ldx + c] * rstd[n];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -152,23 +185,133 @@ void rope_table(real *table, int64_t T, int64_t HSR, double base) {
         }
 }
 
+// b (HS): one vector; row: its position's row of the table.
+static void rotate(real *b, const real *row, int64_t HS, int64_t HSR, Direction direction) {
+    real *first = b + HS - HSR, *second = first + HSR / 2;
+    for (int64_t i = 0; i < HSR / 2; i++) {
+        real cos_i = row[i], sin_i = direction == ROTATE ? row[HSR / 2 + i] : -row[HSR / 2 + i];
+        real x1 = first[i], x2 = second[i];
+        first[i] = x1 * cos_i + x2 * sin_i;
+        second[i] = x2 * cos_i - x1 * sin_i;
+    }
+}
+
 // fac (B, T, Pp): rotates the vectors of `heads`. ROTATE_BACK is for gradients: a rotation's transpose is its inverse.
 void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T, int64_t Pp, Direction direction) {
     int64_t HS = heads->HS, HSR = heads->HSR;
     if (HSR == 0) return;
     #pragma omp parallel for
     for (int64_t n = 0; n < B * T; n++) {
-        const real *cosine = table + n % T * HSR, *sine = cosine + HSR / 2;
-        for (int64_t r = 0; r < heads->R; r++) {
-            real *first = fac + n * Pp + heads->b + r * HS + HS - HSR, *second = first + HSR / 2;
-            for (int64_t i = 0; i < HSR / 2; i++) {
-                real cos_i = cosine[i], sin_i = direction == ROTATE ? sine[i] : -sine[i];
-                real x1 = first[i], x2 = second[i];
-                first[i] = x1 * cos_i + x2 * sin_i;
-                second[i] = x2 * cos_i - x1 * sin_i;
-            }
+        const real *row = table + n % T * HSR;
+        for (int64_t r = 0; r < heads->R; r++) rotate(fac + n * Pp + heads->b + r * HS, row, HS, HSR, direction);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The factor row of a variant, from its projected row (llmc/model.h, Heads). proj (B, T, Pp), fac (B, T, PF), layer:
+// the layer's weights. For q, k or v, with the sources of its columns in `heads`:
+//     a = act(projected a), or a constant
+//     b = projected, or a constant;  kv_shift: b_t = s_t b_{t-1} + (1 - s_t) b_t, s = sigmoid(projected s), b_{-1} = 0
+//     b = rope(b);  third order: b_r = vec(b_r c_r^T), number j HB + i of which is b_i c_j
+
+static real sigmoid(real x) { return 1 / (1 + exp(-x)); }
+
+static void head_act_forward(real *a, const real *x, HeadAct act, int64_t NH, int64_t R) {
+    for (int64_t i = 0; i < NH * R; i++) a[i] = act == HEAD_ACT_SIGMOID ? sigmoid(x[i]) : x[i];
+    for (int64_t r = 0; r < R && act == HEAD_ACT_SOFTMAX; r++) {
+        real largest = x[r], sum = 0;
+        for (int64_t i = 1; i < NH; i++) largest = x[i * R + r] > largest ? x[i * R + r] : largest;
+        for (int64_t i = 0; i < NH; i++) sum += a[i * R + r] = exp(x[i * R + r] - largest);
+        for (int64_t i = 0; i < NH; i++) a[i * R + r] /= sum;
+    }
+}
+
+// dx from da, in terms of the output a.
+static void head_act_backward(real *dx, const real *da, const real *a, HeadAct act, int64_t NH, int64_t R) {
+    for (int64_t i = 0; i < NH * R; i++) dx[i] = act == HEAD_ACT_SIGMOID ? da[i] * a[i] * (1 - a[i]) : da[i];
+    for (int64_t r = 0; r < R && act == HEAD_ACT_SOFTMAX; r++) {
+        real sum = 0;
+        for (int64_t i = 0; i < NH; i++) sum += da[i * R + r] * a[i * R + r];
+        for (int64_t i = 0; i < NH; i++) dx[i * R + r] = a[i * R + r] * (da[i * R + r] - sum);
+    }
+}
+
+// out (HB) = b_r of the token whose projected row is `row`, shifted and rotated. t: its position.
+static void token_factor(real *out, const real *row, const real *layer, const Heads *h, const real *table, int64_t t,
+                         int64_t r, int64_t Pp) {
+    int64_t HB = h->HB;
+    const real *b = h->from_b == NOT_PROJECTED ? layer + h->const_b + r * HB : row + h->from_b + r * HB;
+    real s = h->from_s == NOT_PROJECTED ? 0 : sigmoid(row[h->from_s + r]);
+    for (int64_t i = 0; i < HB; i++) out[i] = (1 - s) * b[i] + (s != 0 && t > 0 ? s * b[i - Pp] : 0);
+    rotate(out, table + t * h->HSR, HB, h->HSR, ROTATE);
+}
+
+void factors_forward(real *fac, const real *proj, const real *layer, const Heads *h, HeadAct act, const real *table,
+                     int64_t B, int64_t T, int64_t NH, int64_t Pp, int64_t PF) {
+    int64_t R = h->R, HB = h->HB;
+    #pragma omp parallel for
+    for (int64_t n = 0; n < B * T; n++) {
+        const real *row = proj + n * Pp;
+        real *a = fac + n * PF + h->a, *b = fac + n * PF + h->b;
+        if (h->kind == HEADS_FACTORED && h->from_a == NOT_PROJECTED)
+            memcpy(a, layer + h->const_a, (size_t)(NH * R) * sizeof *a);
+        else if (h->kind == HEADS_FACTORED) head_act_forward(a, row + h->from_a, act, NH, R);
+        for (int64_t r = 0; r < R; r++, b += h->HS) {
+            token_factor(b, row, layer, h, table, n % T, r, Pp);
+            for (int64_t j = h->HS / HB - 1; j >= 0 && h->from_c != NOT_PROJECTED; j--)     // b itself comes last
+                for (int64_t i = 0; i < HB; i++) b[j * HB + i] = b[i] * row[h->from_c + r * (h->HS / HB) + j];
         }
     }
+}
+
+// dproj += and the gradients of constants, dlayer +=, from dfac, whose columns of b become scratch: first HB of a
+// vector's numbers are then the gradient of its shifted b, not rotated.
+void factors_backward(real *dproj, real *dlayer, real *dfac, const real *fac, const real *proj, const real *layer,
+                      const Heads *h, HeadAct act, const real *table, int64_t B, int64_t T, int64_t NH, int64_t Pp,
+                      int64_t PF) {
+    int64_t R = h->R, HS = h->HS, HB = h->HB, HC = HS / HB;
+    int is_factored = h->kind == HEADS_FACTORED;
+    #pragma omp parallel for
+    for (int64_t n = 0; n < B * T; n++) {
+        real *db = dfac + n * PF + h->b, *drow = dproj + n * Pp, b[HB];
+        if (is_factored && h->from_a != NOT_PROJECTED)
+            head_act_backward(drow + h->from_a, dfac + n * PF + h->a, fac + n * PF + h->a, act, NH, R);
+        for (int64_t r = 0; r < R; r++, db += HS) {
+            const real *c = proj + n * Pp + h->from_c + r * HC;
+            if (h->from_c != NOT_PROJECTED) {       // dc_j += <db_j, b>;  db = sum_j db_j c_j
+                token_factor(b, proj + n * Pp, layer, h, table, n % T, r, Pp);
+                for (int64_t j = 0; j < HC; j++)
+                    for (int64_t i = 0; i < HB; i++) drow[h->from_c + r * HC + j] += db[j * HB + i] * b[i];
+                for (int64_t i = 0; i < HB; i++) {
+                    real sum = 0;
+                    for (int64_t j = 0; j < HC; j++) sum += db[j * HB + i] * c[j];
+                    db[i] = sum;
+                }
+            }
+            rotate(db, table + n % T * h->HSR, HB, h->HSR, ROTATE_BACK);
+        }
+    }
+    #pragma omp parallel for
+    for (int64_t n = 0; n < B * T; n++)
+        for (int64_t r = 0; r < R && h->from_b != NOT_PROJECTED; r++) {
+            const real *db = dfac + n * PF + h->b + r * HS, *row = proj + n * Pp, *b = row + h->from_b + r * HB;
+            real *drow = dproj + n * Pp, ds = 0;
+            real s = h->from_s == NOT_PROJECTED ? 0 : sigmoid(row[h->from_s + r]);
+            int has_next = h->from_s != NOT_PROJECTED && n % T + 1 < T;
+            real s_next = has_next ? sigmoid(row[Pp + h->from_s + r]) : 0;
+            for (int64_t i = 0; i < HB; i++) {      // b_t is in the shifted b of t and of t + 1
+                drow[h->from_b + r * HB + i] += (1 - s) * db[i] + (has_next ? s_next * db[PF + i] : 0);
+                ds += db[i] * ((s != 0 && n % T > 0 ? b[i - Pp] : 0) - b[i]);
+            }
+            if (h->from_s != NOT_PROJECTED) drow[h->from_s + r] += ds * s * (1 - s);
+        }
+    if (is_factored && h->from_a == NOT_PROJECTED)
+        for (int64_t n = 0; n < B * T; n++)
+            for (int64_t i = 0; i < NH * R; i++) dlayer[h->const_a + i] += dfac[n * PF + h->a + i];
+    if (h->from_b == NOT_PROJECTED)
+        for (int64_t n = 0; n < B * T; n++)
+            for (int64_t r = 0; r < R; r++)
+                for (int64_t i = 0; i < HB; i++) dlayer[h->const_b + r * HB + i] += dfac[n * PF + h->b + r * HS + i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -216,6 +359,62 @@ void contract_backward(real *dfac, const real *dout, const real *fac, const Head
                 if (heads->kind == HEADS_FACTORED) da[i * heads->R + r] = scale * sum;
             }
         }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Output gate: z = sigmoid(g) y. g (N, D) are columns of rows that are ldg apart; y, z (N, Dp)
+
+void gate_forward(real *z, const real *g, int64_t ldg, const real *y, int64_t N, int64_t D, int64_t Dp) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t i = 0; i < D; i++) z[n * Dp + i] = sigmoid(g[n * ldg + i]) * y[n * Dp + i];
+}
+
+// With s = sigmoid(g):  dg = dz y s (1 - s);  dz becomes dy = dz s in place
+void gate_backward(real *dg, real *dz, const real *g, int64_t ldg, const real *y, int64_t N, int64_t D, int64_t Dp) {
+    #pragma omp parallel for
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t i = 0; i < D; i++) {
+            real s = sigmoid(g[n * ldg + i]), d = dz[n * Dp + i];
+            dg[n * ldg + i] = d * y[n * Dp + i] * s * (1 - s);
+            dz[n * Dp + i] = d * s;
+        }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// mla's heads: k (N, NH, HSK) and v (N, NH, HSV) from kv (N, NH, 2 HSV), a head's part of k and its v, and from the
+// part of k that all heads share, kr (N, HSR), rotated here. HSK = HSV + HSR.
+
+void latent_heads_forward(real *k, real *v, const real *kv, const real *kr, int64_t ldr, const real *table, int64_t B,
+                          int64_t T, int64_t NH, int64_t HSV, int64_t HSR) {
+    int64_t HSK = HSV + HSR;
+    #pragma omp parallel for
+    for (int64_t n = 0; n < B * T; n++) {
+        real rotated[HSR];
+        memcpy(rotated, kr + n * ldr, sizeof rotated);
+        rotate(rotated, table + n % T * HSR, HSR, HSR, ROTATE);
+        for (int64_t i = n * NH; i < (n + 1) * NH; i++) {
+            memcpy(k + i * HSK, kv + i * 2 * HSV, (size_t)HSV * sizeof *k);
+            memcpy(k + i * HSK + HSV, rotated, sizeof rotated);
+            memcpy(v + i * HSV, kv + i * 2 * HSV + HSV, (size_t)HSV * sizeof *v);
+        }
+    }
+}
+
+void latent_heads_backward(real *dkv, real *dkr, int64_t ldr, const real *dk, const real *dv, const real *table,
+                           int64_t B, int64_t T, int64_t NH, int64_t HSV, int64_t HSR) {
+    int64_t HSK = HSV + HSR;
+    #pragma omp parallel for
+    for (int64_t n = 0; n < B * T; n++) {
+        real *sum = dkr + n * ldr;
+        memset(sum, 0, (size_t)HSR * sizeof *sum);
+        for (int64_t i = n * NH; i < (n + 1) * NH; i++) {
+            memcpy(dkv + i * 2 * HSV, dk + i * HSK, (size_t)HSV * sizeof *dkv);
+            memcpy(dkv + i * 2 * HSV + HSV, dv + i * HSV, (size_t)HSV * sizeof *dkv);
+            for (int64_t j = 0; j < HSR; j++) sum[j] += dk[i * HSK + HSV + j];
+        }
+        rotate(sum, table + n % T * HSR, HSR, HSR, ROTATE_BACK);
     }
 }
 
@@ -374,41 +573,53 @@ double softmax_cross_entropy(real *logits, const int32_t *targets, int64_t rows,
 typedef struct {
     // kept from the forward to the backward pass, one slice per layer
     real *n1, *rstd1;       // (L, N, C), (L, N)            normed input of attention
-    real *fac;              // (L, N, Pp)                   factor rows, bQ and bK rotated
+    real *proj;             // (L, N, Pp)                   projected rows; as factor rows: bQ and bK rotated
     real *y, *lse;          // (L, N, Dp), (L, B, NH, T)
     real *n2, *rstd2;       // (L, N, C), (L, N)            normed input of the MLP
     real *u;                // (L, N, 2 Fp)                 its two halves: n2 W1^T and n2 W2^T
     // one for all layers
     real *x, *nf, *rstdf;   // (N, C), (N, C), (N)          residual stream, normed input of the classifier
+    real *fac;              // (N, PF)                      factor rows of variants
     real *q, *k, *v;        // (N, NH, HSK) twice, (N, NH, HSV): rebuilt from the factors in the backward pass
+    real *rstdq, *rstdk;    // (N, NH) twice                qk_norm's; mla's latents': (N) twice
+    real *z;                // (N, Dp)                      gated output of attention
+    real *latq, *latkv;     // (N, q_lora), (N, kv_lora)    mla: normed latents
+    real *kv;               // (N, NH, 2 HSV)               mla: of each head, its part of k and its v
     real *s;                // (N, Fp)                      output of SwiGLU, recomputed in the backward pass
     real *scratch;          // (attention_scratch_size)
     real *logits;           // (CLASSIFIER_ROWS, Vp)
-    real *rope;             // (T, HSR)
+    real *rope_q, *rope_k;  // (T, HSR) of q and of k: not the same where k is of third order and q is not
     // gradients
     real *dx, *dn;          // (N, C)
     real *dq, *dk, *dv;     // as q, k, v
-    real *dfac, *dy;        // (N, Pp), (N, Dp)
+    real *dproj, *dy;       // (N, Pp), (N, Dp)
+    real *dfac;             // as fac
+    real *dlatq, *dlatkv, *dkv;
     real *du, *ds;          // (N, 2 Fp), (N, Fp)
 } Activations;
 
 typedef struct { real **pointer; int64_t elements; } Buffer;     // one row of a table of memory
-enum { NUM_BUFFERS = 27 };
+enum { NUM_BUFFERS = 39 };
 
 // The table of all pointers in Activations with their sizes, for batches up to B x T.
 static void activation_table(Activations *acts, const Model *m, int64_t B, int64_t T, Buffer out[NUM_BUFFERS]) {
     const Config *c = &m->config;
     int64_t L = c->n_layer, N = B * T, C = c->n_embd, NH = c->n_head, QK = NH * m->HSK;
-    int64_t D = m->D, Dp = m->Dp, Fp = m->Fp;
+    int64_t D = m->D, Dp = m->Dp, Fp = m->Fp, latent = c->attn == ATTN_MLA, fac = m->is_projected || latent ? 0 : m->PF;
+    int64_t rstd = c->qk_norm ? N * NH : latent ? N : 0, q_lora = latent ? c->q_lora : 0;
+    int64_t kv_lora = latent ? c->kv_lora : 0, kv = latent ? 2 * D : 0;
     const Buffer table[NUM_BUFFERS] = {
-        {&acts->n1, L * N * C}, {&acts->rstd1, L * N}, {&acts->fac, L * N * m->Pp}, {&acts->y, L * N * Dp},
+        {&acts->n1, L * N * C}, {&acts->rstd1, L * N}, {&acts->proj, L * N * m->Pp}, {&acts->y, L * N * Dp},
         {&acts->lse, L * N * NH}, {&acts->n2, L * N * C}, {&acts->rstd2, L * N}, {&acts->u, L * N * 2 * Fp},
         {&acts->x, N * C}, {&acts->nf, N * C}, {&acts->rstdf, N},
-        {&acts->q, N * QK}, {&acts->k, N * QK}, {&acts->v, N * D},
-        {&acts->s, N * Fp}, {&acts->scratch, attention_scratch_size(T)}, {&acts->logits, CLASSIFIER_ROWS * m->Vp},
-        {&acts->rope, T * m->HSR},
+        {&acts->fac, N * fac}, {&acts->q, N * QK}, {&acts->k, N * QK}, {&acts->v, N * D}, {&acts->rstdq, rstd},
+        {&acts->rstdk, rstd}, {&acts->z, c->out_gate ? N * Dp : 0}, {&acts->latq, N * q_lora},
+        {&acts->latkv, N * kv_lora}, {&acts->kv, N * kv}, {&acts->s, N * Fp},
+        {&acts->scratch, attention_scratch_size(T)}, {&acts->logits, CLASSIFIER_ROWS * m->Vp},
+        {&acts->rope_q, T * m->q.HSR}, {&acts->rope_k, T * m->k.HSR},
         {&acts->dx, N * C}, {&acts->dn, N * C}, {&acts->dq, N * QK}, {&acts->dk, N * QK}, {&acts->dv, N * D},
-        {&acts->dfac, N * m->Pp}, {&acts->dy, N * Dp}, {&acts->du, N * 2 * Fp}, {&acts->ds, N * Fp},
+        {&acts->dproj, N * m->Pp}, {&acts->dfac, N * fac}, {&acts->dlatq, N * q_lora}, {&acts->dlatkv, N * kv_lora},
+        {&acts->dkv, N * kv}, {&acts->dy, N * Dp}, {&acts->du, N * 2 * Fp}, {&acts->ds, N * Fp},
     };
     memcpy(out, table, sizeof table);
 }
@@ -445,7 +656,8 @@ void t6_alloc(T6 *t6, const Config *config, int64_t B, int64_t T, int pad, int w
     Buffer table[NUM_BUFFERS];
     activation_table(&t6->acts, &t6->model, B, T, table);
     for (int i = 0; i < NUM_BUFFERS; i++) *table[i].pointer = xcalloc((size_t)table[i].elements, sizeof(real));
-    rope_table(t6->acts.rope, T, t6->model.HSR, config->rope_base);
+    rope_table(t6->acts.rope_q, T, t6->model.q.HSR, config->rope_base);
+    rope_table(t6->acts.rope_k, T, t6->model.k.HSR, config->rope_base);
 }
 
 void t6_free(T6 *t6) {
@@ -457,41 +669,113 @@ void t6_free(T6 *t6) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The model. Only qkv_forward and qkv_backward depend on the attention kind, through Heads.
+// The model. Only qkv_forward and qkv_backward depend on the attention kind, through Heads; mla has its own.
 
-// NEW_FACTORS: computed from the layer's normed input. KEPT_FACTORS: the rows that the forward pass kept.
-typedef enum { NEW_FACTORS, KEPT_FACTORS } FactorSource;
-
-// acts.q, k (N, NH, HSK) and v (N, NH, HSV) of layer l, by way of its factor rows acts.fac (N, Pp).
-static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, FactorSource source) {
+// The factor rows of layer l and the distance of their rows: the projected rows themselves, or a variant's.
+static real *factor_rows(const T6 *t6, int64_t l, int64_t N, int64_t *ld) {
     const Model *m = &t6->model;
-    Activations *acts = &t6->acts;
-    int64_t N = B * T, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
-    const real *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = acts->n1 + l * N * C;
-    real *fac = acts->fac + l * N * Pp;
-    if (source == NEW_FACTORS) {
-        linear_forward(fac, n1, w + m->wqkv, N, C, Pp, OVERWRITE);      // [aQ bQ aK bK aV bV] = n Wqkv^T
-        rope(fac, &m->q, acts->rope, B, T, Pp, ROTATE);                 // bQ, bK = rope(bQ), rope(bK)
-        rope(fac, &m->k, acts->rope, B, T, Pp, ROTATE);
-    }
-    contract_forward(acts->q, fac, &m->q, N, NH, Pp);                   // q = 1/RQ sum_r aQ_r (x) bQ_r
-    contract_forward(acts->k, fac, &m->k, N, NH, Pp);                   // k = 1/RK sum_r aK_r (x) bK_r
-    contract_forward(acts->v, fac, &m->v, N, NH, Pp);                   // v = 1/RV sum_r aV_r (x) bV_r
+    *ld = m->is_projected ? m->Pp : m->PF;
+    return m->is_projected ? t6->acts.proj + l * N * m->Pp : t6->acts.fac;
 }
 
-// acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv +=.
+// mla: q, k, v from the projected row [latent of q | latent of k and v | rotated part of k].
+static void latent_forward(T6 *t6, const real *proj, const real *w, int64_t B, int64_t T) {
+    const Model *m = &t6->model;
+    const Config *c = &m->config;
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, NH = c->n_head, QK = NH * m->HSK, q = c->q_lora, kv = c->kv_lora, Pp = m->Pp;
+    gain_forward(acts->latq, acts->rstdq, proj, Pp, w + m->q_gain, N, q, c->rms_eps);
+    gain_forward(acts->latkv, acts->rstdk, proj + q, Pp, w + m->kv_gain, N, kv, c->rms_eps);
+    linear_forward(acts->q, acts->latq, w + m->wqb, N, q, QK, OVERWRITE);
+    rope(acts->q, &m->q, acts->rope_q, B, T, QK, ROTATE);
+    linear_forward(acts->kv, acts->latkv, w + m->wkvb, N, kv, 2 * m->D, OVERWRITE);
+    latent_heads_forward(acts->k, acts->v, acts->kv, proj + q + kv, Pp, acts->rope_k, B, T, NH, m->HSV, m->HSR);
+}
+
+// acts.dproj from acts.dq, dk, dv; gradients of the layer's weights dw +=.
+static void latent_backward(T6 *t6, const real *proj, const real *w, real *dw, int64_t B, int64_t T) {
+    const Model *m = &t6->model;
+    const Config *c = &m->config;
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, NH = c->n_head, QK = NH * m->HSK, q = c->q_lora, kv = c->kv_lora, Pp = m->Pp;
+    rope(acts->dq, &m->q, acts->rope_q, B, T, QK, ROTATE_BACK);
+    latent_heads_backward(acts->dkv, acts->dproj + q + kv, Pp, acts->dk, acts->dv, acts->rope_k, B, T, NH, m->HSV,
+                          m->HSR);
+    linear_backward(acts->dlatq, dw + m->wqb, acts->dq, acts->latq, w + m->wqb, N, q, QK);
+    linear_backward(acts->dlatkv, dw + m->wkvb, acts->dkv, acts->latkv, w + m->wkvb, N, kv, 2 * m->D);
+    gain_backward(acts->dproj, dw + m->q_gain, acts->dlatq, proj, acts->rstdq, Pp, w + m->q_gain, N, q);
+    gain_backward(acts->dproj + q, dw + m->kv_gain, acts->dlatkv, proj + q, acts->rstdk, Pp, w + m->kv_gain, N, kv);
+}
+
+// NEW_ROWS: projected from the layer's normed input. KEPT_ROWS: those that the forward pass kept.
+typedef enum { NEW_ROWS, KEPT_ROWS } RowSource;
+
+// acts.q, k (N, NH, HSK) and v (N, NH, HSV) of layer l, by way of its projected rows acts.proj (N, Pp).
+static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, RowSource source) {
+    const Model *m = &t6->model;
+    const Config *c = &m->config;
+    Activations *acts = &t6->acts;
+    int64_t N = B * T, C = c->n_embd, NH = c->n_head, Pp = m->Pp, ld;
+    const real *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = acts->n1 + l * N * C;
+    real *proj = acts->proj + l * N * Pp, *fac = factor_rows(t6, l, N, &ld);
+    if (source == NEW_ROWS) linear_forward(proj, n1, w + m->wqkv, N, C, Pp, OVERWRITE);     // n Wqkv^T
+    if (c->attn == ATTN_MLA) return latent_forward(t6, proj, w, B, T);
+    if (m->is_projected && source == NEW_ROWS) {
+        rope(fac, &m->q, acts->rope_q, B, T, ld, ROTATE);               // bQ, bK = rope(bQ), rope(bK)
+        rope(fac, &m->k, acts->rope_k, B, T, ld, ROTATE);
+    } else if (!m->is_projected) {
+        factors_forward(fac, proj, w, &m->q, c->head_act, acts->rope_q, B, T, NH, Pp, ld);
+        factors_forward(fac, proj, w, &m->k, c->head_act, acts->rope_k, B, T, NH, Pp, ld);
+        factors_forward(fac, proj, w, &m->v, c->head_act, acts->rope_k, B, T, NH, Pp, ld);
+    }
+    contract_forward(acts->q, fac, &m->q, N, NH, ld);                   // q = 1/RQ sum_r aQ_r (x) bQ_r
+    contract_forward(acts->k, fac, &m->k, N, NH, ld);                   // k = 1/RK sum_r aK_r (x) bK_r
+    contract_forward(acts->v, fac, &m->v, N, NH, ld);                   // v = 1/RV sum_r aV_r (x) bV_r
+    if (c->qk_norm) {                                                   // q, k = q / rms(q), k / rms(k), by heads
+        rmsnorm_forward(acts->q, acts->rstdq, acts->q, N * NH, m->HSK, c->rms_eps);
+        rmsnorm_forward(acts->k, acts->rstdk, acts->k, N * NH, m->HSK, c->rms_eps);
+    }
+}
+
+// acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv and other weights' +=. The
+// columns of out_gate's gates in acts.dproj are there already.
 static void qkv_backward(T6 *t6, int64_t l, int64_t B, int64_t T) {
     const Model *m = &t6->model;
+    const Config *c = &m->config;
     Activations *acts = &t6->acts;
-    int64_t N = B * T, C = m->config.n_embd, NH = m->config.n_head, Pp = m->Pp;
-    size_t wqkv = m->layers + (size_t)l * m->layer_stride + m->wqkv;
-    const real *n1 = acts->n1 + l * N * C, *fac = acts->fac + l * N * Pp;
-    contract_backward(acts->dfac, acts->dq, fac, &m->q, N, NH, Pp);     // daQ = 1/RQ dq bQ,  dbQ = 1/RQ dq^T aQ
-    contract_backward(acts->dfac, acts->dk, fac, &m->k, N, NH, Pp);     // and so for k and v
-    contract_backward(acts->dfac, acts->dv, fac, &m->v, N, NH, Pp);
-    rope(acts->dfac, &m->q, acts->rope, B, T, Pp, ROTATE_BACK);         // gradients of the unrotated bQ and bK
-    rope(acts->dfac, &m->k, acts->rope, B, T, Pp, ROTATE_BACK);
-    linear_backward(acts->dn, t6->grads + wqkv, acts->dfac, n1, t6->params + wqkv, N, C, Pp);
+    int64_t N = B * T, C = c->n_embd, NH = c->n_head, Pp = m->Pp, ld;
+    size_t layer = m->layers + (size_t)l * m->layer_stride;
+    const real *w = t6->params + layer, *n1 = acts->n1 + l * N * C, *proj = acts->proj + l * N * Pp;
+    real *dw = t6->grads + layer, *fac = factor_rows(t6, l, N, &ld), *dfac = m->is_projected ? acts->dproj : acts->dfac;
+    if (c->qk_norm) {
+        rmsnorm_backward(acts->dq, acts->dq, acts->q, acts->rstdq, N * NH, m->HSK, OVERWRITE);
+        rmsnorm_backward(acts->dk, acts->dk, acts->k, acts->rstdk, N * NH, m->HSK, OVERWRITE);
+    }
+    if (c->attn == ATTN_MLA) latent_backward(t6, proj, w, dw, B, T);
+    else {
+        contract_backward(dfac, acts->dq, fac, &m->q, N, NH, ld);       // daQ = 1/RQ dq bQ,  dbQ = 1/RQ dq^T aQ
+        contract_backward(dfac, acts->dk, fac, &m->k, N, NH, ld);       // and so for k and v
+        contract_backward(dfac, acts->dv, fac, &m->v, N, NH, ld);
+    }
+    if (m->is_projected) {
+        rope(dfac, &m->q, acts->rope_q, B, T, ld, ROTATE_BACK);         // gradients of the unrotated bQ and bK
+        rope(dfac, &m->k, acts->rope_k, B, T, ld, ROTATE_BACK);
+    } else if (c->attn != ATTN_MLA) {
+        for (int64_t n = 0; n < N; n++) memset(acts->dproj + n * Pp, 0, (size_t)m->gate * sizeof *acts->dproj);
+        factors_backward(acts->dproj, dw, dfac, fac, proj, w, &m->q, c->head_act, acts->rope_q, B, T, NH, Pp, ld);
+        factors_backward(acts->dproj, dw, dfac, fac, proj, w, &m->k, c->head_act, acts->rope_k, B, T, NH, Pp, ld);
+        factors_backward(acts->dproj, dw, dfac, fac, proj, w, &m->v, c->head_act, acts->rope_k, B, T, NH, Pp, ld);
+    }
+    linear_backward(acts->dn, dw + m->wqkv, acts->dproj, n1, w + m->wqkv, N, C, Pp);
+}
+
+// What goes into layer l's output projection: y (N, Dp), gated with out_gate.
+static const real *gated(T6 *t6, int64_t l, int64_t N) {
+    const Model *m = &t6->model;
+    const real *y = t6->acts.y + l * N * m->Dp;
+    if (!m->config.out_gate) return y;
+    gate_forward(t6->acts.z, t6->acts.proj + l * N * m->Pp + m->gate, m->Pp, y, N, m->D, m->Dp);
+    return t6->acts.z;
 }
 
 // idx (B, T) -> acts.nf (N, C), the normed input of the classifier.
@@ -507,10 +791,11 @@ void t6_forward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
         real *y = acts->y + l * N * Dp, *lse = acts->lse + l * N * NH, *u = acts->u + l * N * 2 * Fp;
 
         rmsnorm_forward(n1, acts->rstd1 + l * N, acts->x, N, C, c->rms_eps);        // n = x / rms(x)
-        qkv_forward(t6, l, B, T, NEW_FACTORS);                                      // q, k, v from n
+        qkv_forward(t6, l, B, T, NEW_ROWS);                                         // q, k, v from n
         attention_forward(y, lse, acts->scratch, acts->q, acts->k, acts->v, B, T,   // y = softmax(scale q k^T) v
                           NH, m->HSK, m->HSV, Dp, m->scale);
-        linear_forward(acts->x, y, w + m->wo, N, Dp, C, ACCUMULATE);                // x += y Wo^T
+        const real *z = gated(t6, l, N);                                            // y, or sigmoid(n Wg^T) * y
+        linear_forward(acts->x, z, w + m->wo, N, Dp, C, ACCUMULATE);                // x += y Wo^T
 
         rmsnorm_forward(n2, acts->rstd2 + l * N, acts->x, N, C, c->rms_eps);        // n = x / rms(x)
         linear_forward(u, n2, w + m->w12, N, C, 2 * Fp, OVERWRITE);                 // u = n W1^T, n W2^T
@@ -546,7 +831,7 @@ void t6_backward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
     Activations *acts = &t6->acts;
     int64_t N = B * T, C = c->n_embd, NH = c->n_head, Dp = m->Dp, Fp = m->Fp;
     memset(acts->dx, 0, (size_t)(N * C) * sizeof *acts->dx);
-    rmsnorm_backward(acts->dx, acts->dn, acts->nf, acts->rstdf, N, C);
+    rmsnorm_backward(acts->dx, acts->dn, acts->nf, acts->rstdf, N, C, ACCUMULATE);
     for (int64_t l = c->n_layer - 1; l >= 0; l--) {
         size_t at = m->layers + (size_t)l * m->layer_stride;
         const real *w = t6->params + at;
@@ -558,14 +843,16 @@ void t6_backward(T6 *t6, const int32_t *idx, int64_t B, int64_t T) {
         linear_backward(acts->ds, dw + m->w3, acts->dx, acts->s, w + m->w3, N, Fp, C);          // ds = dx W3
         swiglu_backward(acts->du, acts->ds, u, N, Fp);                              // du = [dg dz]
         linear_backward(acts->dn, dw + m->w12, acts->du, n2, w + m->w12, N, C, 2 * Fp);         // dn = du W12
-        rmsnorm_backward(acts->dx, acts->dn, n2, acts->rstd2 + l * N, N, C);        // dx += gradient through the norm
+        rmsnorm_backward(acts->dx, acts->dn, n2, acts->rstd2 + l * N, N, C, ACCUMULATE);    // dx += norm's gradient
 
-        linear_backward(acts->dy, dw + m->wo, acts->dx, y, w + m->wo, N, Dp, C);    // dy = dx Wo
-        qkv_forward(t6, l, B, T, KEPT_FACTORS);                                     // q, k, v again
+        linear_backward(acts->dy, dw + m->wo, acts->dx, gated(t6, l, N), w + m->wo, N, Dp, C);  // dy = dx Wo
+        if (c->out_gate)
+            gate_backward(acts->dproj + m->gate, acts->dy, acts->proj + l * N * m->Pp + m->gate, m->Pp, y, N, m->D, Dp);
+        qkv_forward(t6, l, B, T, KEPT_ROWS);                                        // q, k, v again
         attention_backward(acts->dq, acts->dk, acts->dv, acts->scratch, acts->dy,   // dq, dk, dv
                            y, lse, acts->q, acts->k, acts->v, B, T, NH, m->HSK, m->HSV, Dp, m->scale);
         qkv_backward(t6, l, B, T);                                                  // dn
-        rmsnorm_backward(acts->dx, acts->dn, n1, acts->rstd1 + l * N, N, C);        // dx += gradient through the norm
+        rmsnorm_backward(acts->dx, acts->dn, n1, acts->rstd1 + l * N, N, C, ACCUMULATE);    // dx += norm's gradient
     }
     encoder_backward(t6->grads + m->wte, acts->dx, idx, N, C);                      // dwte[idx] += dx
 }

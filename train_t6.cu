@@ -530,6 +530,9 @@ Results t6_results(T6 *t6) {
 // Ends the program with one line if its kernels cannot run a model that config_check has accepted.
 static void check_model(const Model *m) {
     const Config *c = &m->config;
+    if (!model_is_plain(m))
+        die(EXIT_INPUT, "the GPU programs do not run mla, the variants of tpa, out_gate, kv_shift and qk_norm yet: use "
+            "train_t6 and generate_t6");
     if (c->n_embd % 8) die(EXIT_INPUT, "--n-embd is %" PRId64 "; on the GPU it must be a multiple of 8", c->n_embd);
     if (!heads_supported(m) || m->HSK % 32 || m->HSK > 128)
         die(EXIT_INPUT, "--head-dim is %" PRId64 "; on the GPU it must be a multiple of 32 up to 128 (64 and 128 are "

@@ -17,7 +17,8 @@ void matmul(real *out, int64_t ldo, const real *left, int64_t ldl, Layout left_i
 void encoder_forward(real *x, const int32_t *idx, const real *wte, int64_t N, int64_t C);
 void encoder_backward(real *dwte, const real *dx, const int32_t *idx, int64_t N, int64_t C);
 void rmsnorm_forward(real *out, real *rstd, const real *x, int64_t N, int64_t C, double eps);
-void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *rstd, int64_t N, int64_t C);
+void rmsnorm_backward(real *dx, const real *dout, const real *out, const real *rstd, int64_t N, int64_t C,
+                      OutputMode mode);
 void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T, int64_t Pp, Direction direction);
 void contract_forward(real *out, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t Pp);
 void contract_backward(real *dfac, const real *dout, const real *fac, const Heads *heads, int64_t N, int64_t NH,

@@ -216,7 +216,7 @@ LLMC_FN int checkpoint_list_(const Model *m, int k, const char *prefix, const fl
         const Tensor *t = &m->tensors[i];
         if (tensor_bucket(m, t) != k) continue;
         snprintf(out[n].name, sizeof out[n].name, "%s%s", prefix, t->name);
-        out[n].rows = t->rows, out[n].cols = t->cols, out[n].ld = t->ld;
+        out[n].rows = t->rows, out[n].cols = t->cols, out[n].ld = t->ld, out[n].num_dims = t->num_dims;
         out[n].data = data + t->offset - model_bucket(m, k).offset;
         n++;
     }
@@ -477,10 +477,11 @@ LLMC_FN const SafeTensor *checkpoint_find_(const SafeTensors *st, const Model *m
     if (!s)
         fail(err, "%s: has no tensor \"%s\"; is it a %s model with %" PRId64 " layers?", st->path, name,
              attn_name(m->config.attn), m->config.n_layer);
-    else if (s->num_dims != 2 || s->shape[0] != t->rows || s->shape[1] != t->cols)
-        fail(err, "%s: tensor \"%s\" has %d dimensions, %lld x %lld; the model needs 2, %lld x %lld", st->path, name,
+    else if (s->num_dims != t->num_dims || s->shape[s->num_dims - 1] != t->cols ||
+             (t->num_dims == 2 && s->shape[0] != t->rows))
+        fail(err, "%s: tensor \"%s\" has %d dimensions, %lld x %lld; the model needs %d, %lld x %lld", st->path, name,
              s->num_dims, s->num_dims > 0 ? (long long)s->shape[0] : 0, s->num_dims > 1 ? (long long)s->shape[1] : 0,
-             (long long)t->rows, (long long)t->cols);
+             t->num_dims, (long long)t->rows, (long long)t->cols);
     else if (s->dtype == DTYPE_I64 || s->dtype == DTYPE_OTHER)
         fail(err, "%s: tensor \"%s\" is stored as %s; weights must be F32, F64, BF16 or F16", st->path, name,
              dtype_name(s->dtype));

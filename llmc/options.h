@@ -14,7 +14,9 @@ typedef struct {
     // model
     const char *model, *attn;
     char *checkpoint;           // the folder of the checkpoint that model names; NULL: model names a preset
-    Config config;              // first what the flags set, 0 where they were not given; then the complete model
+    Config config;              // first what the flags set, NOT_GIVEN elsewhere; then the complete model
+    int64_t order, a_contextual, b_contextual;      // flags of Config's b_dim, a_constant and b_constant
+    const char *head_act;
     // training
     int64_t batch_size, tokens_per_step, max_steps, warmup_steps;
     const char *schedule_kind;
@@ -38,7 +40,7 @@ typedef struct {
     int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
-enum { NUM_TRAIN_FLAGS = 65 };
+enum { NUM_TRAIN_FLAGS = 77, NOT_GIVEN = -1 };
 
 // A checkpoint does not say its recipe: what the flags leave open of batch, steps and rates is this preset's.
 #define CHECKPOINT_RECIPE "124M"
@@ -76,10 +78,27 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "k-rank", FLAG_INT, &c->k_rank, NULL, 1, 256, "RK, rank of factored keys (preset)", 0},
         {0, "v-rank", FLAG_INT, &c->v_rank, NULL, 1, 256, "RV, rank of factored values (preset)", 0},
         {0, "n-kv-head", FLAG_INT, &c->n_kv_head, NULL, 1, 1024, "G, key/value heads of gqa (2)", 0},
+        {0, "q-lora", FLAG_INT, &c->q_lora, NULL, 1, 65536, "mla: width of the latent of q (preset)", 0},
+        {0, "kv-lora", FLAG_INT, &c->kv_lora, NULL, 1, 65536, "mla: width of the latent of k and v (preset)", 0},
+        {0, "rope-dim", FLAG_INT, &c->rope_dim, NULL, 2, 1024, "mla: rotated numbers of a head, even (preset)", 0},
         {0, "hidden", FLAG_INT, &c->hidden, NULL, 1, 1 << 20, "F, width of the MLP (floor of 8/3 C)", 0},
         {0, "vocab-size", FLAG_INT, &c->vocab_size, NULL, 2, 65536, "V (that of the data)", 0},
         {0, "rope-base", FLAG_REAL, &c->rope_base, NULL, 1.001, 1e11, "base of RoPE's angles (10000)", 0},
         {0, "rms-eps", FLAG_REAL, &c->rms_eps, NULL, 1e-30, 0.1, "epsilon of RMSNorm (1e-6)", 0},
+        FLAGS_SECTION("Variants of tpa and tpa_kvonly, and switches of every kind"),
+        {0, "a-contextual", FLAG_SWITCH, &o->a_contextual, NULL, 0, 1,
+         "0: the head factors a are learned constants (1)", 0},
+        {0, "b-contextual", FLAG_SWITCH, &o->b_contextual, NULL, 0, 1,
+         "0: the token factors b are learned constants (1)", 0},
+        {0, "share-kv-b", FLAG_SWITCH, &c->share_kv_b, NULL, 0, 1, "1: v has the token factors of k (0)", 0},
+        {0, "order", FLAG_INT, &o->order, NULL, 2, 3, "3: token factors are products of b and c (2)", 0},
+        {0, "b-dim", FLAG_INT, &c->b_dim, NULL, 2, 1024, "of order 3: numbers of b, even; c has head-dim / b-dim", 0},
+        {0, "head-act", FLAG_TEXT, &o->head_act, NULL, 0, 0, "of a: none, sigmoid, or softmax over heads (none)", 0},
+        {0, "out-gate", FLAG_SWITCH, &c->out_gate, NULL, 0, 1, "1: attention's output times sigmoid(Wg n) (0)", 0},
+        {0, "kv-shift", FLAG_SWITCH, &c->kv_shift, NULL, 0, 1,
+         "1: k and v are gated means with the token before; not mla (0)", 0},
+        {0, "qk-norm", FLAG_SWITCH, &c->qk_norm, NULL, 0, 1,
+         "1: each head of q and k is divided by its root mean square; not mla (0)", 0},
         FLAGS_SECTION("Training"),
         {'b', "batch-size", FLAG_INT, &o->batch_size, NULL, 1, 65536, "B, sequences of a micro-batch (preset)", 0},
         {'d', "tokens-per-step", FLAG_INT, &o->tokens_per_step, NULL, 1, 1 << 30,
@@ -134,16 +153,25 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
     return flags_copy(out, NUM_TRAIN_FLAGS, flags, (int)(sizeof flags / sizeof *flags));
 }
 
-// Overrides a preset's config with the flags that were given; 0 means "not given".
-LLMC_FN void config_override_(Config *c, Config *given) {
+// Overrides a config with the flags that were given.
+LLMC_FN int config_override_(Config *c, Config *given, const TrainOptions *o, Error *err) {
     ConfigField to[NUM_CONFIG_FIELDS], from[NUM_CONFIG_FIELDS];
-    if (given->n_embd) c->hidden = default_hidden(given->n_embd);
+    Error why;
+    if (given->n_embd != NOT_GIVEN) c->hidden = default_hidden(given->n_embd);
     config_fields(c, to);
     config_fields(given, from);
     for (int i = 0; i < NUM_CONFIG_FIELDS; i++)
-        if (*from[i].value) *to[i].value = *from[i].value;
+        if (*from[i].value != NOT_GIVEN) *to[i].value = *from[i].value;
     if (given->rope_base != 0) c->rope_base = given->rope_base;
     if (given->rms_eps != 0) c->rms_eps = given->rms_eps;
+    if (o->a_contextual != NOT_GIVEN) c->a_constant = !o->a_contextual;
+    if (o->b_contextual != NOT_GIVEN) c->b_constant = !o->b_contextual;
+    if (o->head_act && head_act_from_name(o->head_act, &c->head_act, &why) != 0)
+        return fail(err, "--head-act: %s", why.text);
+    if (o->order != 3 && given->b_dim != NOT_GIVEN) return fail(err, "--b-dim belongs to --order 3");
+    if (o->order == 3 && c->b_dim == 0) return fail(err, "--order 3 needs --b-dim, the numbers of b");
+    if (o->order == 2) c->b_dim = 0;
+    return 0;
 }
 
 // 0 if two configs are the same, or -1 with the first difference in `what`: "n_layer is 12 there and 4 here".
@@ -157,6 +185,8 @@ LLMC_FN int config_difference(const Config *there, const Config *here, Error *wh
         if (*fa[i].value != *fb[i].value)
             return fail(what, "%s is %lld there and %lld here", fa[i].name, (long long)*fa[i].value,
                         (long long)*fb[i].value);
+    if (a.head_act != b.head_act)
+        return fail(what, "head_act is %s there and %s here", head_act_name(a.head_act), head_act_name(b.head_act));
     if (a.rope_base != b.rope_base) return fail(what, "rope_base is %g there and %g here", a.rope_base, b.rope_base);
     if (a.rms_eps != b.rms_eps) return fail(what, "rms_eps is %g there and %g here", a.rms_eps, b.rms_eps);
     return 0;
@@ -176,11 +206,13 @@ LLMC_FN int model_options_(TrainOptions *o, AttnKind attn, int attn_given, const
     } else if (checkpoint_load_config(o->checkpoint, &base, &what) != 0) return fail(err, "--model: %s", what.text);
     merged = base;
     if (attn_given) merged.attn = attn;
-    config_override_(&merged, &given);
+    if (config_override_(&merged, &given, o, err) != 0) return -1;
     if (!p && config_difference(&base, &merged, &what) != 0)
         return fail(err, "--model: %s is a different model from the one the flags describe: %s; leave those flags out",
                     o->checkpoint, what.text);
     o->config = merged;
+    o->order = merged.b_dim ? 3 : 2, o->a_contextual = !merged.a_constant, o->b_contextual = !merged.b_constant;
+    o->head_act = head_act_name(merged.head_act);
     *preset = p ? p : find_preset(CHECKPOINT_RECIPE);
     return 0;
 }
@@ -215,6 +247,10 @@ LLMC_FN int schedule_options_(TrainOptions *o, const Preset *p, Error *err) {
 LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *help_head, Error *err) {
     memset(o, 0, sizeof *o);
     o->seq_len = o->batch_size = o->tokens_per_step = o->max_steps = o->warmup_steps = -1;
+    ConfigField fields[NUM_CONFIG_FIELDS];
+    config_fields(&o->config, fields);
+    for (int i = 0; i < NUM_CONFIG_FIELDS; i++) *fields[i].value = NOT_GIVEN;
+    o->order = o->a_contextual = o->b_contextual = NOT_GIVEN;
     o->lr = o->min_lr = -1, o->decay_steps = o->val_tokens = -1;
     o->sampler.top_p = 1;
     Flag flags[NUM_TRAIN_FLAGS];

@@ -243,11 +243,12 @@ LLMC_FN int safetensors_read_rows(const SafeTensors *st, const SafeTensor *t, in
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Writing: fp32 matrices, streamed row by row through one buffer.
+// Writing: fp32 matrices and vectors, streamed row by row through one buffer.
 
 typedef struct {
     char name[72];
     int64_t rows, cols;     // as written
+    int num_dims;           // 2, or 1: a vector (cols), rows 1
     int64_t ld;             // elements from one row of data to the next, cols <= ld
     const float *data;      // (rows, ld), the caller's
 } SafeTensorOut;
@@ -290,7 +291,7 @@ LLMC_FN char *safetensors_header_(const SafeTensorOut *tensors, int n, const cha
         double shape[2] = {(double)t->rows, (double)t->cols}, end = at + 4.0 * shape[0] * shape[1];
         cJSON *item = cJSON_AddObjectToObject(header, t->name);
         cJSON_AddStringToObject(item, "dtype", "F32");
-        cJSON_AddItemToObject(item, "shape", cJSON_CreateDoubleArray(shape, 2));
+        cJSON_AddItemToObject(item, "shape", cJSON_CreateDoubleArray(shape + 2 - t->num_dims, t->num_dims));
         double offsets[2] = {at, end};
         cJSON_AddItemToObject(item, "data_offsets", cJSON_CreateDoubleArray(offsets, 2));
         at = end;

@@ -23,9 +23,10 @@ run=("$train" "${small[@]}" -v 0 -s 0)
 
 # ---- flags
 program=$train
-texts=" train-data val-data vocab model attn out schedule comm comm-file "
-switches=" shuffle reset-data overfit resume plan "
+texts=" train-data val-data vocab model attn head-act out schedule comm comm-file "
+switches=" shuffle reset-data overfit resume plan a-contextual b-contextual share-kv-b out-gate kv-shift qk-norm "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps"
+nonzero+=" q-lora kv-lora rope-dim order b-dim"
 nonzero+=" batch-size tokens-per-step lr decay-steps adam-eps sample-tokens "
 test_flags 40 "$train" "${small[@]}" --plan
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
@@ -33,6 +34,20 @@ refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such
 refuses "an odd head_dim" 2 "head_dim" "${run[@]}" --head-dim 7
 refuses "key/value heads that do not divide the heads" 2 "n_kv_head" "${run[@]}" --attn gqa --n-kv-head 2
+variant() { refuses "$*" 2 "$1" "${run[@]}" "${@:2}"; }      # WORD FLAGS...
+variant "none, sigmoid or softmax" --head-act relu
+variant "needs --b-dim" --order 3
+variant "belongs to --order 3" --b-dim 4
+variant "divide head_dim" --order 3 --b-dim 6
+variant "mha has none" --attn mha --share-kv-b
+variant "both false" --a-contextual 0 --b-contextual 0
+variant "a_contextual is false" --a-contextual 0 --head-act sigmoid
+variant "must be equal" --share-kv-b --k-rank 2
+variant "b_contextual is false" --b-contextual 0 --kv-shift
+variant "b_contextual is false" --b-contextual 0 --order 3 --b-dim 4
+variant "does not go with mla" --attn mla --qk-norm
+variant "does not go with mla" --attn mla --kv-shift
+variant "rope_dim" --attn mla --rope-dim 3
 refuses "tokens per step that are not whole micro-batches" 2 "tokens-per-step" "${run[@]}" -d 1000
 refuses "an unknown schedule" 2 "wsd or constant" "${run[@]}" --schedule step
 refuses "--decay-steps without wsd" 2 "wsd" "${run[@]}" --decay-steps 5
@@ -268,8 +283,12 @@ done
 for value in 1.5 -1 12345678901234567890; do
     config "n_layer is $value" 'n_layer"* is' "s/\"n_layer\":[^,]*/\"n_layer\": $value/"
 done
-for pair in '"tie_word_embeddings": false' '"tie_word_embeddings": null' '"qk_norm": true' '"order": "2"'; do
+for pair in '"tie_word_embeddings": false' '"tie_word_embeddings": null' '"bias": true'; do
     config "$pair" "$(cut -d : -f 1 <<<"$pair") is not" "s/{/{ $pair, /"
+done
+for pair in qk_norm:1 a_contextual:null order:'"2"' order:4 order:3 head_act:true head_act:'"relu"'; do
+    key=${pair%%:*}
+    config "$pair" "$key" "s/\"$key\":[^,}]*/\"$key\": ${pair#*:}/"
 done
 config "a key twice" '"n_layer" is there twice' 's/{/{ "n_layer": 2, /'
 config "something after the end" "something follows" '$s/$/ {}/'

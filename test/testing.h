@@ -38,6 +38,28 @@ LLMC_FN int64_t random_below(Random *r, int64_t n) { return (int64_t)(random_bit
     {.attn = kind, .n_layer = L, .n_embd = C, .n_head = NH, .head_dim = HS, .vocab_size = V, \
      .q_rank = RQ, .k_rank = RK, .v_rank = RV, .n_kv_head = G, .hidden = F, .rope_base = base, .rms_eps = eps}
 
+// Variants and switches of a shape, by their keys: "share_kv_b head_act=sigmoid b_dim=4". What is named without a value
+// is on; a_constant and b_constant stand for "a_contextual": false and "b_contextual": false. Unknown words end the
+// program.
+LLMC_FN void set_variant(Config *c, const char *words) {
+    char *copy = xasprintf("%s", words), *save = NULL;
+    ConfigField fields[NUM_CONFIG_FIELDS];
+    config_fields(c, fields);
+    for (char *word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        char *value = strchr(word, '=');
+        int found = 0;
+        Error err;
+        if (value) *value++ = 0;
+        if (!strcmp(word, "head_act")) found = value && head_act_from_name(value, &c->head_act, &err) == 0;
+        else if (!strcmp(word, "a_constant")) found = c->a_constant = 1;
+        else if (!strcmp(word, "b_constant")) found = c->b_constant = 1;
+        for (int i = 0; i < NUM_CONFIG_FIELDS; i++)
+            if (!strcmp(word, fields[i].name)) *fields[i].value = value ? atoll(value) : 1, found = 1;
+        if (!found) die(EXIT_SYSTEM, "internal error: \"%s\" is not a variant", word);
+    }
+    free(copy);
+}
+
 // Random weights (num_stored), uniform in +-size; size 0: in the range of each tensor's initial values, or within
 // 1 / sqrt(columns) for those that start at zero, because zero weights would hide errors before them. Padding is left
 // alone.
