@@ -135,9 +135,11 @@ if [ -n "$long" ]; then
 fi
 step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(programs build/sanitize)
 if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the decoding kernels run on an emulated one
-    for p in BF16 FP32; do
+    for p in BF16 FP32; do      # test_t6cu has all kernels of the other two
+        cuda_programs=build/$p/test_t6cu
+        [ $p = BF16 ] || [ -n "$long" ] && cuda_programs+=" build/$p/train_t6cu build/$p/generate_t6cu"
         step "nvcc for sm_80 and sm_90a, no warnings, $p" \
-            make -s OUT=build/$p ARCH='80 90a $(GPU_ARCH)' PRECISION=$p build/$p/{train_t6cu,generate_t6cu,test_t6cu}
+            make -s OUT=build/$p ARCH='80 90a $(GPU_ARCH)' PRECISION=$p $cuda_programs
         if nvidia-smi -L >/dev/null 2>&1; then tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"; fi
     done
     # generate_t6cu has all kernels of train_t6cu and those of decoding. An older nvcc does not know all of them.
