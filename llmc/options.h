@@ -27,7 +27,7 @@ typedef struct {
     int64_t resume, save_every, keep, keep_every, val_every, val_tokens, sample_every, sample_tokens;
     SamplerOptions sampler;
     // machine
-    int64_t threads, recompute, plan;
+    int64_t threads, recompute, plan, table;
     double peak_tflops;
     // several ranks
     int64_t zero;
@@ -40,7 +40,7 @@ typedef struct {
     int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
-enum { NUM_TRAIN_FLAGS = 77, NOT_GIVEN = -1 };
+enum { NUM_TRAIN_FLAGS = 78, NOT_GIVEN = -1 };
 
 // A checkpoint does not say its recipe: what the flags leave open of batch, steps and rates is this preset's.
 #define CHECKPOINT_RECIPE "124M"
@@ -149,6 +149,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "comm-timeout", FLAG_REAL, &o->comm_timeout, "600", 0, 1e6,
          "seconds a rank waits for the others, saving included; 0: forever", 0},
         {0, "plan", FLAG_SWITCH, &o->plan, "0", 0, 1, "print memory and arithmetic, and stop", 0},
+        {0, "table", FLAG_SWITCH, &o->table, "0", 0, 1,
+         "print parameters and cache of every preset and kind, and stop", 0},
     };
     return flags_copy(out, NUM_TRAIN_FLAGS, flags, (int)(sizeof flags / sizeof *flags));
 }

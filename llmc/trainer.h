@@ -8,6 +8,7 @@
 #include "checkpoint.h"
 #include "dataloader.h"
 #include "logger.h"
+#include "model_table.h"
 #include "modes.h"
 #include "options.h"
 #include "tokenizer.h"
@@ -220,12 +221,16 @@ LLMC_FN int check_output_(Run *run, Error *err) {
     return 0;
 }
 
-// Appends the flags of a run to f, "--name value" on a line each, but those that only concern a host, and those whose
-// names are in skip, a list that ends with NULL.
-LLMC_FN void describe_flags_(FILE *f, TrainOptions *o, const char *const *skip) {
+// The flags of a run, "--name value" on a line each, but those that only concern a host, and those whose names are in
+// skip, a list that ends with NULL. The caller frees the text.
+LLMC_FN char *flags_text_(TrainOptions *o, const char *const *skip) {
     static const char *const own[] = {"train-data", "val-data", "vocab", "threads", "peak-tflops", "comm-timeout",
                                       "comm-file", "plan", NULL};
     Flag flags[NUM_TRAIN_FLAGS];
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) die(EXIT_SYSTEM, "out of memory for the flags of the run");
     for (int i = 0, n = train_flags(o, flags); i < n; i++) {
         int skipped = flags[i].type == FLAG_SECTION;
         for (int k = 0; !skipped && own[k]; k++) skipped = !strcmp(flags[i].name, own[k]);
@@ -236,34 +241,26 @@ LLMC_FN void describe_flags_(FILE *f, TrainOptions *o, const char *const *skip) 
         else if (flags[i].type == FLAG_REAL) fprintf(f, "%.15g\n", *(double *)flags[i].value);
         else fprintf(f, "%" PRId64 "\n", *(int64_t *)flags[i].value);
     }
+    if (fclose(f) != 0) die(EXIT_SYSTEM, "out of memory for the flags of the run");
+    return text;
 }
 
 // What all ranks must have in common, one line each: the program, the data, and every flag except a host's own. The
 // caller frees it.
 LLMC_FN char *run_description(Run *run) {
     static const char *const none[] = {NULL};
-    char *text = NULL;
-    size_t size = 0;
-    FILE *f = open_memstream(&text, &size);
-    if (!f) die(EXIT_SYSTEM, "out of memory for the description of the run");
-    fprintf(f, "the program's code " T6_CODE "\ntraining shards %016" PRIx64 "\nvalidation shards %016" PRIx64 "\n"
-            "attention %s\n", loader_fingerprint(&run->train), run->o.val_every ? loader_fingerprint(&run->val) : 0,
-            attn_name(run->o.config.attn));
-    describe_flags_(f, &run->o, none);
-    if (fclose(f) != 0) die(EXIT_SYSTEM, "out of memory for the description of the run");
+    char *flags = flags_text_(&run->o, none);
+    char *text = xasprintf("the program's code " T6_CODE "\ntraining shards %016" PRIx64 "\nvalidation shards %016"
+                           PRIx64 "\nattention %s\n%s", loader_fingerprint(&run->train),
+                           run->o.val_every ? loader_fingerprint(&run->val) : 0, attn_name(run->o.config.attn), flags);
+    free(flags);
     return text;
 }
 
 // The flags that a checkpoint records, so that a resumed run can say what has changed. The caller frees the text.
 LLMC_FN char *recorded_flags_(TrainOptions *o) {
     static const char *const not_recorded[] = {"out", "resume", "reset-data", NULL};
-    char *text = NULL;
-    size_t size = 0;
-    FILE *f = open_memstream(&text, &size);
-    if (!f) die(EXIT_SYSTEM, "out of memory for the flags of the run");
-    describe_flags_(f, o, not_recorded);
-    if (fclose(f) != 0) die(EXIT_SYSTEM, "out of memory for the flags of the run");
-    return text;
+    return flags_text_(o, not_recorded);
 }
 
 // Compares this rank's description of the run with rank 0's. -1: they differ, with the first line that does.
@@ -358,6 +355,12 @@ LLMC_FN void plan_run(Run *run, int argc, char **argv) {
     Comm *comm = &run->comm;
     comm_open(comm, argc, argv);
     comm_check(comm, train_options(o, argc, argv, run->ops->title, &err), EXIT_INPUT, &err);
+    if (o->table) {
+        if (comm->rank == 0) print_model_table();
+        comm_close(comm);
+        check_stdout();
+        exit(0);
+    }
     o->comm = comm, comm->timeout_seconds = o->comm_timeout;
     run->ops->start(o);
     run->log.silent = comm->rank != 0;

@@ -75,6 +75,8 @@ pages() {
     local page link header kind missing=0
     lacks() { echo "$1 lacks $2"; missing=1; }
     scripts/draw_tpa.sh /dev/stdout | cmp - doc/tpa.svg || lacks doc/tpa.svg "what scripts/draw_tpa.sh draws"
+    build/gcc/train_t6 --table | while read -r link; do grep -qxF "$link" doc/MODEL.md || echo "$link"; done |
+        grep . && lacks doc/MODEL.md "lines of train_t6 --table"
     for page in README.md CONTRIBUTING.md doc/*.md llmc/README.md data/README.md dev/*.md dev/results/*.md; do
         for link in $(grep -o '](\([^)#:]*\))' "$page" | sed 's/^](//; s/)$//'); do
             [ -e "$(dirname "$page")/$link" ] || lacks "$page" "the target of its link, $link"

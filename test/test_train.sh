@@ -24,11 +24,12 @@ run=("$train" "${small[@]}" -v 0 -s 0)
 # ---- flags
 program=$train
 texts=" train-data val-data vocab model attn head-act out schedule comm comm-file "
-switches=" shuffle reset-data overfit resume plan a-contextual b-contextual share-kv-b out-gate kv-shift qk-norm "
+switches=" shuffle reset-data overfit resume plan table a-contextual b-contextual share-kv-b out-gate kv-shift qk-norm "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps"
 nonzero+=" q-lora kv-lora rope-dim order b-dim"
 nonzero+=" batch-size tokens-per-step lr decay-steps adam-eps sample-tokens "
 test_flags 40 "$train" "${small[@]}" --plan
+equal "--table: a line for each preset and kind" "$("$train" --table | grep -c '^| [1-9t].*|$')" 40
 refuses "an unknown attention" 2 "no_such" "${run[@]}" --attn no_such
 refuses "an unknown transport" 2 "auto, nccl or mpi" "${run[@]}" --comm pigeons
 refuses "an unknown model" 2 "no_such" "${run[@]}" --model no_such

@@ -5,6 +5,7 @@
 #include "llmc/fp8.h"
 #include "llmc/generator.h"
 #include "llmc/gpus.h"
+#include "llmc/model_table.h"
 #include "llmc/host_memory.h"
 #include "llmc/options.h"
 #include "test/testing.h"
@@ -489,6 +490,41 @@ static void test_model(Units *u) {
     }
 }
 
+// The paper's Table 1 with the figures of its Tables 9 and 10: attention of a layer and whole model in millions, cache.
+static void test_model_table(Units *u) {
+    typedef struct { double attention; int cache; double model; } Figures;
+    static const struct { const char *preset; Figures kind[6]; } paper[] = {
+        {"124M", {{2.359, 1536, 123.6}, {2.359, 128, 123.6}, {2.359, 256, 123.6}, {2.187, 288, 121.5},
+                  {2.424, 392, 124.3}, {2.427, 344, 124.4}}},
+        {"353M", {{4.194, 2048, 353.5}, {4.194, 128, 353.5}, {4.194, 256, 353.5}, {6.881, 544, 417.9},
+                  {4.217, 444, 354.0}, {4.182, 372, 353.2}}},
+        {"773M", {{6.554, 2560, 772.1}, {6.554, 128, 772.1}, {6.554, 256, 772.1}, {10.363, 544, 909.3},
+                  {6.597, 500, 773.7}, {6.579, 404, 773.1}}},
+        {"1.5B", {{10.240, 3200, 1554.9}, {10.240, 128, 1554.9}, {10.240, 256, 1554.9}, {15.555, 544, 1810.0},
+                  {10.259, 568, 1555.8}, {10.336, 444, 1559.5}}}};
+    for (int p = 0; p < 4; p++) {
+        int wrong = 0;
+        for (int i = 0; i < 6; i++) {
+            const char *name;
+            Config c = table_config(find_preset(paper[p].preset), i, &name);
+            ModelSize size = model_size(&c);
+            wrong += fabs((double)size.attention / 1e6 - paper[p].kind[i].attention) > 0.0005001;
+            wrong += fabs((double)size.model / 1e6 - paper[p].kind[i].model) > 0.05001;
+            wrong += size.cache != paper[p].kind[i].cache;
+        }
+        // non-contextual factors: (RQ + RK + RV)(C HS + NH) or (C NH + HS), and the output projection; Table 1
+        for (int i = 6; i < NUM_TABLE_ROWS; i++) {
+            const char *name;
+            Config c = table_config(find_preset(paper[p].preset), i, &name);
+            int64_t C = c.n_embd, NH = c.n_head, HS = c.head_dim, R = c.q_rank + c.k_rank + c.v_rank;
+            int64_t factors = R * (i == 6 ? C * HS + NH : C * NH + HS);
+            wrong += model_size(&c).attention != factors + C * NH * HS;
+            wrong += model_size(&c).cache != (c.k_rank + c.v_rank) * (i == 6 ? HS : NH);
+        }
+        report(&u->score, wrong == 0, "table: %s has the paper's figures: %d wrong", paper[p].preset, wrong);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // checkpoint.h
 
@@ -743,6 +779,7 @@ static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"gpus", test_gpus},                                // gpus.h
     {"host memory", test_host_memory},                  // host_memory.h
     {"model", test_model},                              // model.h
+    {"model table", test_model_table},                  // model_table.h
     {"run lock", test_run_lock},                        // run_lock.h
     {"checkpoint", test_checkpoint},                    // checkpoint.h, safetensors.h
 };
