@@ -131,7 +131,8 @@ LLMC_FN int state_from_json_(TrainState *state, const cJSON *json, const char *p
     for (int i = 0; i < NUM_STATE_FIELDS; i++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, fields[i].name);
         if (!item && i >= NUM_OLD_STATE_FIELDS) continue;
-        if (state_integer_(item, fields[i].value) != 0)
+        int64_t most = fields[i].value == &state->shards ? INT64_MAX : (int64_t)9e15;
+        if (state_integer_(item, fields[i].value) != 0 || *fields[i].value > most)
             return fail(err, "%s: \"%s\" is missing or not a number in quotes; the file is damaged", path,
                         fields[i].name);
     }
@@ -356,8 +357,12 @@ LLMC_FN int64_t *checkpoint_steps(const char *out, int *n) {
     *n = 0;
     for (struct dirent *e; dir && (e = readdir(dir)); ) {
         long long step;
-        int end = 0;
-        if (sscanf(e->d_name, "step_%lld%n", &step, &end) != 1 || e->d_name[end] || step < 0) continue;
+        char name[32];
+        struct stat info;
+        if (sscanf(e->d_name, "step_%18lld", &step) != 1 || step < 0) continue;
+        snprintf(name, sizeof name, "step_%08lld", step);
+        if (strcmp(name, e->d_name) != 0) continue;
+        if (fstatat(dirfd(dir), name, &info, 0) != 0 || !S_ISDIR(info.st_mode)) continue;
         steps = (int64_t *)xrealloc(steps, ((size_t)*n + 1) * sizeof *steps);
         int at = (*n)++;
         for (; at > 0 && steps[at - 1] > step; at--) steps[at] = steps[at - 1];

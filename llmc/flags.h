@@ -97,7 +97,14 @@ LLMC_FN void flags_markdown_(const char *program, const char *head, const Flag *
     }
 }
 
-enum { FLAG_VERSION_ = 255 };   // getopt's code for --version; those of the table start at 256
+enum { FLAG_VERSION_ = 1 << 20 };       // getopt's code for --version; those of the table start at 256
+
+// Whether the command line has --help or --version, which must work before anything is set up.
+LLMC_FN int flags_asked_for_text(int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (!strncmp(argv[i], "--help", 6) || !strcmp(argv[i], "-h") || !strcmp(argv[i], "--version")) return 1;
+    return 0;
+}
 
 // Reads argv into the values of a table of n flags. --help prints the table under help_head, --version the commit that
 // the program was built from; both exit 0. Returns -1 with an error that says which flag is wrong and what it accepts.

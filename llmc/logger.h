@@ -54,20 +54,22 @@ LLMC_FN int logger_rewind_(const char *path, int64_t step, Evaluated *evaluated,
     return rc;
 }
 
-// Opens both files in an existing folder. resume_step < 0: a new run, old files are replaced; otherwise the run resumes
-// after that step and appends. Returns 0, or -1 with the reason in err. Free with logger_close in either case.
-LLMC_FN int logger_open(Logger *g, const char *folder, int64_t resume_step, Error *err) {
-    char *log = xasprintf("%s/main.log", folder), *metrics = xasprintf("%s/metrics.jsonl", folder);
-    const char *mode = resume_step >= 0 ? "a" : "w";
-    int rc = 0;
-    if (resume_step >= 0 && access(metrics, F_OK) == 0)
-        rc = logger_rewind_(metrics, resume_step, &g->evaluated, err);
+// Opens main.log in an existing folder, to append. Returns 0, or -1 with the reason in err and errno. Free with
+// logger_close in either case.
+LLMC_FN int logger_open(Logger *g, const char *folder, Error *err) {
+    char *log = xasprintf("%s/main.log", folder);
     g->folder = xasprintf("%s", folder);
-    g->log = rc == 0 ? fopen(log, mode) : NULL;
-    g->metrics = rc == 0 ? fopen(metrics, mode) : NULL;
-    if (rc == 0 && (!g->log || !g->metrics))
-        rc = fail(err, "%s: cannot open main.log and metrics.jsonl for writing: %s", folder, strerror(errno));
+    g->log = fopen(log, "a");
     free(log);
+    return g->log ? 0 : fail(err, "%s/main.log: cannot open for writing: %s", folder, strerror(errno));
+}
+
+// Opens metrics.jsonl, when nothing can be refused any more: what is there of steps after `step` is dropped (-1: all).
+LLMC_FN int logger_open_metrics(Logger *g, int64_t step, Error *err) {
+    char *metrics = xasprintf("%s/metrics.jsonl", g->folder);
+    int rc = access(metrics, F_OK) == 0 ? logger_rewind_(metrics, step, &g->evaluated, err) : 0;
+    if (rc == 0 && !(g->metrics = fopen(metrics, "a")))
+        rc = fail(err, "%s: cannot open for writing: %s", metrics, strerror(errno));
     free(metrics);
     return rc;
 }

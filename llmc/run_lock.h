@@ -139,7 +139,7 @@ LLMC_FN int lock_wait_(RunLock *lock, const char *folder, double stale_seconds, 
         if (owner.here && state == FLOCK_OURS) return 0;            // its process is dead
 
         int watch = *text && (!owner.here || state == FLOCK_UNKNOWN);       // the flock does not tell
-        if (!*first) memcpy(first, text, sizeof first);
+        if (!*first || !*text) memcpy(first, text, sizeof first);       // empty: a run has just ended or begun
         if (strcmp(first, text) != 0 || (!watch && waited > LOCK_END_SECONDS)) {
             fail(err, "%s is in use by %s; wait for it to end, or name another folder", folder, owner.name);
             return EXIT_INPUT;
@@ -174,6 +174,31 @@ LLMC_FN int lock_begin_(RunLock *lock, Error *err) {
     return rc == 0 ? run_lock_check(lock, err) : rc;
 }
 
+// The lock that a program which ends with exit() still holds: an error is an end, too, and frees the folder.
+LLMC_FN RunLock **lock_of_exit_(void) {
+    static RunLock *lock;
+    return &lock;
+}
+
+// On rank 0 this frees the folder: no rank may write there any more.
+LLMC_FN void run_lock_close(RunLock *lock) {
+    Error ignored;
+    if (lock->held) {
+        if (*lock_of_exit_() == lock) *lock_of_exit_() = NULL;
+        close(lock->pipe[1]);
+        pthread_join(lock->thread, NULL);
+        close(lock->pipe[0]);
+        if (run_lock_check(lock, &ignored) == 0) lock_empty_(lock);
+        close(lock->fd);
+    }
+    free(lock->path);
+    memset(lock, 0, sizeof *lock);
+}
+
+LLMC_FN void lock_close_at_exit_(void) {
+    if (*lock_of_exit_()) run_lock_close(*lock_of_exit_());
+}
+
 // Takes the lock of an existing folder. Returns 0, or an exit code with the reason in err: EXIT_INPUT if another run
 // has the folder. Free with run_lock_close.
 LLMC_FN int run_lock_open(RunLock *lock, const char *folder, double beat_seconds, double stale_seconds, Error *err) {
@@ -194,7 +219,12 @@ LLMC_FN int run_lock_open(RunLock *lock, const char *folder, double beat_seconds
     if (!code && lock_begin_(lock, err) != 0) code = EXIT_SYSTEM;
     if (!code && lock_start_thread_(lock, err) != 0) code = EXIT_SYSTEM, lock_empty_(lock);
     lock->held = !code;
-    if (!code) return 0;
+    if (!code) {
+        static int registered;
+        if (!registered++) atexit(lock_close_at_exit_);
+        *lock_of_exit_() = lock;
+        return 0;
+    }
     if (lock->fd >= 0) close(lock->fd);
     free(lock->path);
     memset(lock, 0, sizeof *lock);
@@ -206,20 +236,6 @@ LLMC_FN void run_lock_follow(RunLock *lock, const char *folder, const char *id) 
     memset(lock, 0, sizeof *lock);
     lock->path = xasprintf("%s/lock", folder);
     snprintf(lock->id, sizeof lock->id, "%s", id);
-}
-
-// On rank 0 this frees the folder: no rank may write there any more.
-LLMC_FN void run_lock_close(RunLock *lock) {
-    Error ignored;
-    if (lock->held) {
-        close(lock->pipe[1]);
-        pthread_join(lock->thread, NULL);
-        close(lock->pipe[0]);
-        if (run_lock_check(lock, &ignored) == 0) lock_empty_(lock);
-        close(lock->fd);
-    }
-    free(lock->path);
-    memset(lock, 0, sizeof *lock);
 }
 
 #endif

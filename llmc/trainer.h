@@ -163,7 +163,15 @@ LLMC_FN int find_checkpoint_(Run *run, Error *err) {
     int64_t *steps = checkpoint_steps(o->out, &n), last = n ? steps[n - 1] : -1;
     free(steps);
     run->last_checkpoint = last;
-    if (last < 0 || o->resume || o->plan) return 0;
+    if (o->resume || o->plan) return 0;
+    struct stat metrics;
+    char *path = xasprintf("%s/metrics.jsonl", o->out);
+    int is_empty = stat(path, &metrics) != 0 || metrics.st_size == 0;
+    free(path);
+    if (last < 0 && is_empty) return 0;
+    if (last < 0)
+        return fail(err, "--out: %s holds the log of a run without checkpoints: add --resume (-y) to start it again, "
+                    "or name another folder", o->out);
     return fail(err, "--out: %s holds a run's checkpoints, the last of step %" PRId64 ": add --resume (-y) to resume "
                 "it, or name another folder", o->out, last);
 }
@@ -185,7 +193,7 @@ LLMC_FN int open_output(Run *run, Error *err) {
         return EXIT_INPUT;
     }
     checkpoint_clean(o->out);
-    if (logger_open(&run->log, o->out, run->last_checkpoint, &why) != 0) {
+    if (logger_open(&run->log, o->out, &why) != 0) {
         code = disk_exit_code(errno);
         fail(err, "--out: %s", why.text);
         return code;
@@ -259,7 +267,7 @@ LLMC_FN char *run_description(Run *run) {
 
 // The flags that a checkpoint records, so that a resumed run can say what has changed. The caller frees the text.
 LLMC_FN char *recorded_flags_(TrainOptions *o) {
-    static const char *const not_recorded[] = {"out", "resume", "reset-data", NULL};
+    static const char *const not_recorded[] = {"out", "resume", NULL};
     return flags_text_(o, not_recorded);
 }
 
@@ -353,6 +361,7 @@ LLMC_FN void plan_run(Run *run, int argc, char **argv) {
     Error err;
     TrainOptions *o = &run->o;
     Comm *comm = &run->comm;
+    if (flags_asked_for_text(argc, argv)) train_options(o, argc, argv, run->ops->title, &err);  // prints it and exits
     comm_open(comm, argc, argv);
     comm_check(comm, train_options(o, argc, argv, run->ops->title, &err), EXIT_INPUT, &err);
     if (o->table) {
@@ -370,6 +379,7 @@ LLMC_FN void plan_run(Run *run, int argc, char **argv) {
     int code = comm_failed(comm, comm->rank == 0 ? open_output(run, &err) : 0, &err, "output folder");
     comm_check(comm, code, code, &err);
     share_output_(run);
+    stop_on_signals();              // from now on a signal ends the run after its next step
     comm->timeout_seconds = o->comm_timeout;
     logger_printf(&run->log, "%s, commit " T6_COMMIT ", code " T6_CODE "\n", program_name());
     if (run->lock.previous[0])
@@ -411,24 +421,33 @@ LLMC_FN void log_changed_flags_(Run *run, const TrainState *saved) {
 }
 
 // Moves the loader to the checkpoint's place in the data, which must be the same data in the same order. With
-// --reset-data it stays at the start.
+// --reset-data it stays at the start, but not once more when the same command is run again.
 LLMC_FN int restore_data(Run *run, const TrainState *saved, Error *err) {
     const TrainOptions *o = &run->o;
     DataLoader *train = &run->train;
-    if (o->reset_data) return 0;
+    int again = saved->flags && strstr(saved->flags, "--reset-data 1\n");     // the run that saved it has reset them
     int64_t batch_then = o->shuffle || !saved->batch_size ? o->batch_size : saved->batch_size;
     const struct { const char *what, *flag; int64_t then, now; } same[] = {
         {"seed", "--seed", saved->seed, run->now.seed}, {"shuffling", "--shuffle", saved->shuffle, run->now.shuffle},
         {"sequence length", "--seq-len", saved->seq_len, run->now.seq_len},
         {"set of training shards", "--train-data", saved->shards, run->now.shards},
         {"batch size, by which --shuffle 0 cuts the shards", "--batch-size", batch_then, o->batch_size}};
-    for (int i = 0; i < 5; i++)
-        if (same[i].then != same[i].now)
-            return fail(err, "%s: the checkpoint has a different %s, so its place in the data means nothing here: use "
-                        "the same %s, or add --reset-data 1", o->out, same[i].what, same[i].flag);
+    int differs = -1;
+    for (int i = 4; i >= 0; i--)
+        if (same[i].then != same[i].now) differs = i;
+    if (o->reset_data && (!again || differs >= 0)) {
+        logger_printf(&run->log, "the data start over (--reset-data)\n");
+        return 0;
+    }
+    if (differs >= 0)
+        return fail(err, "%s: the checkpoint has a different %s, so its place in the data means nothing here: use "
+                    "the same %s, or add --reset-data 1", o->out, same[differs].what, same[differs].flag);
     if (saved->position >= (int64_t)train->windows)
         return fail(err, "%s: the checkpoint's place in the data is beyond the end of the shards; add --reset-data 1 "
                     "to start them over", o->out);
+    if (!o->shuffle && !saved->batch_size)
+        logger_printf(&run->log, "note: this old checkpoint does not tell its --batch-size, which must be the same "
+                      "with --shuffle 0\n");
     train->epoch = (uint64_t)saved->epoch, train->position = (uint64_t)saved->position;
     return 0;
 }
@@ -466,6 +485,9 @@ LLMC_FN void load_checkpoint(Run *run) {
         TrainState saved;
         if (checkpoint_load_optimizer(folder, m, &host, &saved, &why) != 0 || restore_data(run, &saved, &why) != 0)
             rc = fail(&err, "--resume: %s", why.text);
+        else if (saved.step != run->last_checkpoint)
+            rc = fail(&err, "--resume: %s is the checkpoint of step %" PRId64 "; give the folder its name back", folder,
+                      saved.step);
         comm_check(comm, rc, EXIT_INPUT, &err);
         run->now.step = saved.step, run->now.bad_steps = saved.bad_steps, run->now.skipped = saved.skipped;
         run->now.spikes = saved.spikes;
@@ -475,6 +497,12 @@ LLMC_FN void load_checkpoint(Run *run) {
     } else logger_printf(&run->log, "weights from %s\n", folder);
     free(folder);
     run->ops->load_weights(run->t6, resumed ? WEIGHTS_AND_MOMENTS : WEIGHTS_ONLY);
+}
+
+LLMC_FN void first_weights(Run *run) {
+    const Model *m = run->ops->model(run->t6);
+    init_weights(run->ops->host_weights(run->t6, ROOM_ONLY).params, m, (uint64_t)run->o.seed);
+    run->ops->load_weights(run->t6, WEIGHTS_ONLY);
 }
 
 // The model with its first weights: fresh ones, those of --model's checkpoint, or those of the run that is resumed.
@@ -487,9 +515,11 @@ LLMC_FN void restore_run(Run *run) {
     run->now.seed = o->seed, run->now.shuffle = o->shuffle, run->now.seq_len = o->seq_len;
     run->now.shards = (int64_t)(loader_fingerprint(&run->train) >> 1);
     run->now.batch_size = o->batch_size, run->now.flags = recorded_flags_(&run->o);
-    if (run->last_checkpoint >= 0 || o->checkpoint) return load_checkpoint(run);
-    init_weights(run->ops->host_weights(run->t6, ROOM_ONLY).params, run->ops->model(run->t6), (uint64_t)o->seed);
-    run->ops->load_weights(run->t6, WEIGHTS_ONLY);
+    if (run->last_checkpoint >= 0 || o->checkpoint) load_checkpoint(run);
+    else first_weights(run);
+    Error err;
+    int rc = run->comm.rank == 0 ? logger_open_metrics(&run->log, run->last_checkpoint, &err) : 0;
+    comm_check(&run->comm, rc, EXIT_SYSTEM, &err);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -584,7 +614,7 @@ LLMC_FN void sample(Run *run) {
     int V = (int)run->o.config.vocab_size, eot = run->train.eot;
     SamplerOptions sampler = o->sampler;
     sampler.known = run->train.vocab_size;
-    int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len - 1, done = 0;
+    int64_t n = o->sample_tokens < o->seq_len ? o->sample_tokens : o->seq_len, done = 0;
     if (comm->rank > 0) {
         while (comm_rank_0_works(comm, 0, "sample of rank 0")) {}
         return;
@@ -605,6 +635,7 @@ LLMC_FN void sample(Run *run) {
         else logger_printf(log, " %d", id);
     }
     comm_rank_0_works(comm, 0, "sample of rank 0");
+    if (done == 0) logger_printf(log, "(end of text)");
     logger_printf(log, "\n---\n");
     logger_metrics(log, "step", (double)run->now.step, SAMPLE_METRIC, (double)done, NULL);
     free(logits);
@@ -673,11 +704,12 @@ LLMC_FN int after_step(Run *run, int stop) {
 
 LLMC_FN void train_steps(Run *run) {
     int done = run->now.step >= run->o.max_steps;
-    stop_on_signals();
     if (run->last_checkpoint >= 0) {        // the run may have been killed between saving this step and evaluating it
         Evaluated before = run->log.evaluated;
         comm_broadcast(&run->comm, &before, sizeof before, 0, "what was evaluated");
         evaluate(run, before);
+        if (done) logger_printf(&run->log, "nothing to do: the run has done %" PRId64 " of --steps %" PRId64 "\n",
+                                run->now.step, run->o.max_steps);
     } else if (done) after_step(run, 0);    // no step at all: saves and evaluates the initial weights
     while (!done) {
         StepResult r = train_step(run);

@@ -176,7 +176,8 @@ LLMC_FN int write_exactly(int fd, const void *data, size_t bytes, const char *pa
 // The exit code where something could not be written, by its errno: a full disk is a failure of the machine, a folder
 // that nobody may write to is bad input.
 LLMC_FN int disk_exit_code(int error) {
-    return error == ENOSPC || error == EDQUOT || error == EIO ? EXIT_SYSTEM : EXIT_INPUT;
+    int of_machine = error == ENOSPC || error == EDQUOT || error == EIO || error == EMFILE || error == ENFILE;
+    return of_machine ? EXIT_SYSTEM : EXIT_INPUT;
 }
 
 // Creates a folder and its missing parents. It is not an error if the folder exists.

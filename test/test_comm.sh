@@ -151,6 +151,10 @@ rm -rf "$tmp/moved"; cp -r "$tmp/one" "$tmp/moved"; rm -r "$tmp/moved/step_00000
 mpi 4 "${small[@]}" -z 2 -o "$tmp/moved" -y >"$tmp/log" 2>&1
 same "saved by one process, resumed on 4" "$tmp/moved"
 
+check "--version and --help as several ranks" \
+    "$(mpi 2 "$train" --version >"$tmp/log" 2>&1 && mpi 2 "$train" --help >>"$tmp/log" 2>&1 && echo 1)" \
+    "$(tail -3 "$tmp/log")"
+
 # ---- ranks that disagree are refused: exit code 2, and one line that says which rank and about what
 # disagree NAME WORD MPIRUN'S ARGUMENTS...
 disagree() {

@@ -81,7 +81,8 @@ shard "fewer tokens than one batch" "fewer than one batch" "$t"
 mkdir "$tmp/damaged"; cp "$tmp"/d/* "$tmp/damaged/"
 first=$(ls "$tmp"/damaged/t_train_*.bin | head -1)
 printf 'x' | dd of="$first" bs=1 seek=5001 conv=notrunc 2>/dev/null
-refuses "shard: damaged, with a checksum in the manifest" 2 "checksum" "${run[@]}" -o "$tmp/x" -x 200 -i "$first"
+refuses "shard: damaged, with a checksum in the manifest" 2 "checksum" \
+    "${run[@]}" -o "$tmp/damaged/out" -x 200 -i "$first"
 head -c 100 "$tmp/d/t_manifest.json" >"$tmp/damaged/t_manifest.json"
 refuses "manifest: cut" 2 "manifest" "${run[@]}" -o "$tmp/x" -i "$tmp/damaged/t_train_*.bin"
 rm "$tmp/damaged/t_manifest.json"; mkfifo "$tmp/damaged/t_manifest.json"
@@ -134,6 +135,33 @@ cp -r "$tmp/whole/step_00000012" "$tmp/flipped"; flip "$tmp/flipped/model.safete
 refuses "--model: a flipped bit" 2 "CHECKSUMS" "${from[@]}" -e "$tmp/flipped" -o "$tmp/x"
 refuses "--model: a folder without a checkpoint" 2 "holds no checkpoint" "${from[@]}" -e "$tmp/flat" -o "$tmp/x"
 refuses "--model: a file" 2 "not the folder" "${from[@]}" -e "$good" -o "$tmp/x"
+
+# ---- what a refused start leaves, and odd folders
+mkdir "$tmp/odd"
+"${run[@]}" -o "$tmp/odd/logs" -x 5 -n 0 >/dev/null 2>&1
+before=$(cat "$tmp"/odd/logs/*.* | sha256sum)
+refuses "--out with the log of a run without checkpoints" 2 "without checkpoints" "${run[@]}" -o "$tmp/odd/logs" -x 5
+equal "that log is as it was" "$(cat "$tmp"/odd/logs/*.* | sha256sum)" "$before"
+"${run[@]}" -o "$tmp/odd/logs" -x 3 -n 0 -y >/dev/null 2>&1
+equal "with --resume it starts again" "$(grep -c '"loss"' "$tmp/odd/logs/metrics.jsonl")" 3
+cp -r "$tmp/whole" "$tmp/odd/run"; rm -r "$tmp/odd/run/step_00000012"
+refuses "resuming with a different seed, after a later step was lost" 2 "seed" "${run[@]}" -o "$tmp/odd/run" -y --seed 5
+equal "a refused --resume drops no metrics" "$(grep -c '"loss"' "$tmp/odd/run/metrics.jsonl")" 12
+mkdir "$tmp/odd/run/step_99"; touch "$tmp/odd/run/step_00000099"; ln -s nowhere "$tmp/odd/run/step_00000098"
+"${run[@]}" -o "$tmp/odd/run" -x 12 -n 4 -y >"$tmp/stdout" 2>&1
+equal "what is not named or made as a checkpoint is none" "$(weights "$tmp/odd/run/step_00000012")" "$want"
+check "an orderly end, refused starts included, frees the folder" \
+    "$(grep -q "did not end cleanly" "$tmp/odd/run/main.log" || echo 1)" "$(grep cleanly "$tmp/odd/run/main.log")"
+"${run[@]}" -o "$tmp/odd/run" -x 12 -n 4 -y >"$tmp/stdout" 2>&1
+check "resumed after its last step, it says that nothing is to do" "$(grep -q "nothing to do" "$tmp/stdout" && echo 1)"
+mv "$tmp/odd/run/step_00000008" "$tmp/odd/run/step_00000020"
+refuses "a checkpoint in a folder of another step" 2 "of step 8; give" "${run[@]}" -o "$tmp/odd/run" -x 24 -y
+reset=("${run[@]}" -i "$good" --reset-data -x 20 -n 2 -y -o)
+for i in a b; do cp -r "$tmp/whole" "$tmp/odd/$i"; "${reset[@]}" "$tmp/odd/$i" >/dev/null 2>&1; done
+rm -r "$tmp"/odd/b/step_0000001[68] "$tmp/odd/b/step_00000020"
+"${reset[@]}" "$tmp/odd/b" >/dev/null 2>&1
+equal "--reset-data counts once: the same command, resumed, gives the same weights" \
+    "$(weights "$tmp/odd/b/step_00000020")" "$(weights "$tmp/odd/a/step_00000020")"
 
 # ---- flags that change on resume
 restart() { rm -rf "$tmp/changed"; cp -r "$1" "$tmp/changed"; rm -r "$tmp/changed/step_00000012"; }
