@@ -2,7 +2,7 @@
 # Tests of the generating program from the command line: the cache against full recomputation, prompts of all sorts, bad
 # input, damaged checkpoints. Ends with "N passed, N failed".
 #   test/test_generate.sh [--quick]      programs from $BIN (default: the project's folder)
-# --quick: shorter texts, for a program with sanitizers
+# --quick: shorter texts and three kinds of attention, for a program with sanitizers
 # GENERATE: the program to test (default $BIN/generate_t6; generate_t6cu works too)
 # TRAIN: the program that trains its small models (default $BIN/train_t6)
 set -uo pipefail
@@ -21,6 +21,7 @@ trap 'rm -rf "$tmp"' EXIT
 
 # ---- models: of bytes, one of each kind, trained on some English; one that ends its documents; one of GPT-2 tokens
 kinds=$(attention_kinds "$train")
+[ "${1:-}" = --quick ] && kinds="tpa gqa mla"      # factors, groups, latents
 model() {
     "$train" -v 0 -s 0 -u 5 --keep 1 "$@" >"$tmp/log" 2>&1 && return
     echo "FAIL training: $(tail -1 "$tmp/log")"
@@ -274,7 +275,7 @@ rm "$tmp/flip/CHECKSUMS"
 check "weights without checksums load" "$("$program" -e "$tmp/flip" -p x -g 1 >/dev/null 2>&1 && echo 1)"
 head -c 20000 "$whole/model.safetensors" >"$tmp/flip/model.safetensors"
 refuses "weights cut short" 2 "cut" "$program" -e "$tmp/flip" -p x
-cp "$tmp"/mha/step_*/model.safetensors "$tmp/flip/"
+cp "$tmp"/gqa/step_*/model.safetensors "$tmp/flip/"
 refuses "weights of another attention kind" 2 "tpa model" "$program" -e "$tmp/flip" -p x
 cp "$whole/model.safetensors" "$tmp/flip/"
 last=$(($(stat -c %s "$whole/model.safetensors") - 4))
