@@ -80,6 +80,7 @@ refuses "--comm-file: 4 tasks that are each told to be the only one" 2 "started 
 begin() {
     local log=$tmp/$1.log word=$2
     shift 2
+    rm -f "$log"        # of the last one: a signal must not come before the command has begun
     set -m
     "$@" >"$log" 2>&1 &
     pid=$!
