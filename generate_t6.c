@@ -381,6 +381,12 @@ static void fold_norms(float *norms, float *fac, const Heads *h, int64_t NH, dou
     }
 }
 
+// The same for q and k of a factor row. norms (NH): those of k.
+static void fold_qk_norms(float *norms, float *fac, const Model *m) {
+    fold_norms(norms, fac, &m->q, m->config.n_head, m->config.rms_eps);
+    fold_norms(norms, fac, &m->k, m->config.n_head, m->config.rms_eps);
+}
+
 // A variant's factor rows of n tokens of one sequence from position on, fac (n, PF), from proj (n, Pp), and their cache
 // rows. before (Pp): kv_shift's last projected row of the sequence, which moves on.
 static void variant_rows(Generator *g, float *fac, const float *proj, float *before, int64_t l, int64_t b, int64_t n,
@@ -403,8 +409,7 @@ static void variant_rows(Generator *g, float *fac, const float *proj, float *bef
     }
     if (c->kv_shift) memcpy(fac, out + first * PF, (size_t)(n * PF) * sizeof *fac);
     for (int64_t i = 0; i < n; i++) {
-        if (c->qk_norm) fold_norms(g->norms, fac + i * PF, &m->q, NH, c->rms_eps);
-        if (c->qk_norm) fold_norms(g->norms, fac + i * PF, &m->k, NH, c->rms_eps);
+        if (c->qk_norm) fold_qk_norms(g->norms, fac + i * PF, m);
         cache_row(g->row, &g->cache, fac + i * PF, proj + (first + i) * Pp, w,
                   g->rope_k + (position + i) * m->k.HSR, first + i, g->norms);
         cache_write(&g->cache, l, b, position + i, g->row);
@@ -489,8 +494,7 @@ static const float *qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B
         rope(rows, &m->q, g->rope_q + position * m->q.HSR, 1, n, ld, ROTATE);
         rope(rows, &m->k, g->rope_k + position * m->k.HSR, 1, n, ld, ROTATE);
         for (int64_t i = 0; i < n; i++) {
-            if (c->qk_norm) fold_norms(g->norms, rows + i * ld, &m->q, NH, c->rms_eps);
-            if (c->qk_norm) fold_norms(g->norms, rows + i * ld, &m->k, NH, c->rms_eps);
+            if (c->qk_norm) fold_qk_norms(g->norms, rows + i * ld, m);
             cache_write(&g->cache, l, first + b, position + i, rows + i * ld + m->k.a);
         }
     }

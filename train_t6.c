@@ -14,7 +14,8 @@
 //     |   aQ    |    bQ    |   aK    |    bK    |   aV    |    bV    | pad |
 //     | NH x RQ | RQ x HSK | NH x RK | RK x HSK | NH x RV | RV x HSV |     |      P numbers, stored as Pp
 //
-// Decoding caches only aK bK aV bV. MHA, GQA and MQA are the same model with fixed a (Heads, llmc/model.h).
+// Decoding caches only aK bK aV bV. MHA, GQA and MQA are the same model with fixed a (Heads, llmc/model.h). Variants of
+// TPA make that row from another one; MLA makes q, k and v in its own way.
 //
 // This program is the reference: fp32, one plain function per operator, each forward next to its backward. The GPU
 // trainer is checked against it; test_t6.c checks it against finite differences and golden vectors. Reading order:
@@ -22,7 +23,8 @@
 //
 // Shapes:  B sequences of T tokens, N = B*T      C width       L layers          F MLP width        V vocabulary
 //          NH heads                              HSK numbers of a query/key head, HSV of a value head, D = NH*HSV
-//          RQ, RK, RV ranks of q, k, v           P width of a factor row         Dp, Fp, Pp, Vp: as stored, zero-padded
+//          RQ, RK, RV ranks of q, k, v           P width of a projected row      Dp, Fp, Pp, Vp: as stored, zero-padded
+//                                                PF width of a variant's factor row
 // The gradient of x is dx. Backward functions add to the gradients of weights and of the residual stream (+=) and
 // overwrite all others (=).
 #include <omp.h>

@@ -81,12 +81,9 @@ LLMC_FN void stop_on_signals(void) {
     }
 }
 
-// Writing to a screen that is gone (train_t6 | head), or past a limit on the size of files, returns an error instead of
-// ending the program: the log in the folder goes on, and a checkpoint that cannot be written gets its line.
-LLMC_FN void survive_failed_writes(void) {
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN);
-}
+// Writing to a screen that is gone (train_t6 | head) returns an error instead of ending the program: the log in the
+// folder goes on.
+LLMC_FN void survive_a_lost_screen(void) { signal(SIGPIPE, SIG_IGN); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Transports. A transport is one function that carries out any CommCall and returns when it is done.

@@ -734,7 +734,7 @@ LLMC_FN int trainer_main(int argc, char **argv, const TrainerModel *ops) {
     program_start(argv[0]);
     Run *run = (Run *)xcalloc(1, sizeof *run);
     run->ops = ops;
-    survive_failed_writes();
+    survive_a_lost_screen();
     plan_run(run, argc, argv);          // flags, data, output folder, memory
     if (run->o.plan) check_stdout();
     else {

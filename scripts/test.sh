@@ -2,7 +2,7 @@
 # Runs all tests, starting from a fresh Debian or Ubuntu: installs what is missing, builds with gcc and clang without
 # warnings, with and without OpenBLAS, and runs the tests plain and under the sanitizers. If there is a GPU, the GPU
 # programs run too. Ends with the line "N passed, N failed".
-#   scripts/test.sh            about 15 minutes on two cores
+#   scripts/test.sh            about 23 minutes on two cores
 #   scripts/test.sh --long     more kills, more damage, a minute of fuzzing of each reader; every compiler and GPU
 #                              architecture
 set -uo pipefail
