@@ -128,7 +128,8 @@ static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_
         .pages = cache_pages(g->capacity), .rotate_queries = pass == STEP,
     };
     cache_write(write, B, g->stream);
-    if (pass == PREFILL) heads_forward(g->q, g->k, g->v, g->fac, g->rope, heads_shape(m, T), T, g->stream);
+    if (pass == PREFILL) heads_forward(g->q, g->k, g->v, NULL, NULL, g->fac, g->rope, heads_shape(m, T), T,
+                                       g->stream);
 }
 
 // g->y from the queries in g->fac and the cache of layer l.

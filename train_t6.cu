@@ -15,6 +15,8 @@
 //     |   aQ    |    bQ    |   aK    |    bK    |   aV    |    bV    | pad |
 //     | NH x RQ | RQ x HSK | NH x RK | RK x HSK | NH x RV | RV x HSV |     |      P numbers, stored as Pp
 //
+// Variants of TPA make that row from another one (factors.cuh); MLA makes q, k and v in its own way (latent.cuh).
+//
 // Weights, activations and their gradients are bf16 (floatX of llmc/precision.cuh); master weights, gradients of
 // weights and AdamW's moments are fp32. test_t6.cu checks all of it against train_t6.c. Each operator has its own
 // header in llmc/. Reading order:
@@ -22,7 +24,8 @@
 //
 // Shapes:  B sequences of T tokens, N = B*T      C width       L layers          F MLP width        V vocabulary
 //          NH heads                              HSK numbers of a query/key head, HSV of a value head, D = NH*HSV
-//          RQ, RK, RV ranks of q, k, v           P width of a factor row         Dp, Fp, Pp, Vp: as stored, zero-padded
+//          RQ, RK, RV ranks of q, k, v           P width of a projected row      Dp, Fp, Pp, Vp: as stored, zero-padded
+//                                                PFp width of a variant's factor row, as stored
 // The gradient of x is dx. Backward functions add to the gradient of the residual stream (+=). The first micro-batch
 // of a step overwrites the gradients of weights, and the others add to them.
 #include "llmc/adamw.cuh"
@@ -32,9 +35,12 @@
 #include "llmc/comm.cuh"
 #include "llmc/elementwise.cuh"
 #include "llmc/encoder.cuh"
+#include "llmc/factors.cuh"
 #include "llmc/fused_classifier.cuh"
+#include "llmc/gate.cuh"
 #include "llmc/gpu.cuh"
 #include "llmc/heads.cuh"
+#include "llmc/latent.cuh"
 #include "llmc/matmul.cuh"
 #include "llmc/rmsnorm.cuh"
 #include "llmc/spikes.h"
@@ -50,25 +56,39 @@ static const int64_t CLASSIFIER_ROWS = 8192;    // tokens whose logits exist at 
 // What the backward pass recomputes instead of keeping (-r).
 typedef enum { KEEP_ALL, RECOMPUTE_MLP, RECOMPUTE_MLP_AND_FACTORS } Recompute;
 
+// What lies between a layer's projected rows and attention, rebuilt in the backward pass. Empty where a kind has no use
+// for it.
+typedef struct {
+    floatX *fac;                // (N, PFp)             factor rows of variants; become dfac
+    floatX *q, *k, *v;          // (N, heads_stored, HSK) twice, (N, heads_stored, HSV)
+    float *rstdq, *rstdk;       // (N, heads_stored)    qk_norm's; mla's latents': (N) twice
+    floatX *latq, *latkv;       // (N, q_lora), (N, kv_lora)    mla: normed latents
+    floatX *kv;                 // (N, NH, 2 HSV)       mla: of each head, its part of k and its v; becomes dkv
+    float *rope_q, *rope_k;     // (T, HSR) of q and of k: not the same where k is of third order and q is not
+} HeadBuffers;
+
 typedef struct {
     // kept from the forward to the backward pass, one slice per layer
     floatX *n1, *n2;            // (L, N, C)            normed inputs of attention and of the MLP
     float *rstd1, *rstd2;       // (L, N)
-    floatX *fac;                // (L, N, Pp)           factor rows, not rotated; become dfac. One slice if recomputed
-    floatX *y;                  // (L, N, Dp)
+    floatX *proj;               // (L, N, Pp)           projected rows, not rotated; but for variants' they become
+                                //                      dproj. One slice if recomputed
+    floatX *y;                  // (L, N, Dp)           with out_gate, gated
     float *lse;                 // (L, B, NH, T)
     floatX *u;                  // (L, N, 2 Fp)         n2 W1^T and n2 W2^T; become du. One slice if recomputed
     // one for all layers
     floatX *x, *nf;             // (N, C)               residual stream, normed input of the classifier
     float *rstdf;               // (N)
-    floatX *q, *k, *v;          // (N, heads_stored, HSK) twice, (N, heads_stored, HSV); rebuilt in the backward pass
+    HeadBuffers heads;
     floatX *s;                  // (N, Fp)              also ds
     floatX *logits;             // (CLASSIFIER_ROWS, Vp)
     float *losses;              // (N)
-    float *rope;                // (T, HSR)
     // gradients
     floatX *dx, *dn;            // (N, C)
     floatX *dq, *dk, *dv, *dy;  // as q, k, v, y
+    floatX *dproj;              // (N, Pp)              of variants
+    floatX *dlatq, *dlatkv;     // as latq, latkv
+    float *columns;             // (COLUMN_BLOCKS, widest)      partial sums of columns of dfac, dlatq or dlatkv
     float *attention_scratch;   // (attention_backward_scratch_bytes)
     int32_t *batch;             // inputs (N), targets (N), groups of the inputs (2 N + 2): llmc/encoder.cuh
 } Activations;
@@ -119,7 +139,7 @@ static AttentionShape attention_shape(const Model *m, int64_t B, int64_t T) {
 
 static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_size(N); }
 
-enum { NUM_BUFFERS = 35, NUM_WEIGHT_BUFFERS = 7 };
+enum { NUM_BUFFERS = 46, NUM_WEIGHT_BUFFERS = 7 };
 
 // The table of T6's buffers: each pointer with its size. The first NUM_WEIGHT_BUFFERS are weights, gradients and
 // AdamW's state.
@@ -134,23 +154,34 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
         NKV = heads_stored(m->k, (int)c->n_head);
     size_t q = c->n_head * m->HSK, k = NKV * m->HSK, v = NKV * m->HSV;         // numbers of a token
     size_t rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
-    size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_fac = recompute >= RECOMPUTE_MLP_AND_FACTORS ? 1 : L;
+    size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_proj = recompute >= RECOMPUTE_MLP_AND_FACTORS ? 1 : L;
+    bool latent = c->attn == ATTN_MLA, variant = !latent && !m->is_projected;
+    size_t latq = latent ? N * c->q_lora : 0, latkv = latent ? N * c->kv_lora : 0, kv = latent ? 2 * N * m->D : 0;
+    size_t rstdq = c->qk_norm ? N * heads_stored(m->q, (int)c->n_head) : latent ? N : 0;
+    size_t rstdk = c->qk_norm ? N * NKV : latent ? N : 0;
+    size_t widest = variant ? m->PFp : latent ? (c->q_lora > c->kv_lora ? c->q_lora : c->kv_lora) : 0;
+    HeadBuffers *h = &acts->heads;
     const Buffer table[] = {
         {(void **)&t6->params, all, X}, {(void **)&t6->master, own, f}, {(void **)&t6->grads, held, f},
         {(void **)&t6->sums, sums, f}, {(void **)&t6->part, part, f}, {(void **)&t6->adam_m, own, f},
         {(void **)&t6->adam_v, own, f},
 
         {(void **)&acts->n1, L * N * C, X}, {(void **)&acts->n2, L * N * C, X}, {(void **)&acts->rstd1, L * N, f},
-        {(void **)&acts->rstd2, L * N, f}, {(void **)&acts->fac, L_fac * N * Pp, X}, {(void **)&acts->y, L * N * Dp, X},
+        {(void **)&acts->rstd2, L * N, f}, {(void **)&acts->proj, L_proj * N * Pp, X},
+        {(void **)&acts->y, L * N * Dp, X},
         {(void **)&acts->lse, L * N * c->n_head, f}, {(void **)&acts->u, L_u * N * 2 * Fp, X},
 
         {(void **)&acts->x, N * C, X}, {(void **)&acts->nf, N * C, X}, {(void **)&acts->rstdf, N, f},
-        {(void **)&acts->q, N * q, X}, {(void **)&acts->k, N * k, X}, {(void **)&acts->v, N * v, X},
+        {(void **)&h->fac, variant ? N * m->PFp : 0, X}, {(void **)&h->q, N * q, X}, {(void **)&h->k, N * k, X},
+        {(void **)&h->v, N * v, X}, {(void **)&h->rstdq, rstdq, f}, {(void **)&h->rstdk, rstdk, f},
+        {(void **)&h->latq, latq, X}, {(void **)&h->latkv, latkv, X}, {(void **)&h->kv, kv, X},
+        {(void **)&h->rope_q, (size_t)(T * m->q.HSR), f}, {(void **)&h->rope_k, (size_t)(T * m->k.HSR), f},
         {(void **)&acts->s, N * Fp, X}, {(void **)&acts->logits, rows * m->Vp, X}, {(void **)&acts->losses, N, f},
-        {(void **)&acts->rope, (size_t)(T * m->HSR), f},
 
         {(void **)&acts->dx, N * C, X}, {(void **)&acts->dn, N * C, X}, {(void **)&acts->dq, N * q, X},
         {(void **)&acts->dk, N * k, X}, {(void **)&acts->dv, N * v, X}, {(void **)&acts->dy, N * Dp, X},
+        {(void **)&acts->dproj, variant ? N * Pp : 0, X}, {(void **)&acts->dlatq, latq, X},
+        {(void **)&acts->dlatkv, latkv, X}, {(void **)&acts->columns, COLUMN_BLOCKS * widest, f},
         {(void **)&acts->attention_scratch, attention_backward_scratch_bytes(attention_shape(m, B, T)), 1},
         {(void **)&acts->batch, batch_size(N), sizeof(int32_t)},
         {(void **)&t6->results, 1, sizeof(Results)}, {(void **)&t6->norm_partial, NORM_BLOCKS, sizeof(double)},
@@ -164,6 +195,16 @@ static void share_out(T6 *t6, const TrainOptions *o) {
     t6->mine = {comm_rank(o->comm), comm_world(o->comm)};
     t6->zero = o->gpu_comm ? (int)o->zero : 0;
     t6->moments = t6->zero ? t6->mine : Slice{0, 1};
+}
+
+// table (T, HSR) on the GPU: rope_table's.
+static void upload_rope_table(float *table, int64_t T, int64_t HSR, double base, cudaStream_t stream) {
+    size_t bytes = (size_t)(T * HSR) * sizeof(float);
+    float *host = (float *)xmalloc(bytes);
+    rope_table(host, T, HSR, base);
+    CUDA_CHECK(cudaMemcpyAsync(table, host, bytes, cudaMemcpyHostToDevice, stream));
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    free(host);
 }
 
 // Allocates what the model needs for batches up to o->batch_size x o->seq_len. Padding of every buffer starts at zero
@@ -189,12 +230,8 @@ void t6_alloc(T6 *t6, const TrainOptions *o) {
         CUDA_CHECK(cudaEventCreateWithFlags(&t6->staged[i], cudaEventDisableTiming));
     }
     t6->counts = (int32_t *)xcalloc((size_t)config->vocab_size + 1, sizeof(int32_t));
-    size_t rope_bytes = (size_t)(T * t6->model.HSR) * sizeof(float);
-    float *rope = (float *)xmalloc(rope_bytes);
-    rope_table(rope, T, t6->model.HSR, config->rope_base);
-    CUDA_CHECK(cudaMemcpyAsync(t6->acts.rope, rope, rope_bytes, cudaMemcpyHostToDevice, t6->stream));
-    CUDA_CHECK(cudaStreamSynchronize(t6->stream));
-    free(rope);
+    upload_rope_table(t6->acts.heads.rope_q, T, t6->model.q.HSR, config->rope_base, t6->stream);
+    upload_rope_table(t6->acts.heads.rope_k, T, t6->model.k.HSR, config->rope_base, t6->stream);
 }
 
 void t6_free(T6 *t6) {
@@ -340,41 +377,116 @@ static void layer_attention_backward(X *dq, X *dk, X *dv, const X *dy, const X *
     attention_plain_backward(dq, dk, dv, dy, y, lse, q, k, v, s, stream);
 }
 
-// NEW_FACTORS: computed from the layer's normed input. KEPT_FACTORS: the rows that the forward pass kept.
-typedef enum { NEW_FACTORS, KEPT_FACTORS } FactorSource;
+// NEW_ROWS: projected from the layer's normed input. KEPT_ROWS: those that the forward pass kept.
+typedef enum { NEW_ROWS, KEPT_ROWS } RowSource;
 
-// The factor rows of layer l (N, Pp), and the input of its SwiGLU (N, 2 Fp): one slice for all layers if recomputed.
-static floatX *layer_factors(T6 *t6, int64_t l, int64_t N) {
-    return t6->acts.fac + (t6->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * t6->model.Pp;
+// The projected rows of layer l (N, Pp), and the input of its SwiGLU (N, 2 Fp): one slice for all layers if recomputed.
+static floatX *layer_rows(T6 *t6, int64_t l, int64_t N) {
+    return t6->acts.proj + (t6->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * t6->model.Pp;
 }
 static floatX *layer_u(T6 *t6, int64_t l, int64_t N) {
     return t6->acts.u + (t6->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * t6->model.Fp;
 }
 
-// acts.q, k and v of layer l, by way of its factor rows acts.fac (N, Pp).
-static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, FactorSource source) {
-    const Model *m = &t6->model;
-    Activations *acts = &t6->acts;
-    int64_t N = B * T, C = m->config.n_embd;
-    const floatX *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = acts->n1 + l * N * C;
-    floatX *fac = layer_factors(t6, l, N);
-    if (source == NEW_FACTORS)                                                      // [aQ bQ aK bK aV bV] = n Wqkv^T
-        linear_forward(&t6->matmul, fac, n1, w + m->wqkv, N, C, m->Pp, OVERWRITE, t6->stream);
-    // bQ, bK = rope(bQ), rope(bK);  q = 1/RQ sum_r aQ_r (x) bQ_r, and so for k and v
-    heads_forward(acts->q, acts->k, acts->v, fac, acts->rope, heads_shape(m, T), N, t6->stream);
+// mla: q, k, v from projected rows [latent of q | latent of k and v | rotated part of k].
+static void latent_forward(const HeadBuffers *to, const Model *m, Matmul *mm, const floatX *proj, const floatX *w,
+                           int64_t B, int64_t T, cudaStream_t stream) {
+    const Config *c = &m->config;
+    int64_t N = B * T, QK = c->n_head * m->HSK, q = c->q_lora, kv = c->kv_lora, Pp = m->Pp;
+    gain_forward(to->latq, to->rstdq, proj, Pp, w + m->q_gain, N, q, c->rms_eps, stream);
+    gain_forward(to->latkv, to->rstdk, proj + q, Pp, w + m->kv_gain, N, kv, c->rms_eps, stream);
+    linear_forward(mm, to->q, to->latq, w + m->wqb, N, q, QK, OVERWRITE, stream);
+    linear_forward(mm, to->kv, to->latkv, w + m->wkvb, N, kv, 2 * m->D, OVERWRITE, stream);
+    latent_heads_forward(to->q, to->k, to->v, to->kv, proj + q + kv, Pp, to->rope_k, latent_shape(m, T), N, stream);
 }
 
-// acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv. The factor rows become dfac.
+// proj becomes dproj, from acts.dq, dk and dv; gradients of the layer's weights dw by `mode`.
+static void latent_backward(T6 *t6, floatX *proj, const floatX *w, float *dw, int64_t B, int64_t T, OutputMode mode) {
+    const Model *m = &t6->model;
+    const Config *c = &m->config;
+    Activations *acts = &t6->acts;
+    HeadBuffers *h = &acts->heads;
+    Matmul *mm = &t6->matmul;
+    cudaStream_t stream = t6->stream;
+    int64_t N = B * T, QK = c->n_head * m->HSK, q = c->q_lora, kv = c->kv_lora, Pp = m->Pp;
+    latent_heads_backward(h->kv, proj + q + kv, Pp, acts->dq, acts->dk, acts->dv, h->rope_k, latent_shape(m, T), N,
+                          stream);
+    linear_backward_input(mm, acts->dlatq, acts->dq, w + m->wqb, N, q, QK, stream);
+    linear_backward_weight(mm, dw + m->wqb, acts->dq, h->latq, N, q, QK, mode, stream);
+    linear_backward_input(mm, acts->dlatkv, h->kv, w + m->wkvb, N, kv, 2 * m->D, stream);
+    linear_backward_weight(mm, dw + m->wkvb, h->kv, h->latkv, N, kv, 2 * m->D, mode, stream);
+    column_sums(acts->columns, acts->dlatq, q, proj, Pp, h->rstdq, q, N, stream);
+    column_total(dw + m->q_gain, acts->columns, q, q, mode, stream);
+    column_sums(acts->columns, acts->dlatkv, kv, proj + q, Pp, h->rstdk, kv, N, stream);
+    column_total(dw + m->kv_gain, acts->columns, kv, kv, mode, stream);
+    gain_backward(proj, acts->dlatq, proj, Pp, h->rstdq, w + m->q_gain, N, q, stream);
+    gain_backward(proj + q, acts->dlatkv, proj + q, Pp, h->rstdk, w + m->kv_gain, N, kv, stream);
+}
+
+// q, k, v of N = B*T tokens from their projected rows proj (N, Pp). w: the layer's weights.
+static void heads_from_rows(const HeadBuffers *to, const Model *m, Matmul *mm, const floatX *proj, const floatX *w,
+                            int64_t B, int64_t T, cudaStream_t stream) {
+    int64_t N = B * T;
+    if (m->config.attn == ATTN_MLA) return latent_forward(to, m, mm, proj, w, B, T, stream);
+    if (!m->is_projected)
+        factors_forward(to->fac, proj, w, to->rope_q, to->rope_k, factors_shape(m, T), N, stream);
+    // bQ, bK = rope(bQ), rope(bK);  q = 1/RQ sum_r aQ_r (x) bQ_r, and so for k and v
+    heads_forward(to->q, to->k, to->v, to->rstdq, to->rstdk, m->is_projected ? proj : to->fac, to->rope_q,
+                  heads_shape(m, T), N, stream);
+}
+
+// acts.heads of layer l, by way of its projected rows.
+static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, RowSource source) {
+    const Model *m = &t6->model;
+    int64_t N = B * T, C = m->config.n_embd;
+    const floatX *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = t6->acts.n1 + l * N * C;
+    floatX *proj = layer_rows(t6, l, N);
+    if (source == NEW_ROWS)                                                         // [aQ bQ aK bK aV bV] = n Wqkv^T
+        linear_forward(&t6->matmul, proj, n1, w + m->wqkv, N, C, m->Pp, OVERWRITE, t6->stream);
+    heads_from_rows(&t6->acts.heads, m, &t6->matmul, proj, w, B, T, t6->stream);
+}
+
+// Gradients of a variant's constants, from the columns of dfac (N, PFp) that factors_backward leaves. dw: the layer's
+// gradients; columns (COLUMN_BLOCKS, PFp) is scratch.
+static void constants_backward(float *dw, float *columns, const floatX *dfac, const Model *m, int64_t N,
+                               OutputMode mode, cudaStream_t stream) {
+    const Config *c = &m->config;
+    int64_t NH = c->n_head, PFp = m->PFp;
+    if (!c->a_constant && !c->b_constant) return;
+    column_sums(columns, dfac, PFp, NULL, 0, NULL, PFp, N, stream);
+    for (const Heads *h : {&m->q, &m->k, &m->v}) {
+        if (h->kind == HEADS_GROUPED) continue;
+        OutputMode mode_b = h == &m->v && c->share_kv_b ? ACCUMULATE : mode;
+        if (c->a_constant) column_total(dw + h->const_a, columns + h->a, PFp, NH * h->R, mode, stream);
+        if (c->b_constant) column_total(dw + h->const_b, columns + h->b, PFp, h->R * h->HB, mode_b, stream);
+    }
+}
+
+// The gradient of layer l's projected rows, with out_gate's columns: a variant's rows must stay for its neighbours.
+static floatX *layer_dproj(T6 *t6, int64_t l, int64_t N) {
+    return t6->acts.dproj ? t6->acts.dproj : layer_rows(t6, l, N);
+}
+
+// acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv and other weights'. The
+// columns of out_gate's gates in layer_dproj are there already.
 static void qkv_backward(T6 *t6, int64_t l, int64_t B, int64_t T, OutputMode mode) {
     const Model *m = &t6->model;
     Activations *acts = &t6->acts;
+    HeadBuffers *h = &acts->heads;
     int64_t N = B * T, C = m->config.n_embd;
     const floatX *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = acts->n1 + l * N * C;
-    float *dw = bucket_gradient(t6, 1 + (int)l) + m->wqkv;
-    floatX *fac = layer_factors(t6, l, N);
-    heads_backward(fac, acts->dq, acts->dk, acts->dv, fac, acts->rope, heads_shape(m, T), N, t6->stream);
-    linear_backward_input(&t6->matmul, acts->dn, fac, w + m->wqkv, N, C, m->Pp, t6->stream);    // dn = dfac Wqkv
-    linear_backward_weight(&t6->matmul, dw, fac, n1, N, C, m->Pp, mode, t6->stream);            // dWqkv = dfac^T n
+    float *dw = bucket_gradient(t6, 1 + (int)l);
+    floatX *proj = layer_rows(t6, l, N), *fac = m->is_projected ? proj : h->fac, *dproj = layer_dproj(t6, l, N);
+    if (m->config.attn == ATTN_MLA) latent_backward(t6, proj, w, dw, B, T, mode);
+    else
+        heads_backward(fac, fac, h->rope_q, {{{acts->dq, h->q, h->rstdq}, {acts->dk, h->k, h->rstdk}, {acts->dv}}},
+                       heads_shape(m, T), N, t6->stream);
+    if (m->config.attn != ATTN_MLA && !m->is_projected) {
+        factors_backward(dproj, fac, proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, t6->stream);
+        constants_backward(dw, acts->columns, fac, m, N, mode, t6->stream);
+    }
+    linear_backward_input(&t6->matmul, acts->dn, dproj, w + m->wqkv, N, C, m->Pp, t6->stream);      // dn = dproj Wqkv
+    linear_backward_weight(&t6->matmul, dw + m->wqkv, dproj, n1, N, C, m->Pp, mode, t6->stream);    // dWqkv = dproj^T n
 }
 
 // acts.batch (B, T) -> acts.nf (N, C), the normed input of the classifier.
@@ -396,9 +508,10 @@ void t6_forward(T6 *t6, int64_t B, int64_t T) {
         float *lse = acts->lse + l * N * NH;
 
         rmsnorm_forward(n1, acts->rstd1 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
-        qkv_forward(t6, l, B, T, NEW_FACTORS);                                              // q, k, v from n
+        qkv_forward(t6, l, B, T, NEW_ROWS);                                                 // q, k, v from n
         // y = softmax(scale q k^T) v
-        layer_attention_forward(y, lse, acts->q, acts->k, acts->v, shape, stream);
+        layer_attention_forward(y, lse, acts->heads.q, acts->heads.k, acts->heads.v, shape, stream);
+        if (c->out_gate) gate_forward(y, layer_rows(t6, l, N) + m->gate, m->Pp, N, m->D, stream);
         linear_forward(mm, acts->x, y, w + m->wo, N, Dp, C, ACCUMULATE, stream);            // x += y Wo^T
 
         rmsnorm_forward(n2, acts->rstd2 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
@@ -442,7 +555,7 @@ void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
     cudaStream_t stream = t6->stream;
     int64_t N = B * T, C = c->n_embd, NH = c->n_head, Dp = m->Dp, Fp = m->Fp;
     AttentionShape shape = attention_shape(m, B, T);
-    FactorSource factors = t6->recompute >= RECOMPUTE_MLP_AND_FACTORS ? NEW_FACTORS : KEPT_FACTORS;
+    RowSource rows = t6->recompute >= RECOMPUTE_MLP_AND_FACTORS ? NEW_ROWS : KEPT_ROWS;
     CUDA_CHECK(cudaMemsetAsync(acts->dx, 0, (size_t)(N * C) * sizeof *acts->dx, stream));
     rmsnorm_backward(acts->dx, acts->dn, acts->nf, acts->rstdf, N, C, stream);
     for (int64_t l = c->n_layer - 1; l >= 0; l--) {
@@ -465,9 +578,12 @@ void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
 
         linear_backward_input(mm, acts->dy, acts->dx, w + m->wo, N, Dp, C, stream);         // dy = dx Wo
         linear_backward_weight(mm, dw + m->wo, acts->dx, y, N, Dp, C, mode, stream);        // dWo = dx^T y
-        qkv_forward(t6, l, B, T, factors);                                                  // q, k, v again
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, acts->dy, y, lse, acts->q,   // dq, dk, dv
-                                 acts->k, acts->v, acts->attention_scratch, shape, stream);
+        qkv_forward(t6, l, B, T, rows);                                                     // q, k, v again
+        if (c->out_gate)
+            gate_backward(layer_dproj(t6, l, N) + m->gate, acts->dy, layer_rows(t6, l, N) + m->gate, m->Pp, y, N, m->D,
+                          stream);
+        layer_attention_backward(acts->dq, acts->dk, acts->dv, acts->dy, y, lse,            // dq, dk, dv
+                                 acts->heads.q, acts->heads.k, acts->heads.v, acts->attention_scratch, shape, stream);
         qkv_backward(t6, l, B, T, mode);                                                    // dn, dWqkv
         if (t6->summing) sum_bucket(t6, 1 + (int)l);
         // dx += gradient through the norm
@@ -530,16 +646,23 @@ Results t6_results(T6 *t6) {
 // Ends the program with one line if its kernels cannot run a model that config_check has accepted.
 static void check_model(const Model *m) {
     const Config *c = &m->config;
-    if (!model_is_plain(m))
-        die(EXIT_INPUT, "the GPU programs do not run mla, the variants of tpa, out_gate, kv_shift and qk_norm yet: use "
-            "train_t6 and generate_t6");
+    bool latent = c->attn == ATTN_MLA;
     if (c->n_embd % 8) die(EXIT_INPUT, "--n-embd is %" PRId64 "; on the GPU it must be a multiple of 8", c->n_embd);
-    if (!heads_supported(m) || m->HSK % 32 || m->HSK > 128)
+    if (m->HSV % 32 || m->HSV > 128)
         die(EXIT_INPUT, "--head-dim is %" PRId64 "; on the GPU it must be a multiple of 32 up to 128 (64 and 128 are "
             "fast)", c->head_dim);
+    const struct { int64_t value; const char *flag; } widths[] = {
+        {c->q_lora, "--q-lora"}, {c->kv_lora, "--kv-lora"}, {c->rope_dim, "--rope-dim"}};
+    for (int i = 0; i < 3 && latent; i++)
+        if (widths[i].value % 8)
+            die(EXIT_INPUT, "%s is %" PRId64 "; on the GPU it must be a multiple of 8", widths[i].flag,
+                widths[i].value);
+    if (m->HSK > 128)
+        die(EXIT_INPUT, "--head-dim and --rope-dim are %" PRId64 " and %" PRId64 ", together %" PRId64 "; on the GPU "
+            "that is at most 128", c->head_dim, c->rope_dim, m->HSK);
     HeadsShape shape = heads_shape(m, 1);
     int have = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    size_t need = heads_backward_smem_bytes(&shape);
+    size_t need = latent ? 0 : heads_backward_smem_bytes(&shape);
     if (need > (size_t)have)
         die(EXIT_INPUT, "a token's factors and heads take %zu bytes and a multiprocessor of this GPU has %d: lower "
             "--n-head or the ranks", need, have);

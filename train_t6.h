@@ -23,6 +23,21 @@ void rope(real *fac, const Heads *heads, const real *table, int64_t B, int64_t T
 void contract_forward(real *out, const real *fac, const Heads *heads, int64_t N, int64_t NH, int64_t Pp);
 void contract_backward(real *dfac, const real *dout, const real *fac, const Heads *heads, int64_t N, int64_t NH,
                        int64_t Pp);
+void gain_forward(real *out, real *rstd, const real *x, int64_t ldx, const real *gain, int64_t N, int64_t C,
+                  double eps);
+void gain_backward(real *dx, real *dgain, const real *dout, const real *x, const real *rstd, int64_t ldx,
+                   const real *gain, int64_t N, int64_t C);
+void factors_forward(real *fac, const real *proj, const real *layer, const Heads *h, HeadAct act, const real *table,
+                     int64_t B, int64_t T, int64_t NH, int64_t Pp, int64_t PF);
+void factors_backward(real *dproj, real *dlayer, real *dfac, const real *fac, const real *proj, const real *layer,
+                      const Heads *h, HeadAct act, const real *table, int64_t B, int64_t T, int64_t NH, int64_t Pp,
+                      int64_t PF);
+void gate_forward(real *z, const real *g, int64_t ldg, const real *y, int64_t N, int64_t D, int64_t Dp);
+void gate_backward(real *dg, real *dz, const real *g, int64_t ldg, const real *y, int64_t N, int64_t D, int64_t Dp);
+void latent_heads_forward(real *k, real *v, const real *kv, const real *kr, int64_t ldr, const real *table, int64_t B,
+                          int64_t T, int64_t NH, int64_t HSV, int64_t HSR);
+void latent_heads_backward(real *dkv, real *dkr, int64_t ldr, const real *dk, const real *dv, const real *table,
+                           int64_t B, int64_t T, int64_t NH, int64_t HSV, int64_t HSR);
 int64_t attention_scratch_size(int64_t T);
 void attention_forward(real *y, real *lse, real *scratch, const real *q, const real *k, const real *v, int64_t B,
                        int64_t T, int64_t NH, int64_t HSK, int64_t HSV, int64_t Dp, double scale);

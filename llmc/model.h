@@ -415,7 +415,7 @@ typedef struct {
     int64_t HSR;        // RoPE rotates the last HSR numbers of a query/key head
     double scale;       // of the softmax: 1 / sqrt(HSK)
     int64_t P, Pp;      // width of a projected row, as computed and as stored
-    int64_t PF;         // width of a factor row, as computed and as stored; where is_projected, it is stored as Pp
+    int64_t PF, PFp;    // width of a factor row, as computed and as stored; where is_projected, rows are Pp apart
     int is_projected;   // the factor row is the (beginning of the) projected row
     int64_t gate;       // first column of out_gate's D gates in the projected row
     int64_t F, Fp, Vp;  // MLP width, as computed and as stored; vocabulary, as stored
@@ -593,14 +593,15 @@ LLMC_FN void model_init_shared(Model *m, const Config *config, int pad, int worl
     m->k = heads_(c, 'k', kind->k, c->k_rank, m->HSK, m->HSR, NULL, &next);
     m->v = heads_(c, 'v', kind->v, c->v_rank, m->HSV, 0, &m->k, &next);
     m->D = c->n_head * m->HSV, m->Dp = round_up(m->D, pad);
-    m->PF = next.factor, m->P = latent ? c->q_lora + c->kv_lora + c->rope_dim : next.projected;
+    m->PF = next.factor, m->PFp = round_up(m->PF, pad);
+    m->P = latent ? c->q_lora + c->kv_lora + c->rope_dim : next.projected;
     m->is_projected = !latent && c->head_act == HEAD_ACT_NONE && heads_projected_(&m->q) && heads_projected_(&m->k) &&
                       heads_projected_(&m->v);
-    m->gate = m->P;
-    if (c->out_gate) m->P += m->D;
+    m->gate = round_up(m->P, pad);
+    if (c->out_gate) m->P = m->gate + m->D;
     m->Pp = round_up(m->P, pad), m->F = c->hidden, m->Fp = round_up(m->F, pad), m->Vp = round_up(c->vocab_size, 128);
 
-    int64_t unit = world > 1 ? (int64_t)world * SLICE_UNIT : 1;
+    int64_t unit = world > 1 ? (int64_t)world * SLICE_UNIT : pad;
     m->wte = 0, m->layers = (size_t)round_up(m->Vp * C, unit);
     m->wqkv = 0;
     m->wo = (size_t)(m->Pp * C);
@@ -647,7 +648,7 @@ LLMC_FN int64_t model_cache_width(const Model *m) {
     return width;
 }
 
-// Whether the model has none of the variants and switches, and is not mla: what the GPU programs run so far.
+// Whether the model has none of the variants and switches, and is not mla: what generate_t6cu runs so far.
 LLMC_FN int model_is_plain(const Model *m) {
     return m->is_projected && !m->config.out_gate && !m->config.qk_norm;
 }

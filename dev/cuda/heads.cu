@@ -60,8 +60,9 @@ int main(int argc, char **argv) {
                 }
             }
     }
-    auto forward = [&] { heads_forward(q.p, k.p, v.p, fac.p, table.p, shape, N, 0); };
-    auto backward = [&] { heads_backward(dfac.p, dq.p, dk.p, dv.p, fac.p, table.p, shape, N, 0); };
+    auto forward = [&] { heads_forward(q.p, k.p, v.p, NULL, NULL, fac.p, table.p, shape, N, 0); };
+    HeadsGradients gradients = {{{dq.p}, {dk.p}, {dv.p}}};
+    auto backward = [&] { heads_backward(dfac.p, fac.p, table.p, gradients, shape, N, 0); };
     forward();
     for (int w = 0; w < 3; w++) check("forward 1", out[w]->read((N - rows) * D, rows * D), want[w], ROUNDED_ONCE);
     time_version("forward 1", (double)N * (double)(m.Pp + 3 * D) * sizeof(floatX),

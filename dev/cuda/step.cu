@@ -2,13 +2,16 @@
 // its floor; then the whole micro-step, as single launches and as a graph, and the update.
 //
 //   make build/step
-//   build/step [PRESET [B [T [ATTN [RECOMPUTE]]]]]      build/step 124M 24 1024 tpa 0
+//   build/step [PRESET [B [T [ATTN [RECOMPUTE [VARIANT]]]]]]    build/step 124M 24 1024 tpa 0 "share_kv_b out_gate"
+//
+// VARIANT: keys of config.json, as test/testing.h's set_variant reads them.
 //
 // Each line: how often the operator runs in a micro-step, its time, and its floor, the larger of bytes / 4.3 TB/s (each
 // input read once, each output written once) and operations / 790 TFLOP/s. These are the copy bandwidth and the bf16
 // matrix rate of one H200. One version, the trainer's; results: dev/results/train_gpu.md.
 #define T6_NO_MAIN
 #include "../../train_t6.cu"
+#include "../../test/testing.h"
 
 #include <algorithm>
 #include <vector>
@@ -103,17 +106,24 @@ static void time_forward(Total *total, T6 *t) {
     double X = sizeof(floatX), n = (double)N, qkv = qkv_numbers(m), pairs = attention_pairs(t);
     const floatX *w = t->params + m->layers;
     AttentionShape shape = attention_shape(m, B, T);
-    HeadsShape heads = heads_shape(m, T);
     row(total, "encoder_forward", 1, 2 * n * C * X, 0, s,
         [&] { encoder_forward(acts->x, acts->batch, t->params, N, C, s); });
     row(total, "rmsnorm_forward", 2 * L + 1, 2 * n * C * X, 0, s,
         [&] { rmsnorm_forward(acts->n1, acts->rstd1, acts->x, N, C, 1e-6, s); });
     row(total, "matmul wqkv", L, X * (n * (C + Pp) + (double)C * Pp), 2 * n * C * Pp, s,
-        [&] { linear_forward(mm, acts->fac, acts->n1, w + m->wqkv, N, C, Pp, OVERWRITE, s); });
-    row(total, "heads_forward", 2 * L, X * n * (Pp + qkv), 0, s,
-        [&] { heads_forward(acts->q, acts->k, acts->v, acts->fac, acts->rope, heads, N, s); });
+        [&] { linear_forward(mm, acts->proj, acts->n1, w + m->wqkv, N, C, Pp, OVERWRITE, s); });
+    const HeadBuffers *h = &acts->heads;
+    row(total, "q, k, v from rows", 2 * L, X * n * (Pp + qkv), 0, s,
+        [&] { heads_from_rows(h, m, mm, acts->proj, w, B, T, s); });
+    if (acts->dproj)
+        row(total, "  of it factors_forward", 0, X * n * (Pp + m->PFp), 0, s, [&] {
+            factors_forward(h->fac, acts->proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, s);
+        });
+    if (m->config.out_gate)
+        row(total, "gate_forward", L, 3 * X * n * D, 0, s,
+            [&] { gate_forward(acts->y, acts->proj + m->gate, Pp, N, D, s); });
     row(total, "attention_forward", L, X * n * (qkv + D), 4 * pairs, s,
-        [&] { layer_attention_forward(acts->y, acts->lse, acts->q, acts->k, acts->v, shape, s); });
+        [&] { layer_attention_forward(acts->y, acts->lse, h->q, h->k, h->v, shape, s); });
     row(total, "matmul wo +=", L, X * (n * (2 * C + D) + (double)C * D), 2 * n * C * D, s,
         [&] { linear_forward(mm, acts->x, acts->y, w + m->wo, N, D, C, ACCUMULATE, s); });
     row(total, "matmul w12", L, X * (n * (C + 2 * Fp) + 2.0 * C * Fp), 4 * n * C * Fp, s,
@@ -145,8 +155,8 @@ static void time_backward(Total *total, T6 *t) {
     double X = sizeof(floatX), n = (double)N, qkv = qkv_numbers(m), pairs = attention_pairs(t);
     const floatX *w = t->params + m->layers;
     float *dw = t->grads + m->layers;
+    const HeadBuffers *h = &acts->heads;
     AttentionShape shape = attention_shape(m, B, T);
-    HeadsShape heads = heads_shape(m, T);
     row(total, "rmsnorm_backward", 2 * L + 1, 4 * X * n * C, 0, s,
         [&] { rmsnorm_backward(acts->dx, acts->dn, acts->n2, acts->rstd2, N, C, s); });
     row(total, "matmul w3 dinp", L, X * (n * (C + Fp) + (double)C * Fp), 2 * n * C * Fp, s,
@@ -164,15 +174,22 @@ static void time_backward(Total *total, T6 *t) {
     row(total, "matmul wo dw +=", L, X * n * (C + D) + 8.0 * C * D, 2 * n * C * D, s,
         [&] { linear_backward_weight(mm, dw + m->wo, acts->dx, acts->y, N, D, C, ACCUMULATE, s); });
     row(total, "attention_backward", L, X * n * (2 * qkv + 2 * D), 10 * pairs, s, [&] {
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, acts->dy, acts->y, acts->lse, acts->q, acts->k, acts->v,
-                                         acts->attention_scratch, shape, s);
+        layer_attention_backward(acts->dq, acts->dk, acts->dv, acts->dy, acts->y, acts->lse, h->q, h->k, h->v,
+                                 acts->attention_scratch, shape, s);
     });
-    row(total, "heads_backward", L, X * n * (2 * Pp + qkv), 0, s,
-        [&] { heads_backward(acts->fac, acts->dq, acts->dk, acts->dv, acts->fac, acts->rope, heads, N, s); });
-    row(total, "matmul wqkv dinp", L, X * (n * (C + Pp) + (double)C * Pp), 2 * n * C * Pp, s,
-        [&] { linear_backward_input(mm, acts->dn, acts->fac, w + m->wqkv, N, C, Pp, s); });
-    row(total, "matmul wqkv dw +=", L, X * n * (C + Pp) + 8.0 * C * Pp, 2 * n * C * Pp, s,
-        [&] { linear_backward_weight(mm, dw + m->wqkv, acts->fac, acts->n1, N, C, Pp, ACCUMULATE, s); });
+    if (m->config.out_gate)
+        row(total, "gate_backward", L, 5 * X * n * D, 0, s, [&] {
+            gate_backward(layer_dproj(t, 0, N) + m->gate, acts->dy, acts->proj + m->gate, Pp, acts->y, N, D, s);
+        });
+    if (acts->dproj)
+        row(total, "  of qkv_backward: factors", 0, X * n * 2 * (Pp + m->PFp), 0, s, [&] {
+            factors_backward(acts->dproj, h->fac, acts->proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, s);
+        });
+    if (acts->dproj)
+        row(total, "  of qkv_backward: constants", 0, X * n * m->PFp, 0, s,
+            [&] { constants_backward(dw, acts->columns, h->fac, m, N, ACCUMULATE, s); });
+    row(total, "qkv_backward", L, X * n * (2 * Pp + qkv + 2 * (C + Pp)) + 10.0 * C * Pp, 4 * n * C * Pp, s,
+        [&] { qkv_backward(t, 0, B, T, ACCUMULATE); });
     row(total, "encoder_backward", 1, X * n * C + 8.0 * n * C, 0, s,
         [&] { encoder_backward(t->grads, acts->dx, acts->batch, acts->batch + 2 * N, N, C, s); });
 }
@@ -200,12 +217,13 @@ int main(int argc, char **argv) {
     AttnKind attn = ATTN_TPA;
     const Preset *p = find_preset(argc > 1 ? argv[1] : "124M");
     if (!p || (argc > 4 && attn_from_name(argv[4], &attn, &err) != 0))
-        die(EXIT_INPUT, "usage: step [PRESET [B [T [ATTN [RECOMPUTE]]]]]");
+        die(EXIT_INPUT, "usage: step [PRESET [B [T [ATTN [RECOMPUTE [VARIANT]]]]]]");
     TrainOptions o;
     memset(&o, 0, sizeof o);
     o.config = preset_config(p, attn);
     o.batch_size = argc > 2 ? atoll(argv[2]) : p->batch_size, o.seq_len = argc > 3 ? atoll(argv[3]) : p->seq_len;
     o.recompute = argc > 5 ? atoll(argv[5]) : 0;
+    if (argc > 6) set_variant(&o.config, argv[6]);
     o.clip = 1, o.beta1 = 0.9, o.beta2 = 0.95, o.adam_eps = 1e-8, o.weight_decay = 0.1;
     if (config_check(&o.config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
     t6_start(&o);
@@ -214,8 +232,9 @@ int main(int argc, char **argv) {
 
     size_t free_bytes, total_bytes;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    printf("%s %s, B %d, T %d, recompute %d: %.2f GiB of GPU memory in use\n", p->name, attn_name(attn),
-           (int)o.batch_size, (int)o.seq_len, (int)o.recompute, (double)(total_bytes - free_bytes) / 0x1p30);
+    printf("%s %s %s, B %d, T %d, recompute %d: %.2f GiB of GPU memory in use\n", p->name, attn_name(attn),
+           argc > 6 ? argv[6] : "", (int)o.batch_size, (int)o.seq_len, (int)o.recompute,
+           (double)(total_bytes - free_bytes) / 0x1p30);
     print_matmuls(&t->matmul);
     Total total = {0, 0};
     time_forward(&total, t);
