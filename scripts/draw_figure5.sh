@@ -2,11 +2,11 @@
 # Draws the paper's Figure 5 from our own measurements: the time of one layer's attention for one new token, against the
 # length of the cached sequences, for each attention kind; both axes logarithmic.
 #   build/flashtpa_decode figure >dev/results/figure5.tsv      measures (make build/flashtpa_decode; needs a GPU)
-#   dev/figure5.sh                                             writes dev/results/figure5.png (needs gnuplot)
+#   scripts/draw_figure5.sh                                           writes dev/results/figure5.png (needs gnuplot)
 set -euo pipefail
-cd "$(dirname "$0")/results"
+cd "$(dirname "$0")/../dev/results"
 [ -s figure5.tsv ] ||
-    { echo "figure5.sh: dev/results/figure5.tsv is missing; build/flashtpa_decode figure makes it" >&2; exit 2; }
+    { echo "draw_figure5.sh: dev/results/figure5.tsv is missing; build/flashtpa_decode figure makes it" >&2; exit 2; }
 mapfile -t kinds < <(awk -F '\t' 'NR > 1 && !seen[$1]++ { print $1 }' figure5.tsv)
 mapfile -t sizes < <(awk -F '\t' 'NR > 1 && !seen[$2]++ { print $2 }' figure5.tsv)
 {
