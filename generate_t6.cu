@@ -171,7 +171,7 @@ static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass
         const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
         qkv_decode(g, l, first, B, n, T, pass);                                             // n, factors, cache
         if (pass == PREFILL)                                                                // y = attention(q, k, v)
-            layer_attention_forward(g->y, g->lse, g->q, g->k, g->v, attention_shape(m, 1, T), g->stream);
+            layer_attention_forward(g->y, g->lse, g->q, g->k, g->v, NO_GATE, attention_shape(m, 1, T), g->stream);
         else
             attention_decode(g, l, first, B, n);
         linear(g, g->x, NULL, g->y, w + m->wo, N, Dp, C, MATVEC_AS_IS, ACCUMULATE);         // x += y Wo^T

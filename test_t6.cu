@@ -373,35 +373,53 @@ static Floats sum_groups(const Floats &x, int64_t N, int NH, int NKV, int HS) {
     return out;
 }
 
-static void test_attention(Score *score, Random *random, int B, int T, int NH, int NKV, int HSK, int HSV) {
+// Is the output multiplied by the sigmoid of a gate?
+enum Gating { PLAIN, GATED };
+
+static void test_attention(Score *score, Random *random, int B, int T, int NH, int NKV, int HSK, int HSV,
+                           Gating gating) {
     AttentionShape shape = attention_dense_shape(B, T, NH, NKV, HSK, HSV);
     int64_t N = (int64_t)B * T, D = NH * HSV;
     double scale = 1 / sqrt((double)HSK);
     Floats q = random_floats(random, N * NH * HSK, 2), k = random_floats(random, N * NKV * HSK, 2);
     Floats v = random_floats(random, N * NKV * HSV), dy = random_floats(random, N * D);
+    // the gate is columns 8 ... D + 7 of rows of D + 24
+    shape.gate_stride = D + 24;
+    Floats g = random_floats(random, N * shape.gate_stride, 6), dg = g, z(N * D);
     Floats k_all = expand_groups(k, N, NH, NKV, HSK), v_all = expand_groups(v, N, NH, NKV, HSV);
     Floats y(N * D), lse(N * NH), dq(q.size()), dk_all(q.size()), dv_all(N * D),
         scratch(cpu::attention_scratch_size(T));
     cpu::attention_forward(y.data(), lse.data(), scratch.data(), q.data(), k_all.data(), v_all.data(), B, T, NH, HSK,
                            HSV, D, scale);
-    Gpu<floatX> d_q(q), d_k(k), d_v(v), d_y(y.size()), d_dy(dy), d_dq(q.size()), d_dk(k.size()), d_dv(v.size());
+    if (gating == GATED) cpu::gate_forward(z.data(), g.data() + 8, shape.gate_stride, y.data(), N, D, D);
+    Gpu<floatX> d_q(q), d_k(k), d_v(v), d_y(y.size()), d_dy(dy), d_dq(q.size()), d_dk(k.size()), d_dv(v.size()), d_g(g);
+    floatX *gate = gating == GATED ? d_g.p + 8 : NO_GATE;
     Gpu<float> d_lse(lse.size()), d_scratch(attention_backward_scratch_bytes(shape) / sizeof(float));
-    layer_attention_forward(d_y.p, d_lse.p, d_q.p, d_k.p, d_v.p, shape, 0);
-    char where[64];
-    snprintf(where, sizeof where, "B%d T%d NH%d NKV%d HSK%d HSV%d", B, T, NH, NKV, HSK, HSV);
+    layer_attention_forward(d_y.p, d_lse.p, d_q.p, d_k.p, d_v.p, gate, shape, 0);
+    char where[80];
+    snprintf(where, sizeof where, "B%d T%d NH%d NKV%d HSK%d HSV%d%s", B, T, NH, NKV, HSK, HSV,
+             gating == GATED ? " gated" : "");
     // bf16: probabilities are rounded before they weigh v, and dlogits before they weigh k
     double tolerance = IS_BF16 ? 6e-3 : 1e-5;
-    check(score, (std::string("attention forward ") + where).c_str(), d_y.read(), y, tolerance);
+    // dy is rounded too, and delta comes from the rounded output: dlogits, differences, feel it
+    double dlogits_tolerance = IS_BF16 && gating == GATED ? 1e-2 : tolerance;
+    check(score, (std::string("attention forward ") + where).c_str(), d_y.read(), gating == GATED ? z : y, tolerance);
     check(score, (std::string("attention lse ") + where).c_str(), d_lse.read(), lse, 1e-5);
-    layer_attention_backward(d_dq.p, d_dk.p, d_dv.p, d_dy.p, d_y.p, d_lse.p, d_q.p, d_k.p, d_v.p, d_scratch.p, shape,
-                             0);
+    layer_attention_backward(d_dq.p, d_dk.p, d_dv.p, gate, d_dy.p, d_y.p, d_lse.p, d_q.p, d_k.p, d_v.p, gate,
+                             d_scratch.p, shape, 0);
+    if (gating == GATED)
+        cpu::gate_backward(dg.data() + 8, dy.data(), g.data() + 8, shape.gate_stride, y.data(), N, D, D);
     cpu::attention_backward(dq.data(), dk_all.data(), dv_all.data(), scratch.data(), dy.data(), y.data(), lse.data(),
                             q.data(), k_all.data(), v_all.data(), B, T, NH, HSK, HSV, D, scale);
     Floats dk = sum_groups(dk_all, N, NH, NKV, HSK), dv = sum_groups(dv_all, N, NH, NKV, HSV);
     // with one token these are 0; the reference has only rounding noise there
     if (T == 1) std::fill(dq.begin(), dq.end(), 0.0f), std::fill(dk.begin(), dk.end(), 0.0f);
-    check(score, (std::string("attention dq ") + where).c_str(), d_dq.read(), dq, tolerance);
-    check(score, (std::string("attention dk ") + where).c_str(), d_dk.read(), dk, tolerance);
+    if (gating == GATED) {
+        check(score, (std::string("attention dy ") + where).c_str(), d_dy.read(), dy, ROUNDED_ONCE);
+        check(score, (std::string("attention dgate ") + where).c_str(), d_g.read(), dg, tolerance);
+    }
+    check(score, (std::string("attention dq ") + where).c_str(), d_dq.read(), dq, dlogits_tolerance);
+    check(score, (std::string("attention dk ") + where).c_str(), d_dk.read(), dk, dlogits_tolerance);
     check(score, (std::string("attention dv ") + where).c_str(), d_dv.read(), dv, tolerance);
 }
 
@@ -657,12 +675,17 @@ static void test_operators(Score *score, uint64_t seed, Extent extent) {
     test_gain(score, &random, 130, 776, 1000);
     test_latent_heads(score, &random, &mla, "q_lora=40 kv_lora=24 rope_dim=32", 2, 37);
     test_latent_heads(score, &random, &mla, "q_lora=8 kv_lora=8 rope_dim=8 out_gate", 2, 37);
-    test_attention(score, &random, 2, 1, 1, 1, 64, 64);
-    test_attention(score, &random, 2, 77, 3, 3, 64, 64);
-    test_attention(score, &random, 1, 130, 6, 2, 128, 128);
-    test_attention(score, &random, 1, 700, 4, 2, 64, 64);
-    test_attention(score, &random, 1, 67, 4, 1, 96, 96);
-    test_attention(score, &random, 2, 70, 4, 2, 96, 64);
+    test_attention(score, &random, 2, 1, 1, 1, 64, 64, PLAIN);
+    test_attention(score, &random, 2, 1, 3, 3, 96, 64, PLAIN);
+    for (Gating gating : {PLAIN, GATED}) {
+        test_attention(score, &random, 2, 77, 3, 3, 64, 64, gating);
+        test_attention(score, &random, 1, 700, 4, 2, 64, 64, gating);
+        test_attention(score, &random, 2, 70, 4, 2, 96, 64, gating);
+        test_attention(score, &random, 1, 513, 3, 3, 96, 64, gating);
+        test_attention(score, &random, 1, 130, 6, 2, 128, 128, gating);
+        test_attention(score, &random, 1, 67, 4, 1, 96, 96, gating);
+        test_attention(score, &random, 1, 45, 4, 4, 48, 32, gating);
+    }
     test_matvec(score, &random, 1, 64, 7);
     test_matvec(score, &random, 3, 2176, 770);
     const Config decoded[] = {
@@ -696,8 +719,11 @@ static void test_operators(Score *score, uint64_t seed, Extent extent) {
         test_factors(score, &random, &c, "kv_shift", 3, 700);
         test_factors(score, &random, &c, "a_constant", 3, 700);
         test_gain(score, &random, 5000, 1024, 1568);
-        test_attention(score, &random, 2, 1000, 5, 5, 64, 64);
-        test_attention(score, &random, 1, 513, 8, 2, 128, 128);
+        for (Gating gating : {PLAIN, GATED}) {
+            test_attention(score, &random, 2, 1000, 5, 5, 64, 64, gating);
+            test_attention(score, &random, 3, 1000, 12, 12, 96, 64, gating);
+            test_attention(score, &random, 1, 513, 8, 2, 128, 128, gating);
+        }
         test_matmul(score, &random, &mm, 4096, 768, 2176);
         test_matmul(score, &random, &mm, 1001, 1600, 1584);
         test_matvec(score, &random, 1, 768, 50304);

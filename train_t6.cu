@@ -358,23 +358,27 @@ void t6_batch(T6 *t6, const int32_t *inputs, const int32_t *targets, int64_t B, 
     CUDA_CHECK(cudaEventRecord(t6->staged[slot], t6->stream));
 }
 
-// Attention by the fast kernels where they apply, bf16 and heads of 64 or 128, and by the plain ones elsewhere. A
-// template so that the fp32 build does not need the fast ones.
+static floatX *const NO_GATE = NULL;
+
+// Attention by the fast kernels where they apply, bf16 and the head sizes of attention_is_fast, and by the plain ones
+// elsewhere. gate may be NO_GATE. A template so that the fp32 build does not need the fast ones.
 template <class X>
-static void layer_attention_forward(X *y, float *lse, const X *q, const X *k, const X *v, const AttentionShape &s,
-                                    cudaStream_t stream) {
+static void layer_attention_forward(X *y, float *lse, const X *q, const X *k, const X *v, const X *gate,
+                                    const AttentionShape &s, cudaStream_t stream) {
     if constexpr (sizeof(X) == 2)
-        if (attention_is_fast(s)) return attention_forward(y, lse, q, k, v, s, stream);
-    attention_plain_forward(y, lse, q, k, v, s, stream);
+        if (attention_is_fast(s)) return attention_forward(y, lse, q, k, v, gate, s, stream);
+    attention_plain_forward(y, lse, q, k, v, gate, s, stream);
 }
 
+// With a gate, y is gated and dy is its gradient, which this overwrites. dgate may be gate, or NO_GATE as well.
 template <class X>
-static void layer_attention_backward(X *dq, X *dk, X *dv, const X *dy, const X *y, const float *lse, const X *q,
-                                     const X *k, const X *v, float *scratch, const AttentionShape &s,
+static void layer_attention_backward(X *dq, X *dk, X *dv, X *dgate, X *dy, const X *y, const float *lse, const X *q,
+                                     const X *k, const X *v, const X *gate, float *scratch, const AttentionShape &s,
                                      cudaStream_t stream) {
     if constexpr (sizeof(X) == 2)
-        if (attention_is_fast(s)) return attention_backward(dq, dk, dv, dy, y, lse, q, k, v, scratch, s, stream);
-    attention_plain_backward(dq, dk, dv, dy, y, lse, q, k, v, s, stream);
+        if (attention_is_fast(s))
+            return attention_backward(dq, dk, dv, dgate, dy, y, lse, q, k, v, gate, scratch, s, stream);
+    attention_plain_backward(dq, dk, dv, dgate, dy, y, lse, q, k, v, gate, scratch, s, stream);
 }
 
 // NEW_ROWS: projected from the layer's normed input. KEPT_ROWS: those that the forward pass kept.
@@ -510,7 +514,7 @@ void t6_forward(T6 *t6, int64_t B, int64_t T) {
         rmsnorm_forward(n1, acts->rstd1 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
         qkv_forward(t6, l, B, T, NEW_ROWS);                                                 // q, k, v from n
         // y = softmax(scale q k^T) v
-        layer_attention_forward(y, lse, acts->heads.q, acts->heads.k, acts->heads.v, shape, stream);
+        layer_attention_forward(y, lse, acts->heads.q, acts->heads.k, acts->heads.v, NO_GATE, shape, stream);
         if (c->out_gate) gate_forward(y, layer_rows(t6, l, N) + m->gate, m->Pp, N, m->D, stream);
         linear_forward(mm, acts->x, y, w + m->wo, N, Dp, C, ACCUMULATE, stream);            // x += y Wo^T
 
@@ -582,8 +586,9 @@ void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
         if (c->out_gate)
             gate_backward(layer_dproj(t6, l, N) + m->gate, acts->dy, layer_rows(t6, l, N) + m->gate, m->Pp, y, N, m->D,
                           stream);
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, acts->dy, y, lse,            // dq, dk, dv
-                                 acts->heads.q, acts->heads.k, acts->heads.v, acts->attention_scratch, shape, stream);
+        layer_attention_backward(acts->dq, acts->dk, acts->dv, NO_GATE, acts->dy, y, lse,   // dq, dk, dv
+                                 acts->heads.q, acts->heads.k, acts->heads.v, NO_GATE, acts->attention_scratch, shape,
+                                 stream);
         qkv_backward(t6, l, B, T, mode);                                                    // dn, dWqkv
         if (t6->summing) sum_bucket(t6, 1 + (int)l);
         // dx += gradient through the norm

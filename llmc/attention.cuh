@@ -1,23 +1,30 @@
 // Causal attention, forward and backward, on the tensor cores, without storing a T x T matrix:
 //
-//     s_ij = q_i k_j / sqrt(HS)     lse_i = log sum_{j <= i} exp(s_ij)
+//     s_ij = q_i k_j / sqrt(HSK)    lse_i = log sum_{j <= i} exp(s_ij)
 //     p_ij = exp(s_ij - lse_i)      out_i = sum_{j <= i} p_ij v_j
 //
 // and backward, given dout, with delta_i = dout_i out_i = sum_j p_ij (dout_i v_j):
 //
 //     dv_j = sum_i p_ij dout_i                 ds_ij = p_ij (dout_i v_j - delta_i)
-//     dq_i = sum_j ds_ij k_j / sqrt(HS)        dk_j = sum_i ds_ij q_i / sqrt(HS)
+//     dq_i = sum_j ds_ij k_j / sqrt(HSK)       dk_j = sum_i ds_ij q_i / sqrt(HSK)
+//
+// With a gate g, the output is z = sigmoid(g) out, element by element. Given dz, with s = sigmoid(g):
+//
+//     dout = dz s          dg = dz z (1 - s)          delta_i = dout_i out_i = dz_i z_i
+//
+// so that out is not needed. dout replaces dz, and dg may replace g.
 //
 // Shapes: B sequences of T tokens (any T), NH query heads, NKV key/value heads (NKV divides NH; query head i reads
-// key/value head i / (NH / NKV)), HS = 64 or 128. All tensors are bf16 and token-major, (B, T, heads, HS). Softmax,
-// accumulators and lse are fp32. There are no atomics: the same inputs give the same bits.
+// key/value head i / (NH / NKV)). Heads of q and k have size HSK, those of v and out HSV: 64 and 64, 96 and 64, or 128
+// and 128. All tensors are bf16 and token-major, (B, T, heads, head size). Softmax, accumulators and lse are fp32.
+// There are no atomics: the same inputs give the same bits.
 //
 // Tokens are cut into blocks of 64. A group of 4 warps (a warpgroup) owns one block of 64 rows, keeps its accumulators
 // in registers, and loops over the blocks of the other side, which its thread block streams through a ring in shared
 // memory:
 //
 //     forward   owns queries, loops over keys    s = q k^T;    out += p v  (online softmax)
-//     dq        owns queries, loops over keys    s = q k^T;    dp = dout v^T;    dq += ds k;  delta as well
+//     dq        owns queries, loops over keys    s = q k^T;    dp = dout v^T;    dq += ds k;  delta and the gate too
 //     dk, dv    owns keys, loops over queries    s^T = k q^T;  dp^T = v dout^T;  dv += p^T dout;  dk += ds^T q
 //
 // (s is `scores` in the code.) p and ds thus pass from one product to the next in registers. The two backward kernels
@@ -42,74 +49,86 @@ enum AttentionBackend { ATTENTION_BEST, ATTENTION_MMA_SYNC };
 
 typedef struct {
     int B, T, NH, NKV;
-    int HSK, HSV;                           // sizes of query/key heads and of value heads; the kernels here need one HS
+    int HSK, HSV;                           // sizes of query/key heads and of value heads
     float scale;                            // of the softmax, 1 / sqrt(HSK)
     int64_t q_stride, k_stride, v_stride;   // elements per token: of q and dq, of k and dk, of v and dv;
                                             // out and dout are dense, NH * HSV
+    int64_t gate_stride;                    // of the gate and its gradient, which are often columns of wider rows
 } AttentionShape;
 
-// The shape of dense tensors: q (B, T, NH, HSK), k (B, T, NKV, HSK), v (B, T, NKV, HSV).
+// The shape of dense tensors: q (B, T, NH, HSK), k (B, T, NKV, HSK), v (B, T, NKV, HSV), gate (B, T, NH, HSV).
 LLMC_FN AttentionShape attention_dense_shape(int64_t B, int64_t T, int64_t NH, int64_t NKV, int64_t HSK, int64_t HSV) {
     AttentionShape s;
     s.B = (int)B, s.T = (int)T, s.NH = (int)NH, s.NKV = (int)NKV;
     s.HSK = (int)HSK, s.HSV = (int)HSV;
     s.scale = (float)(1 / sqrt((double)HSK));
-    s.q_stride = NH * HSK, s.k_stride = NKV * HSK, s.v_stride = NKV * HSV;
+    s.q_stride = NH * HSK, s.k_stride = NKV * HSK, s.v_stride = NKV * HSV, s.gate_stride = NH * HSV;
     return s;
 }
 
 // Whether the kernels here are made for these head sizes. Others need attention_plain.cuh.
-LLMC_FN bool attention_is_fast(const AttentionShape &s) { return s.HSK == s.HSV && (s.HSK == 64 || s.HSK == 128); }
+LLMC_FN bool attention_is_fast(const AttentionShape &s) {
+    return s.HSK == 128 ? s.HSV == 128 : (s.HSK == 64 || s.HSK == 96) && s.HSV == 64;
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Tiles in shared memory: 64 rows of 64 bf16, 128 bytes per row. The 16-byte chunks of a row are permuted so that
-// reading one chunk column touches all banks: chunk c of row r is stored at position c ^ (r % 8). This is the 128-byte
-// swizzle of wgmma and TMA. A block (64 rows of HS elements) is HS / 64 such tiles, one after the other.
+// Tiles in shared memory. A block, 64 rows of HS elements, is cut into tiles of 64 columns (rows of 128 bytes), or of
+// 32 (rows of 64 bytes) if 64 does not divide HS. One tile follows the other. The 16-byte chunks of a row are permuted
+// so that reading one chunk column touches all banks: chunk c of row r is at position c ^ (r % 8), or in rows of 64
+// bytes c ^ (r / 2 % 4). These are the 128-byte and the 64-byte swizzle of wgmma and TMA.
 
 constexpr int ROWS = 64;                                    // tokens in a block
-constexpr int TILE_BYTES = ROWS * 128;
-__host__ __device__ constexpr int block_bytes(int HS) { return HS / 64 * TILE_BYTES; }
+__host__ __device__ constexpr int block_bytes(int HS) { return ROWS * HS * 2; }
+__host__ __device__ constexpr int tile_columns(int HS) { return HS % 64 == 0 ? 64 : 32; }
+__host__ __device__ constexpr int tile_bytes(int HS) { return ROWS * tile_columns(HS) * 2; }
 constexpr int STATS_BYTES = 2 * ROWS * sizeof(float);       // of 64 queries: lse * log2(e), then delta
 
 // Groups per thread block; they share the ring. For mma.sync also thread blocks per SM; for wgmma that is 1. The
-// numbers are as high as the register file allows.
+// numbers are as high as the register file allows, and with mma.sync and HSK = 96 the 99 KB of an RTX GPU.
 struct AttentionTiling { int mma_sync_groups, mma_sync_blocks_per_sm, wgmma_groups; };
-__host__ __device__ constexpr AttentionTiling forward_tiling(int HS) {
-    return HS == 64 ? AttentionTiling{2, 2, 4} : AttentionTiling{3, 1, 3};
+__host__ __device__ constexpr AttentionTiling forward_tiling(int HSK) {
+    return HSK == 64 ? AttentionTiling{2, 2, 4} : HSK == 96 ? AttentionTiling{3, 1, 4} : AttentionTiling{3, 1, 3};
 }
-__host__ __device__ constexpr AttentionTiling dq_tiling(int HS) {
-    return HS == 64 ? AttentionTiling{2, 2, 3} : AttentionTiling{2, 1, 2};
+__host__ __device__ constexpr AttentionTiling dq_tiling(int HSK) {
+    return HSK == 64 ? AttentionTiling{2, 2, 3} : HSK == 96 ? AttentionTiling{1, 2, 3} : AttentionTiling{2, 1, 2};
 }
-__host__ __device__ constexpr AttentionTiling dkdv_tiling(int HS) {
-    return HS == 64 ? AttentionTiling{3, 1, 3} : AttentionTiling{2, 1, 2};
+__host__ __device__ constexpr AttentionTiling dkdv_tiling(int HSK) {
+    return HSK == 64 ? AttentionTiling{3, 1, 3} : HSK == 96 ? AttentionTiling{1, 1, 2} : AttentionTiling{2, 1, 2};
 }
 
 // Stages of the ring: one being read, one whose products may still be running, the others being filled.
-__host__ __device__ constexpr int mma_sync_stages(int /*HS*/) { return 3; }
-__host__ __device__ constexpr int wgmma_stages(int HS) { return HS == 64 ? 8 : 4; }
+__host__ __device__ constexpr int mma_sync_stages(int /*HSK*/) { return 3; }
+__host__ __device__ constexpr int wgmma_stages(int HSK) { return HSK == 64 ? 8 : HSK == 96 ? 6 : 4; }
 
-// Byte offset of a 16-byte chunk: in a tile (chunk < 8), and in a block (chunk < HS / 8).
-__device__ inline uint32_t tile_offset(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+// Byte offset of a 16-byte chunk: in a tile, and in a block (chunk < HS / 8).
+template <int HS>
+__device__ inline uint32_t tile_offset(int row, int chunk) {
+    constexpr int CHUNKS = tile_columns(HS) / 8;            // in a row of a tile
+    return row * (CHUNKS * 16) + ((chunk ^ (row / (8 / CHUNKS) & (CHUNKS - 1))) << 4);
+}
+template <int HS>
 __device__ inline uint32_t chunk_offset(int row, int chunk) {
-    return chunk / 8 * TILE_BYTES + tile_offset(row, chunk % 8);
+    constexpr int CHUNKS = tile_columns(HS) / 8;
+    return chunk / CHUNKS * tile_bytes(HS) + tile_offset<HS>(row, chunk % CHUNKS);
 }
 
 // A tensor to load blocks from.
 struct AttentionInput {
-    CUtensorMap map;        // for TMA: boxes of 64 tokens x 64 elements of one head
+    CUtensorMap map;        // for TMA: boxes of one tile, 64 tokens x 64 or 32 elements of one head
     const bf16 *data;       // (B, T, heads, HS)
     int64_t stride;         // elements from one token to the next
     int T;
 };
 
-// One thread's part of a 64 x 64 fp32 tile, of which a warp has 16 rows. [i][0..1] are in row lane / 4 of these,
-// [i][2..3] in row lane / 4 + 8, in columns 8 i + 2 (lane % 4) and the next. mma.sync and wgmma share this layout.
-typedef float Accumulator[8][4];
+// One thread's part of an fp32 matrix (64, columns), of which a warp has 16 rows. [i][0..1] are in row lane / 4 of
+// these, [i][2..3] in row lane / 4 + 8, in columns 8 i + 2 (lane % 4) and the next. mma.sync and wgmma share this
+// layout.
+template <int columns> using Accumulator = float[columns / 8][4];
 
-// The same tile rounded to bf16, as the left operand of a product: [step] holds columns 16 step ... 16 step + 15.
+// A (64, 64) matrix rounded to bf16, as the left operand of a product: [step] holds columns 16 step ... 16 step + 15.
 typedef uint32_t OperandTile[4][4];
 
-__device__ inline void to_operand(OperandTile &left, const Accumulator &acc) {
+__device__ inline void to_operand(OperandTile &left, const Accumulator<64> &acc) {
     for (int step = 0; step < 4; step++)
         for (int i = 0; i < 4; i++)
             left[step][i] = ptx_pack_bf16(acc[2 * step + i / 2][i % 2 * 2], acc[2 * step + i / 2][i % 2 * 2 + 1]);
@@ -126,7 +145,7 @@ struct MmaSync {
     }
     static constexpr bool OUT_IN_SMEM = false;      // dq reads out from global memory: shared memory may be small
     static constexpr uint32_t NO_BARRIER = 0;       // cp.async is awaited by the thread that issued it
-    static __device__ constexpr int stages(int HS) { return mma_sync_stages(HS); }
+    static __device__ constexpr int stages(int HSK) { return mma_sync_stages(HSK); }
 
     // Loads tokens t0 ... t0 + 63 of one head; tokens outside the sequence read as zeros. All threads call.
     template <int HS, int THREADS>
@@ -137,7 +156,7 @@ struct MmaSync {
             bool valid = t0 + row >= 0 && t0 + row < input.T;
             const bf16 *from = input.data + ((int64_t)b * input.T + (valid ? t0 + row : 0)) * input.stride +
                                head * HS + chunk * 8;
-            ptx_cp_async_16(to + chunk_offset(row, chunk), from, valid);
+            ptx_cp_async_16(to + chunk_offset<HS>(row, chunk), from, valid);
         }
     }
 
@@ -148,15 +167,16 @@ struct MmaSync {
 
     // acc (64, 64) = left (64, HS) right^T (64, HS), both blocks in shared memory.
     template <int HS>
-    static __device__ void product_nt(Accumulator &acc, uint32_t left, uint32_t right) {
+    static __device__ void product_nt(Accumulator<64> &acc, uint32_t left, uint32_t right) {
+        constexpr int STEPS = tile_columns(HS) / 16;            // per tile
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
         for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) acc[i][e] = 0;
         for (int step = 0; step < HS / 16; step++) {
-            uint32_t tile = step / 4 * TILE_BYTES, left4[4], right4[4];
-            ptx_ldmatrix(left4, left + tile + tile_offset(16 * warp + lane % 16, step % 4 * 2 + lane / 16));
+            uint32_t tile = step / STEPS * tile_bytes(HS), left4[4], right4[4];
+            ptx_ldmatrix(left4, left + tile + tile_offset<HS>(16 * warp + lane % 16, step % STEPS * 2 + lane / 16));
             for (int i = 0; i < 8; i += 2) {
-                ptx_ldmatrix(right4, right + tile +
-                                     tile_offset(8 * i + lane / 16 * 8 + lane % 8, step % 4 * 2 + lane / 8 % 2));
+                ptx_ldmatrix(right4, right + tile + tile_offset<HS>(8 * i + lane / 16 * 8 + lane % 8,
+                                                                    step % STEPS * 2 + lane / 8 % 2));
                 ptx_mma(acc[i], left4, right4[0], right4[1]);
                 ptx_mma(acc[i + 1], left4, right4[2], right4[3]);
             }
@@ -165,23 +185,24 @@ struct MmaSync {
 
     // acc (64, HS) += left (64, 64) right (64, HS), left in registers, right a block in shared memory.
     template <int HS>
-    static __device__ void product_nn(Accumulator (&acc)[HS / 64], const OperandTile &left, uint32_t right) {
+    static __device__ void product_nn(Accumulator<HS> &acc, const OperandTile &left, uint32_t right) {
+        constexpr int CHUNKS = tile_columns(HS) / 8;            // per tile
         int lane = threadIdx.x % 32;
         for (int step = 0; step < 4; step++)
-            for (int tile = 0; tile < HS / 64; tile++)
-                for (int i = 0; i < 8; i += 2) {
+            for (int tile = 0; tile < HS / tile_columns(HS); tile++)
+                for (int i = 0; i < CHUNKS; i += 2) {
                     uint32_t right4[4];
-                    ptx_ldmatrix_trans(right4, right + tile * TILE_BYTES +
-                                               tile_offset(16 * step + lane % 16, i + lane / 16));
-                    ptx_mma(acc[tile][i], left[step], right4[0], right4[1]);
-                    ptx_mma(acc[tile][i + 1], left[step], right4[2], right4[3]);
+                    ptx_ldmatrix_trans(right4, right + tile * tile_bytes(HS) +
+                                               tile_offset<HS>(16 * step + lane % 16, i + lane / 16));
+                    ptx_mma(acc[tile * CHUNKS + i], left[step], right4[0], right4[1]);
+                    ptx_mma(acc[tile * CHUNKS + i + 1], left[step], right4[2], right4[3]);
                 }
     }
 
     // mma.sync is synchronous: the products are done when they return.
     static __device__ void commit() {}
     template <int pending> static __device__ void wait() {}
-    static __device__ void pin(Accumulator &) {}
+    template <int n> static __device__ void pin(float (&)[n][4]) {}
 
     // The loads into shared memory. For each work item: the groups' own blocks, by load_own(group, barrier), and the
     // ring's blocks, by load(n, stage, barrier). All threads call begin() for a work item and next() for each block.
@@ -227,14 +248,14 @@ struct Wgmma {
     }
     static __host__ __device__ constexpr int blocks_per_sm(AttentionTiling) { return 1; }
     static constexpr bool OUT_IN_SMEM = true;
-    static __device__ constexpr int stages(int HS) { return wgmma_stages(HS); }
+    static __device__ constexpr int stages(int HSK) { return wgmma_stages(HSK); }
 
     // One thread calls.
     template <int HS, int THREADS>
     static __device__ void load_block(uint32_t to, const AttentionInput &input, int b, int head, int t0,
                                       uint32_t barrier) {
-        for (int tile = 0; tile < HS / 64; tile++)
-            ptx_tensor_load(to + tile * TILE_BYTES, &input.map, tile * 64, head, t0, b, barrier);
+        for (int tile = 0; tile < HS / tile_columns(HS); tile++)
+            ptx_tensor_load(to + tile * tile_bytes(HS), &input.map, tile * tile_columns(HS), head, t0, b, barrier);
     }
 
     template <int THREADS>
@@ -244,22 +265,26 @@ struct Wgmma {
 
     // The products run asynchronously, until wait(). Shapes as in MmaSync.
     template <int HS>
-    static __device__ void product_nt(Accumulator &acc, uint32_t left, uint32_t right) {
-        uint64_t left_tile = ptx_wgmma_descriptor(left), right_tile = ptx_wgmma_descriptor(right);
+    static __device__ void product_nt(Accumulator<64> &acc, uint32_t left, uint32_t right) {
+        constexpr int ROW_BYTES = tile_columns(HS) * 2, STEPS = ROW_BYTES / 32;     // per tile
+        uint64_t left_tile = ptx_wgmma_descriptor(left, ROW_BYTES), right_tile = ptx_wgmma_descriptor(right, ROW_BYTES);
         ptx_wgmma_fence();
         for (int step = 0; step < HS / 16; step++) {
-            int offset = (step / 4 * TILE_BYTES + step % 4 * 32) / 16;      // descriptors count in 16 bytes
+            int offset = (step / STEPS * tile_bytes(HS) + step % STEPS * 32) / 16;  // descriptors count in 16 bytes
             ptx_wgmma_smem(acc, left_tile + offset, right_tile + offset, step > 0);
         }
     }
 
+    // A product of 96 columns spans three tiles; those of 64 take one tile each.
     template <int HS>
-    static __device__ void product_nn(Accumulator (&acc)[HS / 64], const OperandTile &left, uint32_t right) {
-        uint64_t right_tile = ptx_wgmma_descriptor(right);
+    static __device__ void product_nn(Accumulator<HS> &acc, const OperandTile &left, uint32_t right) {
+        constexpr int ROW_BYTES = tile_columns(HS) * 2, COLUMNS = HS % 64 == 0 ? 64 : HS;
+        uint64_t right_tile = ptx_wgmma_descriptor(right, ROW_BYTES, tile_bytes(HS));
         ptx_wgmma_fence();
         for (int step = 0; step < 4; step++)
-            for (int tile = 0; tile < HS / 64; tile++)
-                ptx_wgmma_registers(acc[tile], left[step], right_tile + (tile * TILE_BYTES + step * 16 * 128) / 16);
+            for (int i = 0; i < HS; i += COLUMNS)
+                ptx_wgmma_registers<COLUMNS>(acc + i / 8, left[step],
+                                             right_tile + (i * ROWS * 2 + step * 16 * ROW_BYTES) / 16);
     }
 
     static __device__ void commit() { ptx_wgmma_commit(); }
@@ -267,8 +292,8 @@ struct Wgmma {
 
     // A compiler barrier on acc: reads of acc stay below the wait() before it, and writes to acc stay above the wait()
     // after it.
-    static __device__ void pin(Accumulator &acc) {
-        for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) asm volatile("" : "+f"(acc[i][e]) :: "memory");
+    template <int n> static __device__ void pin(float (&acc)[n][4]) {
+        for (int i = 0; i < n; i++) for (int e = 0; e < 4; e++) asm volatile("" : "+f"(acc[i][e]) :: "memory");
     }
 
     template <int STAGES, int GROUPS>
@@ -358,48 +383,77 @@ template <AttentionBackend backend> struct Machine_ { typedef MmaSync type; };
 template <> struct Machine_<ATTENTION_MMA_SYNC> { typedef MmaSync type; };
 template <AttentionBackend backend> using Machine = typename Machine_<backend>::type;
 
-// Bytes of shared memory, in the kernels' order: each group's own blocks, the ring (two blocks per stage), the stats,
-// the barriers.
+// Bytes of shared memory, in the kernels' order: each group's own blocks (one of HSK columns, own_v_blocks of HSV), the
+// ring (a block of each size per stage), the stats, the barriers.
 constexpr bool WITHOUT_STATS = false, WITH_STATS = true;
-constexpr size_t attention_smem_bytes(int HS, int groups, int own_blocks, int stages, bool stats) {
-    return (size_t)(groups * own_blocks + 2 * stages) * block_bytes(HS) + (stats ? stages * STATS_BYTES : 0) +
+constexpr bool WITHOUT_GATE = false, WITH_GATE = true;      // of the kernels
+constexpr size_t attention_smem_bytes(int HSK, int HSV, int groups, int own_v_blocks, int stages, bool stats) {
+    return (size_t)groups * (block_bytes(HSK) + own_v_blocks * block_bytes(HSV)) +
+           (size_t)stages * (block_bytes(HSK) + block_bytes(HSV) + (stats ? STATS_BYTES : 0)) +
            2 * (stages + groups) * 8;
 }
-static_assert(attention_smem_bytes(64, dkdv_tiling(64).mma_sync_groups, 2, mma_sync_stages(64), WITH_STATS) <= 99 << 10,
-              "heads of 64 must fit in the shared memory of an RTX GPU");
+constexpr size_t mma_sync_dkdv_bytes(int HSK, int HSV) {
+    return attention_smem_bytes(HSK, HSV, dkdv_tiling(HSK).mma_sync_groups, 1, mma_sync_stages(HSK), WITH_STATS);
+}
+static_assert(mma_sync_dkdv_bytes(64, 64) <= 99 << 10 && mma_sync_dkdv_bytes(96, 64) <= 99 << 10,
+              "heads of 64 and 96 must fit in the shared memory of an RTX GPU");
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Helpers of the kernels
 
 constexpr float LOG2_E = 1.44269504f;
 
-// Writes the warp's 16 of 64 rows to out (64, HS), as bf16. out points to row 0 of the block, of which `rows` exist;
-// scale0 is for row lane / 4, scale1 for row lane / 4 + 8. The four lanes that share a row exchange 4-byte pieces until
-// each has 16 contiguous bytes.
+// Between the four lanes that share a row, each with four pieces of 4 bytes: lane l has its piece of chunks 0 ... 3
+// before and all of chunk l after, or the other way round.
+__device__ inline void exchange_pieces(uint32_t (&pieces)[4]) {
+    bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    for (int c = 0; c < 4; c += 2) {
+        uint32_t other = __shfl_xor_sync(0xffffffff, odd ? pieces[c] : pieces[c + 1], 1);
+        if (odd) pieces[c] = other; else pieces[c + 1] = other;
+    }
+    for (int c = 0; c < 2; c++) {
+        uint32_t other = __shfl_xor_sync(0xffffffff, high ? pieces[c] : pieces[c + 2], 2);
+        if (high) pieces[c] = other; else pieces[c + 2] = other;
+    }
+}
+
+// Writes the warp's 16 of 64 rows to out (64, HS), as bf16, 16 bytes per lane and store. out points to row 0 of the
+// block, of which `rows` exist; scale0 is for row lane / 4, scale1 for row lane / 4 + 8.
 template <int HS>
-__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Accumulator (&acc)[HS / 64], float scale0,
+__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Accumulator<HS> &acc, float scale0,
                                   float scale1) {
     int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    bool odd = lane & 1, high = lane & 2;
-    for (int tile = 0; tile < HS / 64; tile++)
-        for (int i = 0; i < 8; i += 4)
-            for (int r = 0; r < 2; r++) {
-                float scale = r ? scale1 : scale0;
-                uint32_t packed[4];     // first its columns of chunks i ... i + 3, then all of chunk i + lane % 4
-                for (int c = 0; c < 4; c++)
-                    packed[c] = ptx_pack_bf16(acc[tile][i + c][2 * r] * scale, acc[tile][i + c][2 * r + 1] * scale);
-                for (int c = 0; c < 4; c += 2) {
-                    uint32_t other = __shfl_xor_sync(0xffffffff, odd ? packed[c] : packed[c + 1], 1);
-                    if (odd) packed[c] = other; else packed[c + 1] = other;
-                }
-                for (int c = 0; c < 2; c++) {
-                    uint32_t other = __shfl_xor_sync(0xffffffff, high ? packed[c] : packed[c + 2], 2);
-                    if (high) packed[c] = other; else packed[c + 2] = other;
-                }
-                if (row + 8 * r < rows)
-                    *(uint4 *)(out + (row + 8 * r) * stride + tile * 64 + (i + lane % 4) * 8) =
-                        make_uint4(packed[0], packed[1], packed[2], packed[3]);
+    for (int i = 0; i < HS / 8; i += 4)
+        for (int r = 0; r < 2; r++) {
+            float scale = r ? scale1 : scale0;
+            uint32_t packed[4];     // first its columns of chunks i ... i + 3, then all of chunk i + lane % 4
+            for (int c = 0; c < 4; c++)
+                packed[c] = ptx_pack_bf16(acc[i + c][2 * r] * scale, acc[i + c][2 * r + 1] * scale);
+            exchange_pieces(packed);
+            if (row + 8 * r < rows)
+                *(uint4 *)(out + (row + 8 * r) * stride + (i + lane % 4) * 8) =
+                    make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        }
+}
+
+// 1 / (1 + exp(-x)), to about 1e-6.
+__device__ inline float fast_sigmoid(float x) { return __fdividef(1, 1 + ptx_exp2(-LOG2_E * x)); }
+
+// acc *= sigmoid(gate) in the warp's 16 of 64 rows. gate (64, HS) points to row 0, of which `rows` exist.
+template <int HS>
+__device__ inline void gate_forward_rows(Accumulator<HS> &acc, const bf16 *gate, int64_t stride, int rows) {
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    for (int i = 0; i < HS / 8; i += 4)
+        for (int r = 0; r < 2; r++) {
+            uint4 chunk = make_uint4(0, 0, 0, 0);
+            if (row + 8 * r < rows) chunk = *(const uint4 *)(gate + (row + 8 * r) * stride + (i + lane % 4) * 8);
+            uint32_t packed[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+            exchange_pieces(packed);
+            for (int c = 0; c < 4; c++) {
+                acc[i + c][2 * r] *= fast_sigmoid(__uint_as_float(packed[c] << 16));
+                acc[i + c][2 * r + 1] *= fast_sigmoid(__uint_as_float(packed[c] & 0xffff0000));
             }
+        }
 }
 
 // threadIdx.x / 128, in a form that the compiler treats as uniform across the warp, as warpgroup instructions require.
@@ -423,20 +477,22 @@ struct AttentionWorkItem {
 
 struct AttentionForwardArgs {
     AttentionInput q, k, v;
-    bf16 *out;              // (B, T, NH, HS)
+    bf16 *out;              // (B, T, NH, HSV)
     float *lse;             // (B, NH, T)
+    const bf16 *gate;       // (B, T, NH, HSV), if GATED
+    int64_t gate_stride;
     int B, T, NH, NKV;
 };
 
-template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(Machine<backend>::threads(forward_tiling(HS)),
-                                  Machine<backend>::blocks_per_sm(forward_tiling(HS)))
+template <AttentionBackend backend, int HSK, int HSV, bool GATED>
+__global__ void __launch_bounds__(Machine<backend>::threads(forward_tiling(HSK)),
+                                  Machine<backend>::blocks_per_sm(forward_tiling(HSK)))
 attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
     typedef Machine<backend> M;
-    constexpr int GROUPS = M::groups(forward_tiling(HS)), STAGES = M::stages(HS), THREADS = 128 * GROUPS;
-    constexpr int BLOCK = block_bytes(HS);
+    constexpr int GROUPS = M::groups(forward_tiling(HSK)), STAGES = M::stages(HSK), THREADS = 128 * GROUPS;
+    constexpr int K_BLOCK = block_bytes(HSK), V_BLOCK = block_bytes(HSV);
     extern __shared__ __align__(1024) unsigned char smem[];
-    uint32_t q_smem = smem_address(smem), k_smem = q_smem + GROUPS * BLOCK, v_smem = k_smem + STAGES * BLOCK;
+    uint32_t q_smem = smem_address(smem), k_smem = q_smem + GROUPS * K_BLOCK, v_smem = k_smem + STAGES * K_BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     int token_blocks = ceil_div(args.T, ROWS), strips = ceil_div(token_blocks, GROUPS), sharing = args.NH / args.NKV;
@@ -449,34 +505,37 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
     };
     auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // rotates which group gets the longest rows
     auto load_own = [&](int g, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(q_smem + g * BLOCK, args.q, item.b, item.head, block_of(g) * ROWS, barrier);
+        M::template load_block<HSK, THREADS>(q_smem + g * K_BLOCK, args.q, item.b, item.head, block_of(g) * ROWS,
+                                             barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
-                                            barrier);
-        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, args.v, item.b, item.head / sharing, n * ROWS,
-                                            barrier);
+        M::template load_block<HSK, THREADS>(k_smem + stage * K_BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
+                                             barrier);
+        M::template load_block<HSV, THREADS>(v_smem + stage * V_BLOCK, args.v, item.b, item.head / sharing, n * ROWS,
+                                             barrier);
     };
-    typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
+    typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * V_BLOCK, group);
     if (group == GROUPS) {
         M::producer_registers();
         if (threadIdx.x == THREADS)
-            for (int round = 0; find_item(round); round++) pipe.produce(BLOCK, load_own, 2 * BLOCK, total, load);
+            for (int round = 0; find_item(round); round++)
+                pipe.produce(K_BLOCK, load_own, K_BLOCK + V_BLOCK, total, load);
         return;
     }
     M::template consumer_registers<GROUPS>();
 
     // p = exp2(scale (q.k - top)). top is a row's reference for exponents. It follows the row's maximum only when that
     // exceeds it by more than `slack`: p up to 2^8 is harmless, and rows are seldom rescaled after their first blocks.
-    const float scale = LOG2_E / sqrtf((float)HS), slack = 8.0f / scale;
-    const uint32_t q_own = q_smem + group * BLOCK;
+    const float scale = LOG2_E / sqrtf((float)HSK), slack = 8.0f / scale;
+    const uint32_t q_own = q_smem + group * K_BLOCK;
     for (int round = 0; find_item(round); round++) {
         int own = block_of(group);          // this group's block of queries
         int needed = max(own + 1, 1);       // blocks of keys that it needs; a group before the start computes one
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
-        Accumulator scores, out[HS / 64] = {};
+        Accumulator<64> scores;
+        Accumulator<HSV> out = {};
         OperandTile p;
-        for (int tile = 0; tile < HS / 64; tile++) M::pin(out[tile]);
+        M::pin(out);
 
         // Turns scores into p, in fp32. True if top has moved: the caller must then multiply out by rescale.
         auto softmax = [&](int j) {
@@ -505,7 +564,7 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
 
         pipe.begin(load_own, total, load);
         int stage = pipe.next(load);
-        M::template product_nt<HS>(scores, q_own, k_smem + stage * BLOCK);
+        M::template product_nt<HSK>(scores, q_own, k_smem + stage * K_BLOCK);
         M::commit();
         M::template wait<0>();
         M::pin(scores);
@@ -514,30 +573,28 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
         for (int j = 1; j < needed; j++) {
             int before = stage;
             stage = pipe.next(load);
-            M::template product_nt<HS>(scores, q_own, k_smem + stage * BLOCK);
+            M::template product_nt<HSK>(scores, q_own, k_smem + stage * K_BLOCK);
             M::commit();
-            M::template product_nn<HS>(out, p, v_smem + before * BLOCK);
+            M::template product_nn<HSV>(out, p, v_smem + before * V_BLOCK);
             M::commit();
             M::template wait<1>();                          // scores are complete; the product with v still runs
             M::pin(scores);
             bool moved = softmax(j);
             if (moved) {
                 M::template wait<0>();
-                for (int tile = 0; tile < HS / 64; tile++) {
-                    M::pin(out[tile]);
-                    for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++) out[tile][i][e] *= rescale[e / 2];
-                }
+                M::pin(out);
+                for (int i = 0; i < HSV / 8; i++) for (int e = 0; e < 4; e++) out[i][e] *= rescale[e / 2];
             }
             M::template wait<0>();              // after a branch: otherwise ptxas hoists it above the exponentials
-            for (int tile = 0; tile < HS / 64; tile++) M::pin(out[tile]);
+            M::pin(out);
             pipe.release(before);
             to_operand(p, scores);
         }
         pipe.release_own();
-        M::template product_nn<HS>(out, p, v_smem + stage * BLOCK);
+        M::template product_nn<HSV>(out, p, v_smem + stage * V_BLOCK);
         M::commit();
         M::template wait<0>();
-        for (int tile = 0; tile < HS / 64; tile++) M::pin(out[tile]);
+        M::pin(out);
         pipe.release(stage);
         for (int j = needed; j < total; j++) pipe.release(pipe.next(load));     // blocks only later groups need
         if (own < 0) continue;
@@ -547,11 +604,14 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
             int t = own * ROWS + row + 8 * r;
             if (lane % 4 == 0 && t < args.T)
                 args.lse[((int64_t)item.b * args.NH + item.head) * args.T + t] =
-                    top[r] / sqrtf((float)HS) + logf(sum[r]);
+                    top[r] / sqrtf((float)HSK) + logf(sum[r]);
         }
-        int64_t stride = (int64_t)args.NH * HS;
-        bf16 *out_own = args.out + ((int64_t)item.b * args.T + own * ROWS) * stride + item.head * HS;
-        store_rows<HS>(out_own, stride, args.T - own * ROWS, out, 1 / sum[0], 1 / sum[1]);
+        int64_t token = (int64_t)item.b * args.T + own * ROWS, stride = (int64_t)args.NH * HSV;
+        if (GATED)
+            gate_forward_rows<HSV>(out, args.gate + token * args.gate_stride + item.head * HSV, args.gate_stride,
+                                   args.T - own * ROWS);
+        store_rows<HSV>(args.out + token * stride + item.head * HSV, stride, args.T - own * ROWS, out, 1 / sum[0],
+                        1 / sum[1]);
     }
 }
 
@@ -562,8 +622,12 @@ struct AttentionDqArgs {
     AttentionInput q, k, v, dout, out;
     const float *lse;       // (B, NH, T)
     float *stats;           // (B, NH, ceil(T / 64), 2, 64): lse * log2(e), then delta; +inf and 0 past the end
-    bf16 *dq;               // (B, T, NH, HS)
+    bf16 *dq;               // (B, T, NH, HSK)
     int64_t dq_stride;
+    bf16 *gated_dout;       // if GATED: dout's memory, and
+    const bf16 *gate;       // (B, T, NH, HSV)
+    bf16 *dgate;
+    int64_t gate_stride;
     int B, T, NH, NKV;
 };
 
@@ -575,7 +639,7 @@ __device__ inline void find_delta(float (&delta)[2], const unsigned char *dout_b
     for (int r = 0; r < 2; r++) {
         float sum = 0;
         for (int chunk = lane % 4; chunk < HS / 8; chunk += 4) {
-            Packed16<bf16> dout8 = load16((const bf16 *)(dout_block + chunk_offset(row + 8 * r, chunk)));
+            Packed16<bf16> dout8 = load16((const bf16 *)(dout_block + chunk_offset<HS>(row + 8 * r, chunk)));
             Packed16<bf16> out8 = out_chunk(row + 8 * r, chunk);
             for (int i = 0; i < 8; i++) sum += (float)dout8[i] * (float)out8[i];
         }
@@ -583,16 +647,39 @@ __device__ inline void find_delta(float (&delta)[2], const unsigned char *dout_b
     }
 }
 
-template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(Machine<backend>::threads(dq_tiling(HS)),
-                                  Machine<backend>::blocks_per_sm(dq_tiling(HS)))
+// Through the gate, in the warp's 16 of 64 rows: dgate, and dz becomes dout, in shared memory (dout_block) and in
+// global memory (dout). dout, gate and dgate point to row 0, of which `rows` exist. dgate may be gate.
+template <int HS, class Chunk>
+__device__ inline void gate_backward_rows(unsigned char *dout_block, bf16 *dout, int64_t dout_stride, bf16 *dgate,
+                                          const bf16 *gate, int64_t gate_stride, int rows, Chunk out_chunk) {
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    for (int r = row; r < row + 16 && r < rows; r += 8)
+        for (int chunk = lane % 4; chunk < HS / 8; chunk += 4) {
+            bf16 *dout_smem = (bf16 *)(dout_block + chunk_offset<HS>(r, chunk));
+            int64_t at = r * gate_stride + chunk * 8;
+            Packed16<bf16> d8 = load16(dout_smem), z8 = out_chunk(r, chunk), g8 = load16(gate + at);
+            for (int i = 0; i < 8; i++) {
+                float dz = d8[i], s = fast_sigmoid(g8[i]);
+                d8[i] = (bf16)(dz * s);
+                g8[i] = (bf16)(dz * (float)z8[i] * (1 - s));
+            }
+            store16(dout_smem, d8);
+            store16(dout + r * dout_stride + chunk * 8, d8);
+            store16(dgate + at, g8);
+        }
+}
+
+template <AttentionBackend backend, int HSK, int HSV, bool GATED>
+__global__ void __launch_bounds__(Machine<backend>::threads(dq_tiling(HSK)),
+                                  Machine<backend>::blocks_per_sm(dq_tiling(HSK)))
 attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
     typedef Machine<backend> M;
-    constexpr int GROUPS = M::groups(dq_tiling(HS)), STAGES = M::stages(HS), THREADS = 128 * GROUPS;
-    constexpr int BLOCK = block_bytes(HS);
+    constexpr int GROUPS = M::groups(dq_tiling(HSK)), STAGES = M::stages(HSK), THREADS = 128 * GROUPS;
+    constexpr int K_BLOCK = block_bytes(HSK), V_BLOCK = block_bytes(HSV);
     extern __shared__ __align__(1024) unsigned char smem[];
-    uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * BLOCK, out_smem = dout_smem + GROUPS * BLOCK;
-    uint32_t k_smem = M::OUT_IN_SMEM ? out_smem + GROUPS * BLOCK : out_smem, v_smem = k_smem + STAGES * BLOCK;
+    uint32_t q_smem = smem_address(smem), dout_smem = q_smem + GROUPS * K_BLOCK;
+    uint32_t out_smem = dout_smem + GROUPS * V_BLOCK, k_smem = M::OUT_IN_SMEM ? out_smem + GROUPS * V_BLOCK : out_smem;
+    uint32_t v_smem = k_smem + STAGES * K_BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     int token_blocks = ceil_div(args.T, ROWS), strips = ceil_div(token_blocks, GROUPS), sharing = args.NH / args.NKV;
@@ -605,31 +692,32 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
     };
     auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // rotates which group gets the longest rows
     auto load_own = [&](int g, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(q_smem + g * BLOCK, args.q, item.b, item.head, block_of(g) * ROWS, barrier);
-        M::template load_block<HS, THREADS>(dout_smem + g * BLOCK, args.dout, item.b, item.head, block_of(g) * ROWS,
-                                            barrier);
+        M::template load_block<HSK, THREADS>(q_smem + g * K_BLOCK, args.q, item.b, item.head, block_of(g) * ROWS,
+                                             barrier);
+        M::template load_block<HSV, THREADS>(dout_smem + g * V_BLOCK, args.dout, item.b, item.head, block_of(g) * ROWS,
+                                             barrier);
         if (M::OUT_IN_SMEM)
-            M::template load_block<HS, THREADS>(out_smem + g * BLOCK, args.out, item.b, item.head, block_of(g) * ROWS,
-                                                barrier);
+            M::template load_block<HSV, THREADS>(out_smem + g * V_BLOCK, args.out, item.b, item.head,
+                                                 block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(k_smem + stage * BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
-                                            barrier);
-        M::template load_block<HS, THREADS>(v_smem + stage * BLOCK, args.v, item.b, item.head / sharing, n * ROWS,
-                                            barrier);
+        M::template load_block<HSK, THREADS>(k_smem + stage * K_BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
+                                             barrier);
+        M::template load_block<HSV, THREADS>(v_smem + stage * V_BLOCK, args.v, item.b, item.head / sharing, n * ROWS,
+                                             barrier);
     };
-    typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * BLOCK, group);
+    typename M::template Pipe<STAGES, GROUPS> pipe(v_smem + STAGES * V_BLOCK, group);
     if (group == GROUPS) {
         M::producer_registers();
         if (threadIdx.x == THREADS)
             for (int round = 0; find_item(round); round++)
-                pipe.produce((M::OUT_IN_SMEM ? 3 : 2) * BLOCK, load_own, 2 * BLOCK, total, load);
+                pipe.produce(K_BLOCK + (M::OUT_IN_SMEM ? 2 : 1) * V_BLOCK, load_own, K_BLOCK + V_BLOCK, total, load);
         return;
     }
     M::template consumer_registers<GROUPS>();
 
-    const float scale = LOG2_E / sqrtf((float)HS);
-    const uint32_t q_own = q_smem + group * BLOCK, dout_own = dout_smem + group * BLOCK;
+    const float scale = LOG2_E / sqrtf((float)HSK);
+    const uint32_t q_own = q_smem + group * K_BLOCK, dout_own = dout_smem + group * V_BLOCK;
     for (int round = 0; find_item(round); round++) {
         int own = block_of(group), needed = max(own + 1, 1);
         int64_t head_index = (int64_t)item.b * args.NH + item.head;
@@ -639,9 +727,10 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
             if (t >= 0 && t < args.T) lse[r] = args.lse[head_index * args.T + t] * LOG2_E;
         }
 
-        Accumulator scores, dp, dq[HS / 64] = {};
+        Accumulator<64> scores, dp;
+        Accumulator<HSK> dq = {};
         OperandTile ds;
-        for (int tile = 0; tile < HS / 64; tile++) M::pin(dq[tile]);
+        M::pin(dq);
         auto find_p = [&](int j) {                          // turns scores into p, in fp32
             M::pin(scores);
             for (int i = 0; i < 8; i++) for (int e = 0; e < 4; e++)
@@ -659,18 +748,31 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
 
         pipe.begin(load_own, total, load);
         int stage = pipe.next(load);
-        M::template product_nt<HS>(scores, q_own, k_smem + stage * BLOCK);
+        M::template product_nt<HSK>(scores, q_own, k_smem + stage * K_BLOCK);
         M::commit();
-        M::template product_nt<HS>(dp, dout_own, v_smem + stage * BLOCK);
-        M::commit();
-        find_delta<HS>(delta, smem + (dout_own - q_smem), [&](int r, int chunk) {
+        unsigned char *dout_block = smem + (dout_own - q_smem);
+        auto out_chunk = [&](int r, int chunk) {
             if (M::OUT_IN_SMEM)
-                return load16((const bf16 *)(smem + (out_smem - q_smem) + group * BLOCK + chunk_offset(r, chunk)));
+                return load16((const bf16 *)(smem + (out_smem - q_smem) + group * V_BLOCK +
+                                             chunk_offset<HSV>(r, chunk)));
             int t = own * ROWS + r;
             if (t < 0 || t >= args.T) return Packed16<bf16>{};
-            return load16(args.out.data + ((int64_t)item.b * args.T + t) * args.out.stride + item.head * HS +
+            return load16(args.out.data + ((int64_t)item.b * args.T + t) * args.out.stride + item.head * HSV +
                           chunk * 8);
-        });
+        };
+        if (GATED) {
+            find_delta<HSV>(delta, dout_block, out_chunk);
+            int64_t token = (int64_t)item.b * args.T + own * ROWS;
+            int64_t gate_at = token * args.gate_stride + item.head * HSV;
+            gate_backward_rows<HSV>(dout_block, args.gated_dout + token * args.dout.stride + item.head * HSV,
+                                    args.dout.stride, args.dgate + gate_at, args.gate + gate_at, args.gate_stride,
+                                    own < 0 ? 0 : args.T - own * ROWS, out_chunk);
+            ptx_copies_after();
+            ptx_named_barrier(1 + group, 128);              // the group's product reads all rows
+        }
+        M::template product_nt<HSV>(dp, dout_own, v_smem + stage * V_BLOCK);
+        M::commit();
+        if (!GATED) find_delta<HSV>(delta, dout_block, out_chunk);
         if (own >= 0 && lane % 4 == 0)
             for (int r = 0; r < 2; r++) {
                 float *stats = args.stats + (head_index * token_blocks + own) * 2 * ROWS + row + 8 * r;
@@ -684,33 +786,33 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
         for (int j = 1; j < needed; j++) {
             int before = stage;
             stage = pipe.next(load);
-            M::template product_nt<HS>(scores, q_own, k_smem + stage * BLOCK);
+            M::template product_nt<HSK>(scores, q_own, k_smem + stage * K_BLOCK);
             M::commit();
-            M::template product_nt<HS>(dp, dout_own, v_smem + stage * BLOCK);
+            M::template product_nt<HSV>(dp, dout_own, v_smem + stage * V_BLOCK);
             M::commit();
-            M::template product_nn<HS>(dq, ds, k_smem + before * BLOCK);
+            M::template product_nn<HSK>(dq, ds, k_smem + before * K_BLOCK);
             M::commit();
             M::template wait<2>();
             find_p(j);
             M::template wait<1>();
             find_ds();
             M::template wait<0>();
-            for (int tile = 0; tile < HS / 64; tile++) M::pin(dq[tile]);
+            M::pin(dq);
             pipe.release(before);
             to_operand(ds, dp);
         }
         pipe.release_own();
-        M::template product_nn<HS>(dq, ds, k_smem + stage * BLOCK);
+        M::template product_nn<HSK>(dq, ds, k_smem + stage * K_BLOCK);
         M::commit();
         M::template wait<0>();
-        for (int tile = 0; tile < HS / 64; tile++) M::pin(dq[tile]);
+        M::pin(dq);
         pipe.release(stage);
         for (int j = needed; j < total; j++) pipe.release(pipe.next(load));
         if (own < 0) continue;
 
-        const float softmax_scale = 1 / sqrtf((float)HS);
-        bf16 *dq_own = args.dq + ((int64_t)item.b * args.T + own * ROWS) * args.dq_stride + item.head * HS;
-        store_rows<HS>(dq_own, args.dq_stride, args.T - own * ROWS, dq, softmax_scale, softmax_scale);
+        const float softmax_scale = 1 / sqrtf((float)HSK);
+        bf16 *dq_own = args.dq + ((int64_t)item.b * args.T + own * ROWS) * args.dq_stride + item.head * HSK;
+        store_rows<HSK>(dq_own, args.dq_stride, args.T - own * ROWS, dq, softmax_scale, softmax_scale);
     }
 }
 
@@ -720,22 +822,22 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
 struct AttentionDkdvArgs {
     AttentionInput q, k, v, dout;
     const float *stats;     // (B, NH, ceil(T / 64), 2, 64), from the dq kernel
-    bf16 *dk, *dv;          // (B, T, NKV, HS)
+    bf16 *dk, *dv;          // (B, T, NKV, HSK), (B, T, NKV, HSV)
     int64_t dk_stride, dv_stride;
     int B, T, NH, NKV;
 };
 
-template <AttentionBackend backend, int HS>
-__global__ void __launch_bounds__(Machine<backend>::threads(dkdv_tiling(HS)),
-                                  Machine<backend>::blocks_per_sm(dkdv_tiling(HS)))
+template <AttentionBackend backend, int HSK, int HSV>
+__global__ void __launch_bounds__(Machine<backend>::threads(dkdv_tiling(HSK)),
+                                  Machine<backend>::blocks_per_sm(dkdv_tiling(HSK)))
 attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
     typedef Machine<backend> M;
-    constexpr int GROUPS = M::groups(dkdv_tiling(HS)), STAGES = M::stages(HS), THREADS = 128 * GROUPS;
-    constexpr int BLOCK = block_bytes(HS);
+    constexpr int GROUPS = M::groups(dkdv_tiling(HSK)), STAGES = M::stages(HSK), THREADS = 128 * GROUPS;
+    constexpr int K_BLOCK = block_bytes(HSK), V_BLOCK = block_bytes(HSV);
     extern __shared__ __align__(1024) unsigned char smem[];
-    uint32_t k_smem = smem_address(smem), v_smem = k_smem + GROUPS * BLOCK;
-    uint32_t q_smem = v_smem + GROUPS * BLOCK, dout_smem = q_smem + STAGES * BLOCK;
-    uint32_t stats_smem = dout_smem + STAGES * BLOCK;
+    uint32_t k_smem = smem_address(smem), v_smem = k_smem + GROUPS * K_BLOCK;
+    uint32_t q_smem = v_smem + GROUPS * V_BLOCK, dout_smem = q_smem + STAGES * K_BLOCK;
+    uint32_t stats_smem = dout_smem + STAGES * V_BLOCK;
 
     int group = group_of_4_warps(), lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     int token_blocks = ceil_div(args.T, ROWS), strips = ceil_div(token_blocks, GROUPS), sharing = args.NH / args.NKV;
@@ -748,14 +850,17 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
     };
     auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // rotates which group gets the longest rows
     auto load_own = [&](int g, uint32_t barrier) {
-        M::template load_block<HS, THREADS>(k_smem + g * BLOCK, args.k, item.b, item.head, block_of(g) * ROWS, barrier);
-        M::template load_block<HS, THREADS>(v_smem + g * BLOCK, args.v, item.b, item.head, block_of(g) * ROWS, barrier);
+        M::template load_block<HSK, THREADS>(k_smem + g * K_BLOCK, args.k, item.b, item.head, block_of(g) * ROWS,
+                                             barrier);
+        M::template load_block<HSV, THREADS>(v_smem + g * V_BLOCK, args.v, item.b, item.head, block_of(g) * ROWS,
+                                             barrier);
     };
     // Head by head, the last queries first: later groups finish sooner.
     auto load = [&](int n, int stage, uint32_t barrier) {
         int head = item.head * sharing + n / per_head, block = token_blocks - 1 - n % per_head;
-        M::template load_block<HS, THREADS>(q_smem + stage * BLOCK, args.q, item.b, head, block * ROWS, barrier);
-        M::template load_block<HS, THREADS>(dout_smem + stage * BLOCK, args.dout, item.b, head, block * ROWS, barrier);
+        M::template load_block<HSK, THREADS>(q_smem + stage * K_BLOCK, args.q, item.b, head, block * ROWS, barrier);
+        M::template load_block<HSV, THREADS>(dout_smem + stage * V_BLOCK, args.dout, item.b, head, block * ROWS,
+                                             barrier);
         const float *stats = args.stats + (((int64_t)item.b * args.NH + head) * token_blocks + block) * 2 * ROWS;
         M::template load_stats<THREADS>(stats_smem + stage * STATS_BYTES, stats, barrier);
     };
@@ -764,20 +869,22 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
         M::producer_registers();
         if (threadIdx.x == THREADS)
             for (int round = 0; find_item(round); round++)
-                pipe.produce(2 * BLOCK, load_own, 2 * BLOCK + STATS_BYTES, sharing * per_head, load);
+                pipe.produce(K_BLOCK + V_BLOCK, load_own, K_BLOCK + V_BLOCK + STATS_BYTES, sharing * per_head, load);
         return;
     }
     M::template consumer_registers<GROUPS>();
 
-    const float scale = LOG2_E / sqrtf((float)HS);
-    const uint32_t k_own = k_smem + group * BLOCK, v_own = v_smem + group * BLOCK;
+    const float scale = LOG2_E / sqrtf((float)HSK);
+    const uint32_t k_own = k_smem + group * K_BLOCK, v_own = v_smem + group * V_BLOCK;
     const float *stats = (const float *)(smem + (stats_smem - k_smem)) + lane % 4 * 2;  // at this thread's first column
     for (int round = 0; find_item(round); round++) {
         int own = block_of(group);
         int needed = own < token_blocks ? token_blocks - own : 1;   // of per_head; a group past the end computes one
-        Accumulator scores, dp, dk[HS / 64] = {}, dv[HS / 64] = {};
+        Accumulator<64> scores, dp;
+        Accumulator<HSK> dk = {};
+        Accumulator<HSV> dv = {};
         OperandTile p, ds;
-        for (int tile = 0; tile < HS / 64; tile++) M::pin(dk[tile]), M::pin(dv[tile]);
+        M::pin(dk), M::pin(dv);
 
         float2 stat[8];         // of this thread's columns: lse, then delta; read while the products run
         auto read_stats = [&](const float *from) {
@@ -793,7 +900,7 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
             M::pin(scores);
         };
         auto find_ds = [&](int stage) {                     // ds from p and dp; leaves both p and ds as operands
-            M::template product_nt<HS>(dp, v_own, dout_smem + stage * BLOCK);
+            M::template product_nt<HSV>(dp, v_own, dout_smem + stage * V_BLOCK);
             M::commit();
             read_stats(stats + stage * 2 * ROWS + ROWS);
             M::template wait<0>();
@@ -807,7 +914,7 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
         pipe.begin(load_own, sharing * per_head, load);
         for (int h = 0; h < sharing; h++) {
             int stage = pipe.next(load);
-            M::template product_nt<HS>(scores, k_own, q_smem + stage * BLOCK);
+            M::template product_nt<HSK>(scores, k_own, q_smem + stage * K_BLOCK);
             M::commit();
             read_stats(stats + stage * 2 * ROWS);
             M::template wait<0>();
@@ -816,36 +923,36 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
             for (int n = 1; n < needed; n++) {
                 int before = stage;
                 stage = pipe.next(load);
-                M::template product_nt<HS>(scores, k_own, q_smem + stage * BLOCK);
+                M::template product_nt<HSK>(scores, k_own, q_smem + stage * K_BLOCK);
                 M::commit();
-                M::template product_nn<HS>(dv, p, dout_smem + before * BLOCK);
-                M::template product_nn<HS>(dk, ds, q_smem + before * BLOCK);
+                M::template product_nn<HSV>(dv, p, dout_smem + before * V_BLOCK);
+                M::template product_nn<HSK>(dk, ds, q_smem + before * K_BLOCK);
                 M::commit();
                 read_stats(stats + stage * 2 * ROWS);
                 M::template wait<1>();
                 find_p(token_blocks - 1 - n);
                 M::template wait<0>();
-                for (int tile = 0; tile < HS / 64; tile++) M::pin(dk[tile]), M::pin(dv[tile]);
+                M::pin(dk), M::pin(dv);
                 pipe.release(before);
                 find_ds(stage);
             }
             if (h == sharing - 1) pipe.release_own();
-            M::template product_nn<HS>(dv, p, dout_smem + stage * BLOCK);
-            M::template product_nn<HS>(dk, ds, q_smem + stage * BLOCK);
+            M::template product_nn<HSV>(dv, p, dout_smem + stage * V_BLOCK);
+            M::template product_nn<HSK>(dk, ds, q_smem + stage * K_BLOCK);
             M::commit();
             M::template wait<0>();
-            for (int tile = 0; tile < HS / 64; tile++) M::pin(dk[tile]), M::pin(dv[tile]);
+            M::pin(dk), M::pin(dv);
             pipe.release(stage);
             for (int n = needed; n < per_head; n++) pipe.release(pipe.next(load));  // blocks only earlier groups need
         }
         if (own >= token_blocks) continue;
 
-        const float softmax_scale = 1 / sqrtf((float)HS);
+        const float softmax_scale = 1 / sqrtf((float)HSK);
         int64_t token = (int64_t)item.b * args.T + own * ROWS;
-        store_rows<HS>(args.dk + token * args.dk_stride + item.head * HS, args.dk_stride, args.T - own * ROWS, dk,
-                       softmax_scale, softmax_scale);
-        store_rows<HS>(args.dv + token * args.dv_stride + item.head * HS, args.dv_stride, args.T - own * ROWS, dv,
-                       1, 1);
+        store_rows<HSK>(args.dk + token * args.dk_stride + item.head * HSK, args.dk_stride, args.T - own * ROWS, dk,
+                        softmax_scale, softmax_scale);
+        store_rows<HSV>(args.dv + token * args.dv_stride + item.head * HSV, args.dv_stride, args.T - own * ROWS, dv,
+                        1, 1);
     }
 }
 
@@ -853,7 +960,7 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
 // Launchers
 
 // TMA's description of x (B, T, heads, HS), in boxes of one tile.
-inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s, int heads, int64_t stride) {
+inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s, int heads, int HS, int64_t stride) {
     typedef CUresult (*Encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
                                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -870,26 +977,33 @@ inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s,
         return (Encode)f;
     }();
     CUtensorMap map;
-    cuuint64_t sizes[4] = {(cuuint64_t)s.HSK, (cuuint64_t)heads, (cuuint64_t)s.T, (cuuint64_t)s.B};
-    cuuint64_t strides[3] = {(cuuint64_t)s.HSK * 2, (cuuint64_t)stride * 2, (cuuint64_t)s.T * stride * 2};   // bytes
-    cuuint32_t box[4] = {64, 1, ROWS, 1}, steps[4] = {1, 1, 1, 1};
+    cuuint64_t sizes[4] = {(cuuint64_t)HS, (cuuint64_t)heads, (cuuint64_t)s.T, (cuuint64_t)s.B};
+    cuuint64_t strides[3] = {(cuuint64_t)HS * 2, (cuuint64_t)stride * 2, (cuuint64_t)s.T * stride * 2};     // bytes
+    cuuint32_t box[4] = {(cuuint32_t)tile_columns(HS), 1, ROWS, 1}, steps[4] = {1, 1, 1, 1};
+    CUtensorMapSwizzle swizzle = tile_columns(HS) == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
     CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)x, sizes, strides, box, steps,
-                         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                         CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
         die(EXIT_SYSTEM, "attention: cuTensorMapEncodeTiled refused B=%d T=%d heads=%d HS=%d stride=%lld at %p "
-            "(CUresult %d)", s.B, s.T, heads, s.HSK, (long long)stride, (const void *)x, (int)rc);
+            "(CUresult %d)", s.B, s.T, heads, HS, (long long)stride, (const void *)x, (int)rc);
     return map;
 }
 
-// x (B, T, heads, HS), tokens `stride` elements apart; hopper: with a tensor map for TMA.
-inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, int heads, int64_t stride, bool hopper) {
-    if (stride < (int64_t)heads * s.HSK || stride % 8 != 0 || (uintptr_t)x % 16 != 0)
+// x (B, T, heads, HS), tokens `stride` elements apart, is read and written 16 bytes at a time.
+inline void attention_check_tensor_(const bf16 *x, int heads, int HS, int64_t stride) {
+    if (stride < (int64_t)heads * HS || stride % 8 != 0 || (uintptr_t)x % 16 != 0)
         die(EXIT_SYSTEM, "attention: tensor at %p, %lld elements per token, %d heads of size %d: the address must be a "
             "multiple of 16 bytes, the elements per token a multiple of 8 and at least heads * head size",
-            (const void *)x, (long long)stride, heads, s.HSK);
+            (const void *)x, (long long)stride, heads, HS);
+}
+
+// hopper: with a tensor map for TMA.
+inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, int heads, int HS, int64_t stride,
+                                       bool hopper) {
+    attention_check_tensor_(x, heads, HS, stride);
     AttentionInput in = {};
-    if (hopper) in.map = attention_tensor_map_(x, s, heads, stride);
+    if (hopper) in.map = attention_tensor_map_(x, s, heads, HS, stride);
     in.data = x, in.stride = stride, in.T = s.T;
     return in;
 }
@@ -898,8 +1012,8 @@ inline void attention_check_shape_(const AttentionShape &s) {
     if (s.B < 1 || s.T < 1 || s.NKV < 1 || s.NH < 1 || s.NH % s.NKV != 0 || !attention_is_fast(s) ||
         (int64_t)s.B * s.NH * ceil_div(s.T, ROWS) > INT32_MAX)
         die(EXIT_SYSTEM, "attention: B=%d T=%d heads=%d key/value heads=%d head sizes %d and %d: heads must be a "
-            "multiple of key/value heads, both head sizes 64 or both 128, and B * heads * ceil(T / %d) less than 2^31",
-            s.B, s.T, s.NH, s.NKV, s.HSK, s.HSV, ROWS);
+            "multiple of key/value heads, head sizes 64 and 64, 96 and 64, or 128 and 128, and B * heads * "
+            "ceil(T / %d) less than 2^31", s.B, s.T, s.NH, s.NKV, s.HSK, s.HSV, ROWS);
 }
 
 // How to launch a kernel. hopper: this device runs the sm_90a code, recognized by its larger launch bound. That code is
@@ -929,27 +1043,31 @@ AttentionPlan attention_plan_(void (*kernel)(Params...), AttentionTiling tiling,
     return plan;
 }
 
-template <AttentionBackend backend, int HS>
-void attention_forward_(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s,
-                        cudaStream_t stream) {
-    auto kernel = attention_forward_kernel<backend, HS>;
-    AttentionPlan plan = attention_plan_(kernel, forward_tiling(HS), s, s.NH);
-    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, plan.hopper);
-    AttentionInput k_in = attention_input_(k, s, s.NKV, s.k_stride, plan.hopper);
-    AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, plan.hopper);
-    int own_blocks = 1;         // q
-    size_t smem_bytes = attention_smem_bytes(HS, plan.groups, own_blocks, plan.stages, WITHOUT_STATS);
-    AttentionForwardArgs args = {q_in, k_in, v_in, out, lse, s.B, s.T, s.NH, s.NKV};
+template <AttentionBackend backend, int HSK, int HSV>
+void attention_forward_(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate,
+                        const AttentionShape &s, cudaStream_t stream) {
+    auto kernel = gate ? attention_forward_kernel<backend, HSK, HSV, WITH_GATE>
+                       : attention_forward_kernel<backend, HSK, HSV, WITHOUT_GATE>;
+    AttentionPlan plan = attention_plan_(kernel, forward_tiling(HSK), s, s.NH);
+    AttentionInput q_in = attention_input_(q, s, s.NH, HSK, s.q_stride, plan.hopper);
+    AttentionInput k_in = attention_input_(k, s, s.NKV, HSK, s.k_stride, plan.hopper);
+    AttentionInput v_in = attention_input_(v, s, s.NKV, HSV, s.v_stride, plan.hopper);
+    if (gate) attention_check_tensor_(gate, s.NH, HSV, s.gate_stride);
+    int own_v_blocks = 0;       // only q
+    size_t smem_bytes = attention_smem_bytes(HSK, HSV, plan.groups, own_v_blocks, plan.stages, WITHOUT_STATS);
+    AttentionForwardArgs args = {q_in, k_in, v_in, out, lse, gate, s.gate_stride, s.B, s.T, s.NH, s.NKV};
     launch(kernel, {plan.grid, plan.threads, smem_bytes, stream}, args);
 }
 
-// out (B, T, NH, HS), lse (B, NH, T) from q (B, T, NH, HS), k and v (B, T, NKV, HS).
+// out (B, T, NH, HSV), lse (B, NH, T) from q (B, T, NH, HSK), k (B, T, NKV, HSK), v (B, T, NKV, HSV), and gate
+// (B, T, NH, HSV), or NULL for none.
 template <AttentionBackend backend = ATTENTION_BEST>
-void attention_forward(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const AttentionShape &s,
-                       cudaStream_t stream) {
+void attention_forward(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate,
+                       const AttentionShape &s, cudaStream_t stream) {
     attention_check_shape_(s);
-    if (s.HSK == 64) attention_forward_<backend, 64>(out, lse, q, k, v, s, stream);
-    else attention_forward_<backend, 128>(out, lse, q, k, v, s, stream);
+    auto f = s.HSK == 64 ? attention_forward_<backend, 64, 64>
+           : s.HSK == 96 ? attention_forward_<backend, 96, 64> : attention_forward_<backend, 128, 128>;
+    f(out, lse, q, k, v, gate, s, stream);
 }
 
 // Size of attention_backward's scratch, the stats: two floats per query.
@@ -957,41 +1075,49 @@ inline size_t attention_backward_scratch_bytes(const AttentionShape &s) {
     return (size_t)s.B * s.NH * ceil_div(s.T, ROWS) * STATS_BYTES;
 }
 
-template <AttentionBackend backend, int HS>
-void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *out, const float *lse,
-                         const bf16 *q, const bf16 *k, const bf16 *v, float *scratch, const AttentionShape &s,
-                         cudaStream_t stream) {
-    auto dq_kernel = attention_dq_kernel<backend, HS>;
-    auto dkdv_kernel = attention_dkdv_kernel<backend, HS>;
-    AttentionPlan plan = attention_plan_(dq_kernel, dq_tiling(HS), s, s.NH);
-    AttentionInput q_in = attention_input_(q, s, s.NH, s.q_stride, plan.hopper);
-    AttentionInput k_in = attention_input_(k, s, s.NKV, s.k_stride, plan.hopper);
-    AttentionInput v_in = attention_input_(v, s, s.NKV, s.v_stride, plan.hopper);
-    AttentionInput dout_in = attention_input_(dout, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
-    AttentionInput out_in = attention_input_(out, s, s.NH, (int64_t)s.NH * HS, plan.hopper);
+template <AttentionBackend backend, int HSK, int HSV>
+void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, bf16 *dgate, bf16 *dout, const bf16 *out, const float *lse,
+                         const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate, float *scratch,
+                         const AttentionShape &s, cudaStream_t stream) {
+    auto dq_kernel = gate ? attention_dq_kernel<backend, HSK, HSV, WITH_GATE>
+                          : attention_dq_kernel<backend, HSK, HSV, WITHOUT_GATE>;
+    auto dkdv_kernel = attention_dkdv_kernel<backend, HSK, HSV>;
+    AttentionPlan plan = attention_plan_(dq_kernel, dq_tiling(HSK), s, s.NH);
+    AttentionInput q_in = attention_input_(q, s, s.NH, HSK, s.q_stride, plan.hopper);
+    AttentionInput k_in = attention_input_(k, s, s.NKV, HSK, s.k_stride, plan.hopper);
+    AttentionInput v_in = attention_input_(v, s, s.NKV, HSV, s.v_stride, plan.hopper);
+    AttentionInput dout_in = attention_input_(dout, s, s.NH, HSV, (int64_t)s.NH * HSV, plan.hopper);
+    AttentionInput out_in = attention_input_(out, s, s.NH, HSV, (int64_t)s.NH * HSV, plan.hopper);
+    if (gate) {
+        attention_check_tensor_(gate, s.NH, HSV, s.gate_stride);
+        attention_check_tensor_(dgate, s.NH, HSV, s.gate_stride);
+    }
 
-    int own_blocks = plan.hopper ? 3 : 2;       // q and dout, and out where OUT_IN_SMEM
-    size_t smem_bytes = attention_smem_bytes(HS, plan.groups, own_blocks, plan.stages, WITHOUT_STATS);
-    AttentionDqArgs dq_args = {q_in, k_in, v_in, dout_in, out_in, lse, scratch, dq, s.q_stride, s.B, s.T, s.NH, s.NKV};
+    int own_v_blocks = plan.hopper ? 2 : 1;     // dout, and out where OUT_IN_SMEM
+    size_t smem_bytes = attention_smem_bytes(HSK, HSV, plan.groups, own_v_blocks, plan.stages, WITHOUT_STATS);
+    AttentionDqArgs dq_args = {q_in, k_in, v_in, dout_in, out_in, lse, scratch, dq, s.q_stride, dout, gate, dgate,
+                               s.gate_stride, s.B, s.T, s.NH, s.NKV};
     launch(dq_kernel, {plan.grid, plan.threads, smem_bytes, stream}, dq_args);
 
-    plan = attention_plan_(dkdv_kernel, dkdv_tiling(HS), s, s.NKV);
-    own_blocks = 2;                             // k and v
-    smem_bytes = attention_smem_bytes(HS, plan.groups, own_blocks, plan.stages, WITH_STATS);
+    plan = attention_plan_(dkdv_kernel, dkdv_tiling(HSK), s, s.NKV);
+    own_v_blocks = 1;                           // v
+    smem_bytes = attention_smem_bytes(HSK, HSV, plan.groups, own_v_blocks, plan.stages, WITH_STATS);
     AttentionDkdvArgs dkdv_args = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride,
                                    s.B, s.T, s.NH, s.NKV};
     launch(dkdv_kernel, {plan.grid, plan.threads, smem_bytes, stream}, dkdv_args);
 }
 
-// Overwrites dq (B, T, NH, HS), dk and dv (B, T, NKV, HS), from dout (B, T, NH, HS) and the forward pass's inputs and
-// outputs. scratch (attention_backward_scratch_bytes) is 16-byte aligned.
+// Overwrites dq (B, T, NH, HSK), dk (B, T, NKV, HSK) and dv (B, T, NKV, HSV), from dout (B, T, NH, HSV) and the forward
+// pass's inputs and outputs. With a gate, dgate too, which may be gate; out is then z, and dout is dz at first and dout
+// at the end. gate and dgate are NULL for none. scratch (attention_backward_scratch_bytes) is 16-byte aligned.
 template <AttentionBackend backend = ATTENTION_BEST>
-void attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *dout, const bf16 *out, const float *lse,
-                        const bf16 *q, const bf16 *k, const bf16 *v, float *scratch, const AttentionShape &s,
-                        cudaStream_t stream) {
+void attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bf16 *dgate, bf16 *dout, const bf16 *out, const float *lse,
+                        const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate, float *scratch,
+                        const AttentionShape &s, cudaStream_t stream) {
     attention_check_shape_(s);
-    if (s.HSK == 64) attention_backward_<backend, 64>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
-    else attention_backward_<backend, 128>(dq, dk, dv, dout, out, lse, q, k, v, scratch, s, stream);
+    auto f = s.HSK == 64 ? attention_backward_<backend, 64, 64>
+           : s.HSK == 96 ? attention_backward_<backend, 96, 64> : attention_backward_<backend, 128, 128>;
+    f(dq, dk, dv, dgate, dout, out, lse, q, k, v, gate, scratch, s, stream);
 }
 
 #endif

@@ -234,8 +234,8 @@ __device__ inline void ptx_bulk_load(uint32_t to, const void *from, int bytes, u
 #endif
 }
 
-// Orders this thread's earlier accesses to shared memory before bulk copies into it that are issued later. If another
-// thread issues them, an arrival at a barrier must come between.
+// Orders this thread's earlier accesses to shared memory before later bulk copies into it, and before later warpgroup
+// products that read it. If other threads issue these, a barrier must come between.
 // #parallel-synchronization-and-communication-instructions-membar-fence
 __device__ inline void ptx_copies_after() {
 #if PTX_BULK_COPIES
@@ -366,21 +366,23 @@ __device__ inline void ptx_give_registers() { asm volatile("setmaxnreg.dec.sync.
 template <int registers>
 __device__ inline void ptx_take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(registers)); }
 
-// The descriptor of a tile of 128-byte rows in the 128-byte swizzle (groups of 8 rows are 1024 bytes, so aligned):
-// bits 0-13 address / 16; 16-29 leading offset / 16 (unused by these layouts); 32-45 offset from one group of 8 rows to
-// the next / 16; 62-63 the swizzle, 1 = 128 bytes.
+// The descriptor of a tile of 128-byte rows in the 128-byte swizzle, or of 64-byte rows in the 64-byte swizzle. Groups
+// of 8 rows are contiguous and aligned to their size. Bits 0-13 address / 16; 16-29 offset from one tile to the next /
+// 16, where an operand spans several along its rows (ptx_wgmma_registers); 32-45 offset from one group of 8 rows to the
+// next / 16; 62-63 the swizzle, 1 = 128 bytes, 2 = 64.
 // #asynchronous-warpgroup-level-matrix-shared-memory-layout-matrix-descriptor
-__device__ inline uint64_t ptx_wgmma_descriptor(uint32_t address) {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+__device__ inline uint64_t ptx_wgmma_descriptor(uint32_t address, int row_bytes, int next_tile = 16) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(next_tile >> 4) << 16 |
+           (uint64_t)(8 * row_bytes >> 4) << 32 | (uint64_t)(row_bytes == 128 ? 1 : 2) << 62;
 }
 
-#define PTX_ACC_32 \
-    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-#define PTX_ACC_4(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define PTX_ACC_OPERANDS(c) \
-    PTX_ACC_4(c, 0), PTX_ACC_4(c, 1), PTX_ACC_4(c, 2), PTX_ACC_4(c, 3), \
-    PTX_ACC_4(c, 4), PTX_ACC_4(c, 5), PTX_ACC_4(c, 6), PTX_ACC_4(c, 7)
+#define PTX_ACC_4(c, i) "+f"((c)[i][0]), "+f"((c)[i][1]), "+f"((c)[i][2]), "+f"((c)[i][3])
+#define PTX_ACC_16(c, i) PTX_ACC_4(c, i), PTX_ACC_4(c, i + 1), PTX_ACC_4(c, i + 2), PTX_ACC_4(c, i + 3)
+#define PTX_32_REGISTERS \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PTX_48_REGISTERS PTX_32_REGISTERS \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 
 // c (64 x 64) = a (64 x 16) b^T (64 x 16) + (add ? c : 0); rows of a and b run along the summation index.
 // a and b are descriptors. After `add`: signs 1 of a and b, neither transposed.
@@ -389,16 +391,25 @@ __device__ inline void ptx_wgmma_smem(float (&c)[8][4], uint64_t a, uint64_t b, 
     asm volatile("{\n"
                  ".reg .pred add;\n"
                  "setp.ne.b32 add, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_ACC_32 ", %32, %33, add, 1, 1, 0, 0;\n"
-                 "}" : PTX_ACC_OPERANDS(c) : "l"(a), "l"(b), "r"(add));
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" PTX_32_REGISTERS "}, %32, %33, add, 1, 1, 0, "
+                 "0;\n"
+                 "}" : PTX_ACC_16(c, 0), PTX_ACC_16(c, 4) : "l"(a), "l"(b), "r"(add));
 }
 
-// c (64 x 64) += a (64 x 16, in registers) b (16 x 64); rows of b run along the columns of c.
-// After %36: add, signs 1 of a and b, b transposed.
-__device__ inline void ptx_wgmma_registers(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_ACC_32
-                 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : PTX_ACC_OPERANDS(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+// c (64 x columns) += a (64 x 16, in registers) b (16 x columns); rows of b run along the columns of c.
+// After b: add, signs 1 of a and b, b transposed.
+template <int columns>
+__device__ inline void ptx_wgmma_registers(float (*c)[4], const uint32_t (&a)[4], uint64_t b) {
+    static_assert(columns == 64 || columns == 96, "the widths that the kernels use");
+    if constexpr (columns == 64)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" PTX_32_REGISTERS "}, "
+                     "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                     : PTX_ACC_16(c, 0), PTX_ACC_16(c, 4) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    else
+        asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {" PTX_48_REGISTERS "}, "
+                     "{%48, %49, %50, %51}, %52, 1, 1, 1, 1;"
+                     : PTX_ACC_16(c, 0), PTX_ACC_16(c, 4), PTX_ACC_16(c, 8)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 #endif

@@ -123,7 +123,7 @@ static void time_forward(Total *total, T6 *t) {
         row(total, "gate_forward", L, 3 * X * n * D, 0, s,
             [&] { gate_forward(acts->y, acts->proj + m->gate, Pp, N, D, s); });
     row(total, "attention_forward", L, X * n * (qkv + D), 4 * pairs, s,
-        [&] { layer_attention_forward(acts->y, acts->lse, h->q, h->k, h->v, shape, s); });
+        [&] { layer_attention_forward(acts->y, acts->lse, h->q, h->k, h->v, NO_GATE, shape, s); });
     row(total, "matmul wo +=", L, X * (n * (2 * C + D) + (double)C * D), 2 * n * C * D, s,
         [&] { linear_forward(mm, acts->x, acts->y, w + m->wo, N, D, C, ACCUMULATE, s); });
     row(total, "matmul w12", L, X * (n * (C + 2 * Fp) + 2.0 * C * Fp), 4 * n * C * Fp, s,
@@ -174,8 +174,8 @@ static void time_backward(Total *total, T6 *t) {
     row(total, "matmul wo dw +=", L, X * n * (C + D) + 8.0 * C * D, 2 * n * C * D, s,
         [&] { linear_backward_weight(mm, dw + m->wo, acts->dx, acts->y, N, D, C, ACCUMULATE, s); });
     row(total, "attention_backward", L, X * n * (2 * qkv + 2 * D), 10 * pairs, s, [&] {
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, acts->dy, acts->y, acts->lse, h->q, h->k, h->v,
-                                 acts->attention_scratch, shape, s);
+        layer_attention_backward(acts->dq, acts->dk, acts->dv, NO_GATE, acts->dy, acts->y, acts->lse, h->q, h->k, h->v,
+                                 NO_GATE, acts->attention_scratch, shape, s);
     });
     if (m->config.out_gate)
         row(total, "gate_backward", L, 5 * X * n * D, 0, s, [&] {
