@@ -439,7 +439,15 @@ __device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Acc
 // 1 / (1 + exp(-x)), to about 1e-6.
 __device__ inline float fast_sigmoid(float x) { return __fdividef(1, 1 + ptx_exp2(-LOG2_E * x)); }
 
-// acc *= sigmoid(gate) in the warp's 16 of 64 rows. gate (64, HS) points to row 0, of which `rows` exist.
+// Brings this group's 64 rows of the gate (64, HS) into L2. gate points to row 0, of which `rows` exist.
+template <int HS>
+__device__ inline void prefetch_gate(const bf16 *gate, int64_t stride, int rows) {
+    constexpr int LINES = HS / 64;          // of 128 bytes per row
+    int line = threadIdx.x % 128, row = line / LINES;
+    if (row < min(rows, ROWS)) ptx_prefetch(gate + row * stride + line % LINES * 64);
+}
+
+// acc *= sigmoid(gate) in the warp's 16 of 64 rows.
 template <int HS>
 __device__ inline void gate_forward_rows(Accumulator<HS> &acc, const bf16 *gate, int64_t stride, int rows) {
     int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
@@ -531,6 +539,10 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
     for (int round = 0; find_item(round); round++) {
         int own = block_of(group);          // this group's block of queries
         int needed = max(own + 1, 1);       // blocks of keys that it needs; a group before the start computes one
+        auto gate_block = [&]() {
+            return args.gate + ((int64_t)item.b * args.T + own * ROWS) * args.gate_stride + item.head * HSV;
+        };
+        if (GATED && own >= 0) prefetch_gate<HSV>(gate_block(), args.gate_stride, args.T - own * ROWS);
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
         Accumulator<64> scores;
         Accumulator<HSV> out = {};
@@ -606,12 +618,10 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
                 args.lse[((int64_t)item.b * args.NH + item.head) * args.T + t] =
                     top[r] / sqrtf((float)HSK) + logf(sum[r]);
         }
-        int64_t token = (int64_t)item.b * args.T + own * ROWS, stride = (int64_t)args.NH * HSV;
-        if (GATED)
-            gate_forward_rows<HSV>(out, args.gate + token * args.gate_stride + item.head * HSV, args.gate_stride,
-                                   args.T - own * ROWS);
-        store_rows<HSV>(args.out + token * stride + item.head * HSV, stride, args.T - own * ROWS, out, 1 / sum[0],
-                        1 / sum[1]);
+        if (GATED) gate_forward_rows<HSV>(out, gate_block(), args.gate_stride, args.T - own * ROWS);
+        int64_t stride = (int64_t)args.NH * HSV;
+        bf16 *out_own = args.out + ((int64_t)item.b * args.T + own * ROWS) * stride + item.head * HSV;
+        store_rows<HSV>(out_own, stride, args.T - own * ROWS, out, 1 / sum[0], 1 / sum[1]);
     }
 }
 
@@ -647,27 +657,52 @@ __device__ inline void find_delta(float (&delta)[2], const unsigned char *dout_b
     }
 }
 
-// Through the gate, in the warp's 16 of 64 rows: dgate, and dz becomes dout, in shared memory (dout_block) and in
-// global memory (dout). dout, gate and dgate point to row 0, of which `rows` exist. dgate may be gate.
-template <int HS, class Chunk>
-__device__ inline void gate_backward_rows(unsigned char *dout_block, bf16 *dout, int64_t dout_stride, bf16 *dgate,
-                                          const bf16 *gate, int64_t gate_stride, int rows, Chunk out_chunk) {
-    int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    for (int r = row; r < row + 16 && r < rows; r += 8)
-        for (int chunk = lane % 4; chunk < HS / 8; chunk += 4) {
-            bf16 *dout_smem = (bf16 *)(dout_block + chunk_offset<HS>(r, chunk));
-            int64_t at = r * gate_stride + chunk * 8;
-            Packed16<bf16> d8 = load16(dout_smem), z8 = out_chunk(r, chunk), g8 = load16(gate + at);
-            for (int i = 0; i < 8; i++) {
-                float dz = d8[i], s = fast_sigmoid(g8[i]);
-                d8[i] = (bf16)(dz * s);
-                g8[i] = (bf16)(dz * (float)z8[i] * (1 - s));
+// A lane's part of a gate's block (64, HS): the chunks that it has in find_delta. The pointers are to row 0 in global
+// memory, of which `rows` exist. dgate may be gate.
+template <int HS>
+struct GateBlock {
+    const bf16 *gate;
+    bf16 *dgate, *dout;
+    int64_t gate_stride, dout_stride;
+    int rows;
+    Packed16<bf16> chunks[2][HS / 32];
+
+    __device__ void load() {
+        int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+        for (int r = 0; r < 2; r++)
+            for (int i = 0; i < HS / 32; i++)
+                chunks[r][i] = row + 8 * r < rows ? load16(gate + (row + 8 * r) * gate_stride + (lane % 4 + 4 * i) * 8)
+                                                  : Packed16<bf16>{};
+    }
+
+    // find_delta, and the way back through the gate: dgate, and dz becomes dout, in shared memory (dout_block) and in
+    // global memory.
+    template <class Chunk>
+    __device__ void find_delta(float (&delta)[2], unsigned char *dout_block, Chunk z_chunk) {
+        int lane = threadIdx.x % 32;
+        #pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = 0;
+            #pragma unroll
+            for (int i = 0; i < HS / 32; i++) {
+                int row = threadIdx.x / 32 % 4 * 16 + lane / 4 + 8 * r, chunk = lane % 4 + 4 * i;
+                bf16 *dout_smem = (bf16 *)(dout_block + chunk_offset<HS>(row, chunk));
+                Packed16<bf16> d8 = load16(dout_smem), z8 = z_chunk(row, chunk), g8 = chunks[r][i];
+                for (int k = 0; k < 8; k++) {
+                    float dz = d8[k], dz_z = dz * (float)z8[k], s = fast_sigmoid(g8[k]);
+                    sum += dz_z;
+                    d8[k] = (bf16)(dz * s);
+                    g8[k] = (bf16)(dz_z * (1 - s));
+                }
+                store16(dout_smem, d8);
+                if (row >= rows) continue;
+                store16(dout + row * dout_stride + chunk * 8, d8);
+                store16(dgate + row * gate_stride + chunk * 8, g8);
             }
-            store16(dout_smem, d8);
-            store16(dout + r * dout_stride + chunk * 8, d8);
-            store16(dgate + at, g8);
+            delta[r] = warp_sum<4>(sum);
         }
-}
+    }
+};
 
 template <AttentionBackend backend, int HSK, int HSV, bool GATED>
 __global__ void __launch_bounds__(Machine<backend>::threads(dq_tiling(HSK)),
@@ -746,6 +781,15 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
                 dp[i][e] = scores[i][e] * (dp[i][e] - delta[e / 2]);
         };
 
+        GateBlock<HSV> gate;
+        if (GATED) {                                        // loaded while the own blocks are on their way
+            int64_t token = (int64_t)item.b * args.T + own * ROWS;
+            gate.gate = args.gate + token * args.gate_stride + item.head * HSV;
+            gate.dgate = args.dgate + (gate.gate - args.gate), gate.gate_stride = args.gate_stride;
+            gate.dout = args.gated_dout + token * args.dout.stride + item.head * HSV;
+            gate.dout_stride = args.dout.stride, gate.rows = own < 0 ? 0 : args.T - own * ROWS;
+            gate.load();
+        }
         pipe.begin(load_own, total, load);
         int stage = pipe.next(load);
         M::template product_nt<HSK>(scores, q_own, k_smem + stage * K_BLOCK);
@@ -761,12 +805,7 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
                           chunk * 8);
         };
         if (GATED) {
-            find_delta<HSV>(delta, dout_block, out_chunk);
-            int64_t token = (int64_t)item.b * args.T + own * ROWS;
-            int64_t gate_at = token * args.gate_stride + item.head * HSV;
-            gate_backward_rows<HSV>(dout_block, args.gated_dout + token * args.dout.stride + item.head * HSV,
-                                    args.dout.stride, args.dgate + gate_at, args.gate + gate_at, args.gate_stride,
-                                    own < 0 ? 0 : args.T - own * ROWS, out_chunk);
+            gate.find_delta(delta, dout_block, out_chunk);
             ptx_copies_after();
             ptx_named_barrier(1 + group, 128);              // the group's product reads all rows
         }

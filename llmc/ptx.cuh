@@ -90,6 +90,11 @@ __device__ inline void ptx_cp_async_16(uint32_t to, const void *from, bool valid
 // #data-movement-and-conversion-instructions-cp-async-wait-all
 __device__ inline void ptx_cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Brings the cache line with *p into L2.  #data-movement-and-conversion-instructions-prefetch-prefetchu
+__device__ inline void ptx_prefetch(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(p)));
+}
+
 // Closes a group of copies; waits until at most the latest `pending` groups are unfinished.
 // #data-movement-and-conversion-instructions-cp-async-commit-group
 __device__ inline void ptx_cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
