@@ -287,21 +287,6 @@ static void test_factors(Score *score, Random *random, const Config *shape, cons
     model_free(&m);
 }
 
-static void test_gate(Score *score, Random *random, int64_t N, int64_t D, int64_t ldg) {
-    Floats g = random_floats(random, N * ldg, 4), y = random_floats(random, N * D), dz = random_floats(random, N * D);
-    Floats z(N * D), dg = g, dy = dz;
-    Gpu<floatX> d_g(g), d_y(y), d_dz(dz);
-    gate_forward(d_y.p, d_g.p, ldg, N, D, 0);
-    gate_backward(d_g.p, d_dz.p, d_g.p, ldg, d_y.p, N, D, 0);
-    cpu::gate_forward(z.data(), g.data(), ldg, y.data(), N, D, D);
-    cpu::gate_backward(dg.data(), dy.data(), g.data(), ldg, y.data(), N, D, D);
-    std::string where = "N" + std::to_string(N) + " D" + std::to_string(D);
-    check(score, ("gate forward " + where).c_str(), d_y.read(), z, ROUNDED_ONCE);
-    check(score, ("gate backward dy " + where).c_str(), d_dz.read(), dy, ROUNDED_ONCE);
-    // from z, which is rounded
-    check(score, ("gate backward dg " + where).c_str(), d_g.read(), dg, ROUNDED_ONCE);
-}
-
 static void test_gain(Score *score, Random *random, int64_t N, int64_t C, int64_t ldx) {
     Floats x = random_floats(random, N * ldx), gain = random_floats(random, C, 2), dout = random_floats(random, N * C);
     Floats out(N * C), rstd(N), dx = x, dgain(C);
@@ -669,8 +654,6 @@ static void test_operators(Score *score, uint64_t seed, Extent extent) {
     for (const char *variant : {"a_constant b_dim=16 kv_shift", "b_constant head_act=sigmoid", "kv_shift"})
         test_factors(score, &random, &kvonly, variant, 3, 21);
     test_factors(score, &random, &gqa, "kv_shift out_gate", 2, 37);
-    test_gate(score, &random, 5, 96, 120);
-    test_gate(score, &random, 3, 64, 64);
     test_gain(score, &random, 3, 8, 24);
     test_gain(score, &random, 130, 776, 1000);
     test_latent_heads(score, &random, &mla, "q_lora=40 kv_lora=24 rope_dim=32", 2, 37);

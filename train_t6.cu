@@ -37,7 +37,6 @@
 #include "llmc/encoder.cuh"
 #include "llmc/factors.cuh"
 #include "llmc/fused_classifier.cuh"
-#include "llmc/gate.cuh"
 #include "llmc/gpu.cuh"
 #include "llmc/heads.cuh"
 #include "llmc/latent.cuh"
@@ -134,7 +133,9 @@ struct T6 {
 // Heads of q, k and v as stored: grouped heads are stored once per group.
 static AttentionShape attention_shape(const Model *m, int64_t B, int64_t T) {
     int64_t NH = m->config.n_head;
-    return attention_dense_shape(B, T, NH, heads_stored(m->k, (int)NH), m->HSK, m->HSV);
+    AttentionShape s = attention_dense_shape(B, T, NH, heads_stored(m->k, (int)NH), m->HSK, m->HSV);
+    s.gate_stride = m->Pp;
+    return s;
 }
 
 static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_size(N); }
@@ -466,10 +467,13 @@ static void constants_backward(float *dw, float *columns, const floatX *dfac, co
     }
 }
 
-// The gradient of layer l's projected rows, with out_gate's columns: a variant's rows must stay for its neighbours.
+// The gradient of layer l's projected rows: a variant's rows must stay for its neighbours.
 static floatX *layer_dproj(T6 *t6, int64_t l, int64_t N) {
     return t6->acts.dproj ? t6->acts.dproj : layer_rows(t6, l, N);
 }
+
+// The columns of out_gate's gates in projected rows or in their gradient.
+static floatX *gate_columns(const Model *m, floatX *rows) { return m->config.out_gate ? rows + m->gate : NO_GATE; }
 
 // acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv and other weights'. The
 // columns of out_gate's gates in layer_dproj are there already.
@@ -513,9 +517,9 @@ void t6_forward(T6 *t6, int64_t B, int64_t T) {
 
         rmsnorm_forward(n1, acts->rstd1 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
         qkv_forward(t6, l, B, T, NEW_ROWS);                                                 // q, k, v from n
-        // y = softmax(scale q k^T) v
-        layer_attention_forward(y, lse, acts->heads.q, acts->heads.k, acts->heads.v, NO_GATE, shape, stream);
-        if (c->out_gate) gate_forward(y, layer_rows(t6, l, N) + m->gate, m->Pp, N, m->D, stream);
+        // y = softmax(scale q k^T) v, times sigmoid(n Wg^T) with out_gate
+        layer_attention_forward(y, lse, acts->heads.q, acts->heads.k, acts->heads.v,
+                                gate_columns(m, layer_rows(t6, l, N)), shape, stream);
         linear_forward(mm, acts->x, y, w + m->wo, N, Dp, C, ACCUMULATE, stream);            // x += y Wo^T
 
         rmsnorm_forward(n2, acts->rstd2 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
@@ -583,11 +587,9 @@ void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
         linear_backward_input(mm, acts->dy, acts->dx, w + m->wo, N, Dp, C, stream);         // dy = dx Wo
         linear_backward_weight(mm, dw + m->wo, acts->dx, y, N, Dp, C, mode, stream);        // dWo = dx^T y
         qkv_forward(t6, l, B, T, rows);                                                     // q, k, v again
-        if (c->out_gate)
-            gate_backward(layer_dproj(t6, l, N) + m->gate, acts->dy, layer_rows(t6, l, N) + m->gate, m->Pp, y, N, m->D,
-                          stream);
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, NO_GATE, acts->dy, y, lse,   // dq, dk, dv
-                                 acts->heads.q, acts->heads.k, acts->heads.v, NO_GATE, acts->attention_scratch, shape,
+        layer_attention_backward(acts->dq, acts->dk, acts->dv,                              // dq, dk, dv, dg
+                                 gate_columns(m, layer_dproj(t6, l, N)), acts->dy, y, lse, acts->heads.q, acts->heads.k,
+                                 acts->heads.v, gate_columns(m, layer_rows(t6, l, N)), acts->attention_scratch, shape,
                                  stream);
         qkv_backward(t6, l, B, T, mode);                                                    // dn, dWqkv
         if (t6->summing) sum_bucket(t6, 1 + (int)l);

@@ -2,9 +2,10 @@
 // its floor; then the whole micro-step, as single launches and as a graph, and the update.
 //
 //   make build/step
-//   build/step [PRESET [B [T [ATTN [RECOMPUTE [VARIANT]]]]]]    build/step 124M 24 1024 tpa 0 "share_kv_b out_gate"
+//   build/step [PRESET [B [T [ATTN [RECOMPUTE [VARIANT [whole]]]]]]]
+//   build/step 124M 24 1024 tpa 0 "share_kv_b out_gate" whole
 //
-// VARIANT: keys of config.json, as test/testing.h's set_variant reads them.
+// VARIANT: keys of config.json, as test/testing.h's set_variant reads them. whole: only the whole micro-step.
 //
 // Each line: how often the operator runs in a micro-step, its time, and its floor, the larger of bytes / 4.3 TB/s (each
 // input read once, each output written once) and operations / 790 TFLOP/s. These are the copy bandwidth and the bf16
@@ -119,11 +120,9 @@ static void time_forward(Total *total, T6 *t) {
         row(total, "  of it factors_forward", 0, X * n * (Pp + m->PFp), 0, s, [&] {
             factors_forward(h->fac, acts->proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, s);
         });
-    if (m->config.out_gate)
-        row(total, "gate_forward", L, 3 * X * n * D, 0, s,
-            [&] { gate_forward(acts->y, acts->proj + m->gate, Pp, N, D, s); });
     row(total, "attention_forward", L, X * n * (qkv + D), 4 * pairs, s,
-        [&] { layer_attention_forward(acts->y, acts->lse, h->q, h->k, h->v, NO_GATE, shape, s); });
+        [&] { layer_attention_forward(acts->y, acts->lse, h->q, h->k, h->v,
+                                      gate_columns(m, acts->proj), shape, s); });
     row(total, "matmul wo +=", L, X * (n * (2 * C + D) + (double)C * D), 2 * n * C * D, s,
         [&] { linear_forward(mm, acts->x, acts->y, w + m->wo, N, D, C, ACCUMULATE, s); });
     row(total, "matmul w12", L, X * (n * (C + 2 * Fp) + 2.0 * C * Fp), 4 * n * C * Fp, s,
@@ -174,13 +173,10 @@ static void time_backward(Total *total, T6 *t) {
     row(total, "matmul wo dw +=", L, X * n * (C + D) + 8.0 * C * D, 2 * n * C * D, s,
         [&] { linear_backward_weight(mm, dw + m->wo, acts->dx, acts->y, N, D, C, ACCUMULATE, s); });
     row(total, "attention_backward", L, X * n * (2 * qkv + 2 * D), 10 * pairs, s, [&] {
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, NO_GATE, acts->dy, acts->y, acts->lse, h->q, h->k, h->v,
-                                 NO_GATE, acts->attention_scratch, shape, s);
+        layer_attention_backward(acts->dq, acts->dk, acts->dv, gate_columns(m, layer_dproj(t, 0, N)), acts->dy, acts->y,
+                                 acts->lse, h->q, h->k, h->v, gate_columns(m, acts->proj), acts->attention_scratch,
+                                 shape, s);
     });
-    if (m->config.out_gate)
-        row(total, "gate_backward", L, 5 * X * n * D, 0, s, [&] {
-            gate_backward(layer_dproj(t, 0, N) + m->gate, acts->dy, acts->proj + m->gate, Pp, acts->y, N, D, s);
-        });
     if (acts->dproj)
         row(total, "  of qkv_backward: factors", 0, X * n * 2 * (Pp + m->PFp), 0, s, [&] {
             factors_backward(acts->dproj, h->fac, acts->proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, s);
@@ -217,7 +213,7 @@ int main(int argc, char **argv) {
     AttnKind attn = ATTN_TPA;
     const Preset *p = find_preset(argc > 1 ? argv[1] : "124M");
     if (!p || (argc > 4 && attn_from_name(argv[4], &attn, &err) != 0))
-        die(EXIT_INPUT, "usage: step [PRESET [B [T [ATTN [RECOMPUTE [VARIANT]]]]]]");
+        die(EXIT_INPUT, "usage: step [PRESET [B [T [ATTN [RECOMPUTE [VARIANT [whole]]]]]]]");
     TrainOptions o;
     memset(&o, 0, sizeof o);
     o.config = preset_config(p, attn);
@@ -236,11 +232,13 @@ int main(int argc, char **argv) {
            argc > 6 ? argv[6] : "", (int)o.batch_size, (int)o.seq_len, (int)o.recompute,
            (double)(total_bytes - free_bytes) / 0x1p30);
     print_matmuls(&t->matmul);
-    Total total = {0, 0};
-    time_forward(&total, t);
-    time_backward(&total, t);
-    printf("%-28s %27.2f ms   floor %7.2f ms (%3.0f%%)\n", "sum", total.ms, total.floor_ms,
-           100 * total.floor_ms / total.ms);
+    if (argc < 8) {
+        Total total = {0, 0};
+        time_forward(&total, t);
+        time_backward(&total, t);
+        printf("%-28s %27.2f ms   floor %7.2f ms (%3.0f%%)\n", "sum", total.ms, total.floor_ms,
+               100 * total.floor_ms / total.ms);
+    }
     time_step(t);
     t6_close(t);
     return 0;
