@@ -21,54 +21,31 @@
 // of k. cache_expand makes that part of the factor row from it. mla caches the normed latent of k and v and the rotated
 // part of k.
 
-// The parts of a cache row that fp8 scales apart.
-enum { PART_AK, PART_BK, PART_CK, PART_AV, PART_BV, PART_CV, PART_NORMS, NUM_PARTS };
-enum { PART_LATENT = PART_AK, PART_ROTATED = PART_BK };     // of mla
-
+// fp8 scales each part of a row (model_cache_parts) apart.
 typedef struct {
     CacheKind kind;
     const Model *m;
     int64_t L, B, capacity, W;          // capacity: most tokens per sequence
-    int64_t part[NUM_PARTS + 1];        // where each part starts in a row, and the end
+    int64_t part[NUM_CACHE_PARTS + 1];  // where each part starts in a row, and the end
     int is_factor_row;                  // a row is the part of the factor row itself
     float *numbers;                     // CACHE_NATIVE: (L, B, capacity, W)
     uint8_t *codes;                     // CACHE_FP8: (L, B, capacity, W) in e4m3
-    float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_PARTS)
+    float *scales;                      // CACHE_FP8: (L, B, capacity, NUM_CACHE_PARTS)
     float value[256];                   // of each code, to be multiplied by the scale of its part
 } Cache;
-
-// Where the parts of a cache row start; returns how many of them hold numbers.
-static int cache_parts(const Model *m, int64_t part[NUM_PARTS + 1]) {
-    const Config *c = &m->config;
-    int64_t size[NUM_PARTS] = {0};
-    int used = 0;
-    if (c->attn == ATTN_MLA) size[PART_LATENT] = c->kv_lora, size[PART_ROTATED] = c->rope_dim;
-    else for (int v = 0; v < 2; v++) {
-        const Heads *h = v ? &m->v : &m->k;
-        int64_t *a_b_c = size + (v ? PART_AV : PART_AK);
-        if (h->from_a != NOT_PROJECTED) a_b_c[0] = c->n_head * h->R;
-        if (h->from_b == NOT_PROJECTED || (v && c->share_kv_b)) continue;
-        a_b_c[1] = h->R * h->HB;
-        if (h->from_c != NOT_PROJECTED) a_b_c[2] = h->R * (h->HS / h->HB);
-    }
-    if (c->qk_norm && c->a_constant) size[PART_NORMS] = c->n_head;
-    part[0] = 0;
-    for (int i = 0; i < NUM_PARTS; i++) part[i + 1] = part[i] + size[i], used += size[i] > 0;
-    return used;
-}
 
 // Slots that are not in use hold NaN, so that reading one by mistake shows in the logits.
 static void cache_init(Cache *cache, const Model *m, CacheKind kind, int64_t B, int64_t capacity) {
     *cache = (Cache){.kind = kind, .m = m, .L = m->config.n_layer, .B = B, .capacity = capacity,
                      .W = model_cache_width(m), .is_factor_row = m->is_projected || m->config.attn == ATTN_MLA};
-    cache_parts(m, cache->part);
+    model_cache_parts(m, cache->part);
     size_t tokens = (size_t)(cache->L * B * capacity);
     for (int i = 0; i < 256; i++) cache->value[i] = e4m3_to_float((uint8_t)i);
     if (kind == CACHE_FP8) {
         cache->codes = xmalloc(tokens * (size_t)cache->W);
         memset(cache->codes, 0x7F, tokens * (size_t)cache->W);
-        cache->scales = xmalloc(tokens * NUM_PARTS * sizeof *cache->scales);
-        for (size_t i = 0; i < tokens * NUM_PARTS; i++) cache->scales[i] = NAN;
+        cache->scales = xmalloc(tokens * NUM_CACHE_PARTS * sizeof *cache->scales);
+        for (size_t i = 0; i < tokens * NUM_CACHE_PARTS; i++) cache->scales[i] = NAN;
     } else {
         cache->numbers = xmalloc(tokens * (size_t)cache->W * sizeof *cache->numbers);
         for (size_t i = 0; i < tokens * (size_t)cache->W; i++) cache->numbers[i] = NAN;
@@ -83,9 +60,10 @@ static int64_t cache_slot(const Cache *cache, int64_t l, int64_t b, int64_t t) {
 static void cache_write(Cache *cache, int64_t l, int64_t b, int64_t t, const float *row) {
     int64_t slot = cache_slot(cache, l, b, t);
     if (cache->kind == CACHE_NATIVE) memcpy(cache->numbers + slot * cache->W, row, (size_t)cache->W * sizeof *row);
-    else for (int i = 0; i < NUM_PARTS; i++) {
+    else for (int i = 0; i < NUM_CACHE_PARTS; i++) {
         int64_t start = cache->part[i], n = cache->part[i + 1] - start;
-        cache->scales[slot * NUM_PARTS + i] = e4m3_quantize(cache->codes + slot * cache->W + start, row + start, n);
+        uint8_t *codes = cache->codes + slot * cache->W + start;
+        cache->scales[slot * NUM_CACHE_PARTS + i] = e4m3_quantize(codes, row + start, n);
     }
 }
 
@@ -118,7 +96,7 @@ static void cache_expand(float *out, const Cache *cache, const float *row, const
         const float *from_b = h->from_b == NOT_PROJECTED ? layer + h->const_b : row + of_b[1];
         const float *from_a = h->from_a == NOT_PROJECTED ? layer + h->const_a : row + own[0];
         if (h->kind == HEADS_FACTORED) memcpy(a, from_a, (size_t)(NH * h->R) * sizeof *a);
-        for (int64_t i = 0; !v && cache->part[NUM_PARTS] > cache->part[PART_NORMS] && i < NH * h->R; i++)
+        for (int64_t i = 0; !v && cache->part[NUM_CACHE_PARTS] > cache->part[PART_NORMS] && i < NH * h->R; i++)
             a[i] *= norms[i / h->R];
         for (int64_t r = 0; r < h->R; r++, b += h->HS) {
             memcpy(b, from_b + r * h->HB, (size_t)h->HB * sizeof *b);
@@ -139,8 +117,8 @@ static const float *cache_read(const Cache *cache, int64_t l, int64_t b, int64_t
     if (cache->kind == CACHE_FP8) {
         const uint8_t *codes = cache->codes + slot * cache->W;
         float *decoded = buffer + expanded;
-        for (int i = 0; i < NUM_PARTS; i++) {
-            float scale = cache->scales[slot * NUM_PARTS + i];
+        for (int i = 0; i < NUM_CACHE_PARTS; i++) {
+            float scale = cache->scales[slot * NUM_CACHE_PARTS + i];
             for (int64_t j = cache->part[i]; j < cache->part[i + 1]; j++) decoded[j] = scale * cache->value[codes[j]];
         }
         row = decoded;
@@ -549,7 +527,7 @@ static void generator_start(const GenerateOptions *o) { cpu_start(o->threads, 1)
 
 static double generator_cache_bytes(const GenerateOptions *o, const Model *m, int64_t tokens) {
     double numbers = (double)model_cache_width(m), bytes = numbers * sizeof(float);
-    if (o->cache_kind == CACHE_FP8) bytes = numbers + NUM_PARTS * sizeof(float);
+    if (o->cache_kind == CACHE_FP8) bytes = numbers + NUM_CACHE_PARTS * sizeof(float);
     return (double)tokens * (double)m->config.n_layer * bytes;
 }
 

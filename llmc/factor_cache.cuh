@@ -10,6 +10,9 @@
 // with 16-byte chunks permuted so that ldmatrix reads them from shared memory without bank conflicts (cache_a,
 // cache_b).
 //
+// mla has one stream, read by all heads, with the normed latent in place of bV (HSV = kv_lora) and the rotated part in
+// place of bK (HSK = rope_dim). A key is both side by side, [latent | rotated part]; a value is the latent.
+//
 // Numbers are the program's own (floatX) or e4m3. In e4m3 each of a token's aK, bK, aV and bV is divided by a scale,
 // its largest magnitude / 448. Only products of scales are needed, so scales[0] is that of aK times that of bK, and
 // scales[1] the same for v. An e4m3 page is a little over half the size of a bf16 page.
@@ -29,19 +32,28 @@ typedef uint8_t e4m3;           // the code of a number (fp8.h)
 typedef struct {
     int streams, heads;         // per sequence; heads that read one stream
     int RK, RV;                 // vectors of k and v per token
-    int HSK, HSV;               // sizes of query/key heads and of value heads
+    int HSK, HSV;               // sizes of query/key heads and of value heads; mla: of the rotated part, of the latent
     float scale;                // of the softmax
     int factored;               // 1: with weights a; 0: without
+    int latent;                 // 1: mla
     int number_bytes;           // 4 or 2: floatX; 1: e4m3
 } CacheShape;
 
 LLMC_FN CacheShape cache_shape(const Model *m, int number_bytes) {
     CacheShape s;
-    s.factored = m->k.kind == HEADS_FACTORED;
-    s.streams = s.factored ? 1 : m->k.R, s.heads = (int)m->config.n_head / s.streams;
+    s.factored = m->k.kind == HEADS_FACTORED, s.latent = m->config.attn == ATTN_MLA;
+    s.streams = s.factored || s.latent ? 1 : m->k.R, s.heads = (int)m->config.n_head / s.streams;
     s.RK = s.factored ? m->k.R : 1, s.RV = s.factored ? m->v.R : 1;
     s.HSK = (int)m->HSK, s.HSV = (int)m->HSV, s.scale = (float)m->scale, s.number_bytes = number_bytes;
+    if (s.latent) s.HSK = (int)m->config.rope_dim, s.HSV = (int)m->config.kv_lora;
     return s;
+}
+
+// The queries as decoding reads them: the model's own, or mla's q' (NH, kv_lora + rope_dim), a row of its own.
+LLMC_FN Heads cache_queries(const Model *m) {
+    Heads q = m->q;
+    if (m->config.attn == ATTN_MLA) q.HS = (int)(m->config.kv_lora + m->config.rope_dim), q.a = q.b = 0;
+    return q;
 }
 
 __host__ __device__ inline size_t cache_page_bytes(const CacheShape &s) {
@@ -76,11 +88,13 @@ __host__ __device__ inline int cache_a_chunk(int number_bytes, int row, int c) {
 }
 
 // The same for a vector of token `t` of the page. bf16: 8 consecutive tokens are loaded together. e4m3: tokens 0 2 4 6
-// 9 11 13 15 are, and then the others (flashtpa_decode.cuh says why). Head sizes other than 64 and 128 do not use
-// tensor cores and are stored in order.
+// 9 11 13 15 are, and then the others (flashtpa_decode.cuh says why). Those whose vectors start in the same bank get
+// different permutations. Vectors of other than 2, 4, 8 ... chunks are stored in order.
 __host__ __device__ inline int cache_b_chunk(int number_bytes, int HS, int t, int c) {
-    if (number_bytes == 4 || (HS != 64 && HS != 128)) return c;
-    return number_bytes == 2 ? c ^ (t & 7) : c ^ (t >> 1 & (HS / 16 - 1));
+    const int chunks = HS * number_bytes / 16;          // of a vector
+    if (number_bytes == 4 || chunks < 2 || (chunks & (chunks - 1))) return c;
+    const int together = number_bytes == 1 ? 2 : 1, per_bank = chunks < 8 ? 8 / chunks : 1;
+    return c ^ (t / (per_bank > together ? per_bank : together) & ((chunks < 8 ? chunks : 8) - 1));
 }
 
 // Offset in a page, in bytes, of weight r of a head for token t, of element d of vector r of token t, and of token t's
@@ -114,6 +128,14 @@ __device__ inline void cache_store(e4m3 *p, float x) { *p = __nv_cvt_float_to_fp
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing
 
+// Cosine and sine of RoPE's angle, in double: at position 10^6 a float's angle would be off by 0.06.
+__device__ inline float2 rope_turn(int64_t position, double frequency) {
+    double turns = (double)position * frequency * 0.15915494309189535;
+    float2 turn;
+    sincospif(2 * (float)(turns - rint(turns)), &turn.y, &turn.x);
+    return turn;
+}
+
 typedef struct {
     unsigned char *cache;       // (B, streams, pages) of one layer
     floatX *fac;                // (B n, Pp) factor rows, not rotated
@@ -143,10 +165,9 @@ __global__ void __launch_bounds__(CACHE_THREADS) cache_write_kernel(const __grid
     int64_t first_page = ((int64_t)b * s.streams + stream) * w.pages;
     unsigned char *page = w.cache + (first_page + position / PAGE) * cache_page_bytes(s);
     int t = (int)(position % PAGE);
-    // in double: at position 10^6 a float's angle would be off by 0.06
     for (int i = threadIdx.x; i < half; i += CACHE_THREADS) {
-        double turns = (double)position * w.frequencies[i] * 0.15915494309189535;
-        sincospif(2 * (float)(turns - rint(turns)), &sine[i], &cosine[i]);
+        const float2 turn = rope_turn(position, w.frequencies[i]);
+        cosine[i] = turn.x, sine[i] = turn.y;
     }
     __syncthreads();
     // Elements i and i + HS/2 of vector r of q, k or v, rotated if it has RoPE.

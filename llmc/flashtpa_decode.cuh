@@ -10,6 +10,10 @@
 // The paper sums <bK, bQ> first and over r last. Making q first costs the same products and saves a step per token. It
 // also lets the same kernel serve dense queries (tpa_kvonly) and grouped heads (MHA, GQA, MQA: a = 1, RK = RV = 1).
 //
+// mla decodes in its absorbed form, which is MQA over the latent: q'[h] = [Wk_h^T q[h] | rotated part of q[h]] is given
+// (latent_decode.cuh), a key is [latent | rotated part], a value is the latent. A page holds the latent once, and each
+// warp uses it for logits and for values.
+//
 // Warps. A warp takes a page of 16 tokens (the rows of mma.sync) and a tile of up to 40 columns. A column is a head of
 // a query; grouped kinds pack (query, head) pairs. What a warp loads of the page, and for e4m3 converts, serves all
 // columns of its tile. Logits and p stay in registers; p is transposed once.
@@ -19,7 +23,7 @@
 //
 // Clusters. Blocks run in clusters: of 8 if there are few sequences, of 16 if these are short. The pages of all
 // sequences form one row. Each cluster gets one run of it; the runs are equal to within one page, whatever the lengths
-// are. Its blocks divide // each sequence's part of the run and merge their sums in each other's shared memory, each
+// are. Its blocks divide each sequence's part of the run and merge their sums in each other's shared memory, each
 // block a slice of the output. If a sequence spans several clusters, they write their slices to global memory, and the
 // last cluster to arrive at a slice merges it, always in the same order: the result is the same bit for bit. No cluster
 // waits for another.
@@ -50,7 +54,7 @@ typedef struct {
     const unsigned char *cache; // (B, streams, pages) of one layer, with the queries' own tokens in it
     const int32_t *lengths;     // (B) tokens before the queries
     const floatX *fac;          // (B n, Pp) factor rows of the queries, q's vectors rotated
-    floatX *out;                // (B n, NH HS)
+    floatX *out;                // (B n, NH HSV)
     float *scratch;             // decode_scratch_bytes; its counters start at zero; each launch resets them
     CacheShape shape;
     Heads q;
@@ -133,7 +137,79 @@ decode_plain_kernel(const __grid_constant__ DecodeArgs args) {
     }
 }
 
+// Where a warp of a plain kernel leaves its sums of one head: o (HSV), maximum, sum.
+__host__ __device__ inline int decode_plain_record(int HSV) { return HSV + 2; }
+
+// A block's output of one head, out (HSV), from its warps' records (DECODE_PLAIN_WARPS, decode_plain_record).
+__device__ inline void decode_plain_merge(floatX *out, const float *records, int HSV, float unit) {
+    const int record = decode_plain_record(HSV);
+    float top = -1e30f;
+    for (int w = 0; w < DECODE_PLAIN_WARPS; w++) top = fmaxf(top, records[w * record + HSV]);
+    for (int d = threadIdx.x; d < HSV; d += 32 * DECODE_PLAIN_WARPS) {
+        float total = 0, x = 0;
+        for (int w = 0; w < DECODE_PLAIN_WARPS; w++) {
+            float weight = exp2f(records[w * record + HSV] - top);
+            total += weight * records[w * record + HSV + 1], x += weight * records[w * record + d];
+        }
+        out[d] = (floatX)(x / total * unit);
+    }
+}
+
+// A warp adds a token's value (HSV) with this logit to its record. value(d): element d.
+template <class Value>
+__device__ inline void decode_plain_add(float *record, int HSV, float logit, Value value) {
+    const int lane = threadIdx.x % 32;
+    float top = record[HSV], new_top = fmaxf(top, logit), shrink = exp2f(top - new_top), p = exp2f(logit - new_top);
+    for (int d = lane; d < HSV; d += 32) record[d] = record[d] * shrink + p * value(d);
+    __syncwarp();               // all lanes have read top
+    if (lane == 0) record[HSV] = new_top, record[HSV + 1] = record[HSV + 1] * shrink + p;
+    __syncwarp();
+}
+
+// The same for mla, of any size.
+template <class Number>
+__global__ void __launch_bounds__(32 * DECODE_PLAIN_WARPS)
+decode_plain_latent_kernel(const __grid_constant__ DecodeArgs args) {
+    extern __shared__ __align__(1024) unsigned char smem[];
+    const CacheShape &shape = args.shape;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, HSV = shape.HSV, HSK = HSV + shape.HSK;
+    const int head = blockIdx.x, i = blockIdx.y % args.n, b = blockIdx.y / args.n;
+    float *q = (float *)smem, *records = q + HSK, *record = records + warp * decode_plain_record(HSV);
+    const floatX *from = args.fac + (int64_t)blockIdx.y * args.Pp + args.q.b + head * HSK;
+    for (int d = threadIdx.x; d < HSK; d += blockDim.x) q[d] = 1.44269504f * shape.scale * (float)from[d];
+    for (int d = lane; d < HSV; d += 32) record[d] = 0;
+    if (lane == 0) record[HSV] = -1e30f, record[HSV + 1] = 0;
+    __syncthreads();            // q is written
+    const int64_t tokens = args.lengths[b] + i + 1;
+    for (int64_t m = warp; m < tokens; m += DECODE_PLAIN_WARPS) {
+        const unsigned char *page = args.cache + ((int64_t)b * args.pages + m / PAGE) * cache_page_bytes(shape);
+        const int token = (int)(m % PAGE);
+        auto element = [&](CachePart part, int d) {
+            return cache_number((const Number *)(page + cache_b(shape, part, 0, token, d)));
+        };
+        float latent = 0, rotated = 0, scales[2] = {1, 1};
+        for (int d = lane; d < HSV; d += 32) latent += q[d] * element(CACHE_V, d);
+        for (int d = lane; d < shape.HSK; d += 32) rotated += q[HSV + d] * element(CACHE_K, d);
+        if (sizeof(Number) == 1)
+            for (int p = 0; p < 2; p++) scales[p] = *(const float *)(page + cache_scale(shape, (CachePart)p, token));
+        const float logit = scales[CACHE_V] * warp_sum(latent) + scales[CACHE_K] * warp_sum(rotated);
+        decode_plain_add(record, HSV, logit, [&](int d) { return scales[CACHE_V] * element(CACHE_V, d); });
+    }
+    __syncthreads();            // the records are written
+    const float unit = 1;
+    decode_plain_merge(args.out + ((int64_t)blockIdx.y * args.NH + head) * HSV, records, HSV, unit);
+}
+
 inline void decode_plain(const DecodeArgs &args, cudaStream_t stream) {
+    if (args.shape.latent) {
+        const int HSV = args.shape.HSV;
+        const size_t numbers = HSV + args.shape.HSK + DECODE_PLAIN_WARPS * decode_plain_record(HSV);
+        Launch where(dim3((unsigned)args.NH, (unsigned)(args.B * args.n)), 32 * DECODE_PLAIN_WARPS,
+                     numbers * sizeof(float), stream);
+        if (args.shape.number_bytes == 1) launch(decode_plain_latent_kernel<e4m3>, where, args);
+        else launch(decode_plain_latent_kernel<floatX>, where, args);
+        return;
+    }
     const int sizes[2] = {args.shape.HSK, args.shape.HSV};
     for (int HS : sizes)
         if (HS % 32 || HS > DECODE_PLAIN_MAX_HS)
@@ -182,13 +258,17 @@ typedef struct {
 } DecodePlan;
 
 // Compute warps per block; the producer is one more. Few, because each keeps q, o and the next loads of its columns in
-// registers.
+// registers, of which a quarter of the warps share a quarter.
 __host__ __device__ constexpr int decode_warps(int HS, int eights, int ranks) {
-    return HS == 64 && eights <= 2 && ranks != DECODE_ANY_RANKS ? 9 : 7;
+    return HS == 256 ? 11 : HS == 64 && eights <= 2 && ranks != DECODE_ANY_RANKS ? 9 : 7;
+}
+// Whether the fast kernel has this mla: a latent of HS numbers and a rotated part.
+__host__ __device__ constexpr bool decode_has_latent(int HS, int rotated) {
+    return (HS == 256 || HS == 512) && rotated == 32;
 }
 // Elements from one row of q or bQ in shared memory to the next: the padding puts rows in different banks.
 __host__ __device__ constexpr int decode_q_pitch(int HS) { return HS + 8; }
-// Whether q stays in registers: heads of 128 leave too few.
+// Whether q stays in registers: heads of 128 leave too few. (mla's does, without passing through shared memory.)
 __host__ __device__ constexpr bool decode_q_stays(int HS) { return HS == 64; }
 
 // Sums are merged in units of 4 numbers of o. Pair p is columns 2p and 2p + 1 of the chunk. Unit `index` holds, for
@@ -219,9 +299,16 @@ enum {
 };
 static_assert((2 * DECODE_MAX_PLACES + 5) * sizeof(uint64_t) <= DECODE_BARRIER_BYTES, "the barriers need more room");
 
-inline DecodeSmem decode_smem(const DecodePlan &plan, int HS, int ranks, HeadsKind q_kind, int B) {
+// The ranks a kernel is compiled for: 1 or 2 for both k and v, else DECODE_ANY_RANKS.
+inline int decode_ranks(const CacheShape &shape) {
+    if (!shape.factored) return 1;
+    return shape.RK == shape.RV && shape.RK <= 2 ? shape.RK : DECODE_ANY_RANKS;
+}
+
+inline DecodeSmem decode_smem(const DecodePlan &plan, const CacheShape &shape, HeadsKind q_kind, int B) {
     const int pairs = decode_pairs(plan), columns = plan.tiles * plan.eights * 8;       // of the chunk
-    const int warps = decode_warps(HS, plan.eights, ranks), q_row_bytes = decode_q_pitch(HS) * 2;
+    const int HS = shape.HSV, warps = decode_warps(HS, plan.eights, decode_ranks(shape));
+    const int q_row_bytes = shape.latent ? 0 : decode_q_pitch(HS) * 2;
     DecodeSmem at;      // a float4 has 16 bytes, float2 and int2 8, bf16 2, int 4
     at.merge = plan.groups * plan.depth * plan.page_bytes;
     at.block_sums = at.merge + plan.groups * decode_group_size(plan, HS) * 16;
@@ -262,26 +349,20 @@ inline int decode_clusters(int cluster) {
     return known[cluster] - 1;
 }
 
-// The ranks a kernel is compiled for: 1 or 2 for both k and v, else DECODE_ANY_RANKS.
-inline int decode_ranks(const CacheShape &shape) {
-    if (!shape.factored) return 1;
-    return shape.RK == shape.RV && shape.RK <= 2 ? shape.RK : DECODE_ANY_RANKS;
-}
-
 // Groups and ring depth for the shared memory that a block may have: as many groups as there are warps for, if each
 // gets two pages, else as many as fit. groups 0: nothing fits.
 inline void decode_plan_rings(DecodePlan *plan, const CacheShape &shape, HeadsKind q_kind, int B) {
-    const int ranks = decode_ranks(shape), warps = decode_warps(shape.HSK, plan->eights, ranks);
+    const int warps = decode_warps(shape.HSV, plan->eights, decode_ranks(shape));
     const int static_bytes = 1024;                      // the kernel's static shared memory
     const int available = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_bytes;
     for (plan->groups = warps / plan->tiles; plan->groups > 0; plan->groups--) {
         plan->depth = 0;
-        const int without_pages = decode_smem(*plan, shape.HSK, ranks, q_kind, B).bytes;
+        const int without_pages = decode_smem(*plan, shape, q_kind, B).bytes;
         plan->depth = (available - without_pages) / (plan->groups * plan->page_bytes);
         if (plan->depth >= 2) break;
     }
     if (plan->groups > 0) plan->depth = min(plan->depth, DECODE_MAX_PLACES / plan->groups);
-    plan->smem = decode_smem(*plan, shape.HSK, ranks, q_kind, B);
+    plan->smem = decode_smem(*plan, shape, q_kind, B);
 }
 
 // The fast kernel's plan for this GPU. groups 0: it does not support the shape.
@@ -294,7 +375,8 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
     DecodePlan plan = {};
     const int heads = shape.heads, all_streams = B * shape.streams;
     if (sizeof(floatX) != 2 || shape.number_bytes > 2) return plan;
-    if (shape.HSK != shape.HSV || (shape.HSK != 64 && shape.HSK != 128)) return plan;
+    if (shape.latent ? !decode_has_latent(shape.HSV, shape.HSK)
+                     : shape.HSK != shape.HSV || (shape.HSK != 64 && shape.HSK != 128)) return plan;
     if (q.kind == HEADS_FACTORED && (q.R > 16 || !shape.factored)) return plan;
 
     // columns: the tile width that leaves the fewest empty, of those that decode_launch_ has kernels for
@@ -306,9 +388,9 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
     const bool is_short = hopper && pages <= DECODE_SHORT_PAGES;
     const bool heads_divided = is_short && cluster == 0 && splits == 0 &&       // among clusters
                                all_streams * tiles_of(8 * few) <= decode_clusters(DECODE_MAX_CLUSTER);
-    if (heads_divided || (shape.factored ? 1 : n) * heads <= 8 * few) plan.eights = few;
+    if (heads_divided || shape.latent || (shape.factored ? 1 : n) * heads <= 8 * few) plan.eights = few;
     else plan.eights = may_be_5 && ceil_div(heads, 40) * 5 < ceil_div(heads, 32) * 4 ? 5 : 4;
-    const int width = 8 * plan.eights, warps = decode_warps(shape.HSK, plan.eights, ranks);
+    const int width = 8 * plan.eights, warps = decode_warps(shape.HSV, plan.eights, ranks);
     plan.chunks = heads_divided ? tiles_of(width) : ceil_div(tiles_of(width), min(DECODE_MAX_COLUMNS / width, warps));
     plan.tiles = ceil_div(tiles_of(width), plan.chunks);
 
@@ -329,7 +411,7 @@ inline DecodePlan decode_plan(const CacheShape &shape, const Heads &q, int B, in
                                   : (plan.tiles * width - 1 + heads - 1) / heads + 1;
     if (plan.queries > n) plan.queries = n;
     const int q_numbers = q.kind == HEADS_FACTORED ? q.b + q.R * shape.HSK : heads * shape.HSK;
-    plan.query_bytes = (int)round_up(q_numbers * 2, 16);
+    plan.query_bytes = shape.latent ? 0 : (int)round_up(q_numbers * 2, 16);
 
     plan.q_unit = (float)(q.scale * 1.4426950408889634 * shape.scale / (shape.factored ? shape.RK : 1));
     plan.out_unit = 1.0f / (shape.factored ? shape.RV : 1);
@@ -358,7 +440,7 @@ inline size_t decode_scratch_bytes(const CacheShape &shape, const Heads &q, int 
         for (int pages : {0, DECODE_SHORT_PAGES + 1}) {     // short and long streams
             DecodePlan plan = decode_plan(shape, q, B, queries, pages, cluster, splits, 0);
             size_t slots = (size_t)plan.chunks * plan.clusters * 2;
-            size_t bytes = slots * decode_slot_size(plan, shape.HSK) * sizeof(float4) + plan.counters * sizeof(float);
+            size_t bytes = slots * decode_slot_size(plan, shape.HSV) * sizeof(float4) + plan.counters * sizeof(float);
             if (bytes > most) most = bytes;
         }
     return most;
@@ -386,6 +468,7 @@ template <> struct DecodeNumber<bf16> {
     }
     static __device__ uint32_t multiply(uint32_t x, uint32_t y) { return ptx_mul_bf16(x, y); }
     static __device__ int q_place(int d) { return d; }                          // where q's row has element d
+    static __device__ int q_element(int t, int x) { return 8 * x + 2 * t; }     // first of thread t's pair x
     static __device__ int token(int half, int i) { return 8 * half + i; }       // row i of a half of the page
     static __device__ int element(int mt, int g, int e) { return 16 * mt + g + 8 * e; }     // of v: row g + 8 e
 };
@@ -400,6 +483,7 @@ template <> struct DecodeNumber<e4m3> {
     }
     static __device__ uint32_t multiply(uint32_t x, uint32_t y) { return ptx_mul_f16(x, y); }
     static __device__ int q_place(int d) { return d / 16 * 16 + d / 2 % 2 * 8 + d / 4 % 4 * 2 + d % 2; }
+    static __device__ int q_element(int t, int x) { return 4 * t + 2 * x; }
     static __device__ int token(int half, int i) { return 2 * i + (i < 4 ? half : 1 - half); }
     static __device__ int element(int mt, int g, int e) { return 16 * mt + 2 * g + e; }
 };
@@ -462,6 +546,79 @@ struct DecodeLane {
         return row * PAGE * (int)sizeof(Number) + (sizeof(Number) == 1 ? 0 : cache_a_chunk(2, row, lane / 8 % 2) * 16);
     }
 };
+
+// Masks logits s of a page: see decode_page. Every warp zeroes v where there is no token, because 0 * NaN is NaN.
+template <class Number, int HS, int EIGHTS, bool FACTORED>
+__device__ __forceinline__ void decode_mask(float (&s)[EIGHTS][4], float (&per_v)[2], unsigned char *page_pointer,
+                                            const CacheShape &shape, const DecodePlan &plan, int RV,
+                                            const int2 *columns, int sees, int live) {
+    typedef DecodeNumber<Number> N;
+    constexpr bool FP8 = sizeof(Number) == 1;
+    const int lane = threadIdx.x % 32;
+    const int tokens[2] = {N::token(0, lane / 4), N::token(1, lane / 4)};
+    #pragma unroll
+    for (int nt = 0; nt < EIGHTS; nt++) {
+        const int4 queries = *(const int4 *)(columns + 8 * nt);         // (query, head) of both columns
+        #pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (tokens[e / 2] >= sees + max(e % 2 ? queries.z : queries.x, 0)) s[nt][e] = -INFINITY;
+    }
+    if (FP8)
+        #pragma unroll
+        for (int half = 0; half < 2; half++) if (tokens[half] >= live) per_v[half] = 0;
+    if (live < PAGE) {
+        constexpr int ROW = HS * (int)sizeof(Number);
+        const int dead = PAGE - live, all = RV * dead;
+        #pragma unroll 1
+        for (int i = lane; FACTORED && i < shape.heads * all; i += 32)
+            *(Number *)(page_pointer + cache_a(shape, CACHE_V, 0, i / dead, live + i % dead)) = Number(0);
+        #pragma unroll 1
+        for (int i = lane; i < all * (ROW / 16); i += 32) {
+            const int row = i % all / dead * PAGE + live + i % dead;
+            *(int4 *)(page_pointer + plan.v_b + row * ROW + i / all * 16) = make_int4(0, 0, 0, 0);
+        }
+        ptx_copies_after();
+        __syncwarp();
+    }
+}
+
+// The online softmax's step: from logits s to p, whose sum it adds to state.sum. p[nt][half]: of column g, the thread's
+// two tokens of the half. per_v: e4m3 only.
+template <class Number, int HS, int EIGHTS>
+__device__ __forceinline__ void decode_probabilities(DecodeState<HS, EIGHTS> &state, float (&s)[EIGHTS][4],
+                                                     const float (&per_v)[2], uint32_t (&p)[EIGHTS][2]) {
+    typedef DecodeNumber<Number> N;
+    constexpr bool FP8 = sizeof(Number) == 1;
+    bool outgrown = false;
+    #pragma unroll
+    for (int nt = 0; nt < EIGHTS; nt++)
+        #pragma unroll
+        for (int e = 0; e < 2; e++) outgrown |= fmaxf(s[nt][e], s[nt][e + 2]) > state.top[nt][e] + DECODE_SLACK;
+    if (__any_sync(0xffffffff, outgrown)) {
+        #pragma unroll
+        for (int nt = 0; nt < EIGHTS; nt++)
+            #pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float top = fmaxf(s[nt][e], s[nt][e + 2]);
+                #pragma unroll
+                for (int x = 4; x < 32; x *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, x));
+                top = fmaxf(top, state.top[nt][e]);
+                const float shrink = ptx_exp2(state.top[nt][e] - top);
+                state.top[nt][e] = top, state.sum[nt][e] *= shrink;
+                #pragma unroll
+                for (int mt = 0; mt < HS / 16; mt++) state.o[nt][mt][e] *= shrink, state.o[nt][mt][e + 2] *= shrink;
+            }
+    }
+    #pragma unroll
+    for (int nt = 0; nt < EIGHTS; nt++) {
+        #pragma unroll
+        for (int e = 0; e < 4; e++) s[nt][e] = ptx_exp2(s[nt][e] - state.top[nt][e % 2]);
+        #pragma unroll
+        for (int e = 0; e < 2; e++)
+            state.sum[nt][e] += FP8 ? fmaf(s[nt][e], per_v[0], s[nt][e + 2] * per_v[1]) : s[nt][e] + s[nt][e + 2];
+        p[nt][0] = ptx_transpose(N::pack(s[nt][0], s[nt][1])), p[nt][1] = ptx_transpose(N::pack(s[nt][2], s[nt][3]));
+    }
+}
 
 // One step of online softmax: a tile of columns over one page in shared memory.
 //   q_tile (8 EIGHTS, decode_q_pitch)    the tile's queries; q_kept: the same in registers, if decode_q_stays
@@ -565,32 +722,8 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &state,
             }
         }
     }
-    if (masked) {
-        #pragma unroll
-        for (int nt = 0; nt < EIGHTS; nt++) {
-            const int4 queries = *(const int4 *)(columns + 8 * nt);         // (query, head) of both columns
-            #pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (tokens[e / 2] >= sees + max(e % 2 ? queries.z : queries.x, 0)) s[nt][e] = -INFINITY;
-        }
-        if (FP8)
-            #pragma unroll
-            for (int half = 0; half < 2; half++) if (tokens[half] >= live) per_v[half] = 0;
-        if (live < PAGE) {      // every warp zeroes v where there is no token, because 0 * NaN is NaN
-            constexpr int ROW = HS * (int)sizeof(Number);
-            const int dead = PAGE - live, all = RV * dead;
-            #pragma unroll 1
-            for (int i = lane; FACTORED && i < shape.heads * all; i += 32)
-                *(Number *)(page_pointer + cache_a(shape, CACHE_V, 0, i / dead, live + i % dead)) = Number(0);
-            #pragma unroll 1
-            for (int i = lane; i < all * (ROW / 16); i += 32) {
-                const int row = i % all / dead * PAGE + live + i % dead;
-                *(int4 *)(page_pointer + plan.v_b + row * ROW + i / all * 16) = make_int4(0, 0, 0, 0);
-            }
-            ptx_copies_after();
-            __syncwarp();
-        }
-    }
+    if (masked)
+        decode_mask<Number, HS, EIGHTS, FACTORED>(s, per_v, page_pointer, shape, plan, RV, columns, sees, live);
 
     // load rank 0 of v now, so that it arrives while p is computed
     uint32_t first_weights[EIGHTS][2], first_v[LOADS][4];
@@ -598,37 +731,8 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &state,
     #pragma unroll
     for (int i = 0; i < LOADS; i++) ptx_ldmatrix_trans(first_v[i], page + at.v[i]);
 
-    // s = p, and its sum
-    bool outgrown = false;
-    #pragma unroll
-    for (int nt = 0; nt < EIGHTS; nt++)
-        #pragma unroll
-        for (int e = 0; e < 2; e++) outgrown |= fmaxf(s[nt][e], s[nt][e + 2]) > state.top[nt][e] + DECODE_SLACK;
-    if (__any_sync(0xffffffff, outgrown)) {
-        #pragma unroll
-        for (int nt = 0; nt < EIGHTS; nt++)
-            #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                float top = fmaxf(s[nt][e], s[nt][e + 2]);
-                #pragma unroll
-                for (int x = 4; x < 32; x *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, x));
-                top = fmaxf(top, state.top[nt][e]);
-                const float shrink = ptx_exp2(state.top[nt][e] - top);
-                state.top[nt][e] = top, state.sum[nt][e] *= shrink;
-                #pragma unroll
-                for (int mt = 0; mt < HS / 16; mt++) state.o[nt][mt][e] *= shrink, state.o[nt][mt][e + 2] *= shrink;
-            }
-    }
     uint32_t p[EIGHTS][2];      // [nt][half]: column g, the thread's two tokens of the half
-    #pragma unroll
-    for (int nt = 0; nt < EIGHTS; nt++) {
-        #pragma unroll
-        for (int e = 0; e < 4; e++) s[nt][e] = ptx_exp2(s[nt][e] - state.top[nt][e % 2]);
-        #pragma unroll
-        for (int e = 0; e < 2; e++)
-            state.sum[nt][e] += FP8 ? fmaf(s[nt][e], per_v[0], s[nt][e + 2] * per_v[1]) : s[nt][e] + s[nt][e + 2];
-        p[nt][0] = ptx_transpose(N::pack(s[nt][0], s[nt][1])), p[nt][1] = ptx_transpose(N::pack(s[nt][2], s[nt][3]));
-    }
+    decode_probabilities<Number>(state, s, per_v, p);
 
     // o += bV (p aV)
     #pragma unroll
@@ -662,6 +766,94 @@ __device__ __forceinline__ void decode_page(DecodeState<HS, EIGHTS> &state,
                 for (int nt = 0; nt < EIGHTS; nt++)
                     N::mma(state.o[nt][TILES * i + mt], v[mt], weights[nt][0], weights[nt][1]);
         }
+    }
+}
+
+// Where a lane reads in a page of mla: byte offsets of its first loads, k and v in the latent, `rotated` in the rotated
+// part. Pages and their parts begin at multiples of 128 bytes, and the permutation of chunks (cache_b_chunk) stays
+// within 128 bytes.
+template <class Number, int HS, int ROTATED>
+struct DecodeLatentLane {
+    typedef DecodeNumber<Number> N;
+    uint32_t k, v, rotated, scales[2];
+
+    __device__ DecodeLatentLane(const CacheShape &, const DecodePlan &plan, int) {
+        const int lane = threadIdx.x % 32, bytes = sizeof(Number);
+        const int k_token = N::token(lane / 8 % 2, lane % 8), v_token = N::token(lane / 16, lane % 8);
+        auto offset = [](int size, int token, int chunk) {
+            return (uint32_t)(token * size * bytes + cache_b_chunk(bytes, size, token, chunk) * 16);
+        };
+        k = plan.v_b + offset(HS, k_token, lane / 16), v = plan.v_b + offset(HS, v_token, lane / 8 % 2);
+        rotated = plan.k_b + offset(ROTATED, k_token, lane / 16);
+        asm volatile("" : "+r"(k), "+r"(v), "+r"(rotated));     // as in DecodeLane
+        for (int half = 0; half < 2; half++) scales[half] = plan.scales + N::token(half, lane / 4) * 4;
+    }
+    // The address of load i, each 32 bytes of a token, from the first one's.
+    static __device__ uint32_t load(uint32_t first, int i) { return (first ^ i % 4 * 32) + i / 4 * 128; }
+};
+
+template <class Number, int HS, int RANKS, int ROTATED>
+struct DecodeLanes { typedef DecodeLatentLane<Number, HS, ROTATED> Lane; };
+template <class Number, int HS, int RANKS>
+struct DecodeLanes<Number, HS, RANKS, 0> { typedef DecodeLane<Number, HS, RANKS> Lane; };
+
+// decode_page for mla and eight columns. q: [Wk^T q | rotated part of q]. e4m3: scale K is that of the rotated part, V
+// that of the latent.
+template <class Number, int HS, int ROTATED>
+__device__ __forceinline__ void decode_latent_page(DecodeState<HS, 1> &state,
+                                                   const uint32_t (&q)[(HS + ROTATED) / 32][4],
+                                                   unsigned char *page_pointer,
+                                                   const DecodeLatentLane<Number, HS, ROTATED> &at,
+                                                   const CacheShape &shape, const DecodePlan &plan,
+                                                   bool masked, const int2 *columns, int sees, int live) {
+    typedef DecodeNumber<Number> N;
+    constexpr bool FP8 = sizeof(Number) == 1, FACTORED = false;
+    constexpr int LOADS = HS * (int)sizeof(Number) / 32, STEPS = HS / 32, PER_STEP = FP8 ? 1 : 2;
+    typedef DecodeLatentLane<Number, HS, ROTATED> Lane;
+    const uint32_t page = smem_address(page_pointer);
+    // sums += 32 elements of k, step i from address `first` on, times q: two sums, so that two products are under way
+    auto multiply = [&](float (&sums)[2][4], uint32_t first, int i, const uint32_t (&q)[4]) {
+        uint32_t k[2][4], loaded[4];
+        ptx_ldmatrix(loaded, Lane::load(first, PER_STEP * i));
+        if (FP8) {
+            #pragma unroll
+            for (int i = 0; i < 4; i++) ptx_e4m3_to_f16(k[i / 2][i % 2], k[i / 2][i % 2 + 2], loaded[i]);
+        } else {
+            memcpy(k[0], loaded, sizeof loaded);
+            ptx_ldmatrix(k[1], Lane::load(first, PER_STEP * i + 1));
+        }
+        N::mma(sums[0], k[0], q[0], q[1]);
+        N::mma(sums[1], k[1], q[2], q[3]);
+    };
+    float latent[2][4] = {}, rotated[2][4] = {}, s[1][4];       // s[0][e] is of token e / 2 and column e % 2
+    #pragma unroll
+    for (int i = 0; i < STEPS; i++) multiply(latent, page + at.k, i, q[i]);
+    #pragma unroll
+    for (int i = 0; i < ROTATED / 32; i++) multiply(rotated, page + at.rotated, i, q[STEPS + i]);
+    float per_v[2];             // e4m3: 1 / V of the thread's tokens
+    #pragma unroll
+    for (int e = 0; e < 4; e++) {
+        const float *scale = (const float *)(page_pointer + at.scales[e / 2]);
+        const float k = FP8 ? scale[0] : 1, v = FP8 ? scale[PAGE] : 1, log2_v = FP8 ? __log2f(v) : 0;
+        per_v[e / 2] = ptx_exp2(-log2_v);
+        s[0][e] = v * (latent[0][e] + latent[1][e]) + k * (rotated[0][e] + rotated[1][e]) + log2_v;
+    }
+    if (masked) decode_mask<Number, HS, 1, FACTORED>(s, per_v, page_pointer, shape, plan, 1, columns, sees, live);
+    uint32_t p[1][2];
+    decode_probabilities<Number>(state, s, per_v, p);
+    #pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        uint32_t loaded[4], v[2][4];
+        ptx_ldmatrix_trans(loaded, Lane::load(page + at.v, i));
+        if (FP8) {
+            #pragma unroll
+            for (int x = 0; x < 4; x++) {
+                uint32_t (&tile)[4] = v[x % 2];
+                ptx_e4m3_to_f16(tile[x / 2 * 2], tile[x / 2 * 2 + 1], __byte_perm(loaded[x], 0, 0x3120));
+            }
+            N::mma(state.o[0][2 * i % (HS / 16)], v[0], p[0][0], p[0][1]);
+            N::mma(state.o[0][(2 * i + 1) % (HS / 16)], v[1], p[0][0], p[0][1]);
+        } else N::mma(state.o[0][i % (HS / 16)], loaded, p[0][0], p[0][1]);
     }
 }
 
@@ -804,13 +996,15 @@ struct DecodeUnit {
 // The fast kernel
 
 // Grid: (clusters * cluster, chunks) blocks of a producer warp and plan.tiles * plan.groups compute warps. KV:
-// HEADS_FACTORED or HEADS_GROUPED keys and values. RANKS: of both k and v, or DECODE_ANY_RANKS.
-template <class Number, int HS, int EIGHTS, HeadsKind KV, int RANKS>
+// HEADS_FACTORED or HEADS_GROUPED keys and values. RANKS: of both k and v, or DECODE_ANY_RANKS. ROTATED: mla's rotated
+// part, with a latent of HS numbers; 0: other kinds.
+template <class Number, int HS, int EIGHTS, HeadsKind KV, int RANKS, int ROTATED = 0>
 __global__ void __launch_bounds__(32 * (decode_warps(HS, EIGHTS, RANKS) + 1), 1)
 decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ DecodePlan plan) {
     typedef DecodeNumber<Number> N;
     constexpr int WARPS = decode_warps(HS, EIGHTS, RANKS), WIDTH = 8 * EIGHTS, UNITS = HS / 2;
     constexpr int RECORD = decode_record_size(HS), PITCH = decode_q_pitch(HS);
+    constexpr bool LATENT = ROTATED > 0;
     enum { COMPUTE_BARRIER = 1 };                               // named barrier of the compute warps
     __shared__ DecodePart parts[2];
     __shared__ int is_last;
@@ -935,7 +1129,7 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
             if (i > 0) {
                 ptx_barrier_wait(query_free, i % 2 ^ 1);
                 __syncwarp();       // a lane still waiting when the others complete the next phase would wait forever
-                fetch_queries(segment.b, segment.stream);
+                if (!LATENT) fetch_queries(segment.b, segment.stream);
             }
             announce(i, part);
             // this lane's next page
@@ -1008,14 +1202,29 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
 
         // The queries, times q_unit, elements in the order of N::q_place
         if (i == 0) {
-            if (warp == 0) {    // the producer fetches all further ones ahead
+            if (warp == 0 || LATENT) {      // the producer fetches all further ones ahead
                 ptx_wait_for_previous();
-                fetch_queries(part.b, part.stream);
+                if (!LATENT) fetch_queries(part.b, part.stream);
                 __syncwarp();
             }
             ptx_cluster_wait();
         }
-        ptx_barrier_wait(query_full, i % 2);
+        uint32_t q_latent[(HS + ROTATED) / 32][4];
+        if constexpr (LATENT) {
+            // A thread's part of q, straight to registers. Empty columns have some query's.
+            const int2 column = columns[tile * WIDTH + g];
+            const int64_t row = (int64_t)part.b * args.n + max(column.x, 0);
+            const floatX *from = args.fac + row * args.Pp + args.q.b + column.y * (HS + ROTATED);
+            #pragma unroll
+            for (int i = 0; i < (HS + ROTATED) / 32; i++)
+                #pragma unroll
+                for (int x = 0; x < 4; x++) {
+                    uint32_t pair;
+                    memcpy(&pair, from + 32 * i + x / 2 * 16 + N::q_element(t, x % 2), 4);
+                    const float2 y = DecodeNumber<bf16>::unpack(pair);
+                    q_latent[i][x] = N::pack(plan.q_unit * y.x, plan.q_unit * y.y);
+                }
+        } else ptx_barrier_wait(query_full, i % 2);
         if (factored_q) {
             // q = aQ (16 heads, 16 ranks) bQ; a tile has one query. First bQ moves to where ldmatrix reads it.
             constexpr int LANES = HS / 8;   // per row, 8 elements each
@@ -1072,7 +1281,7 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
                     }
                 }
             }
-        } else
+        } else if (!LATENT)
             for (int j = threadIdx.x; j < plan.tiles * WIDTH * UNITS; j += threads) {       // two elements each
                 const int2 column = columns[j / UNITS];
                 const int query = max(column.x, query0) - query0, d = j % UNITS * 2;
@@ -1083,7 +1292,7 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
         ptx_named_barrier(COMPUTE_BARRIER, threads);            // q is written
         const bf16 *q_tile = q + tile * WIDTH * PITCH;
         uint32_t q_kept[EIGHTS][HS / 32][4];
-        if (decode_q_stays(HS))
+        if (decode_q_stays(HS) && !LATENT)
             #pragma unroll
             for (int nt = 0; nt < EIGHTS; nt++)
                 #pragma unroll
@@ -1093,15 +1302,21 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
         if (lane < PTX_ARRIVING_LANES) ptx_barrier_arrive(query_free);
         const int before = part.before, pages = part.pages, groups = part.groups;
         const int all_see = before + max(head0.x, 0) + 1;       // tokens that every column sees
-        const DecodeLane<Number, HS, RANKS> at(shape, plan, head0.y);
+        const typename DecodeLanes<Number, HS, RANKS, ROTATED>::Lane at(shape, plan, head0.y);
         #pragma unroll 1
         for (int page = group, turn = 0; page < (group < groups ? pages : 0); page += groups) {
             const int token = (part.page + page) * PAGE, place = turn * plan.groups + group;
             ptx_barrier_wait(full(place), phases >> turn & 1);
-            decode_page<Number, HS, EIGHTS, KV, RANKS>(state, q_tile, q_kept, smem + place * plan.page_bytes, at,
-                                                       shape, plan, head0.y,
-                                                       token + PAGE > all_see, columns + tile * WIDTH + 2 * t,
-                                                       before + 1 - token, before + args.n - token);
+            const bool masked = token + PAGE > all_see;
+            const int2 *masks = columns + tile * WIDTH + 2 * t;
+            const int sees = before + 1 - token, live = before + args.n - token;
+            unsigned char *in_ring = smem + place * plan.page_bytes;
+            if constexpr (LATENT)
+                decode_latent_page<Number, HS, ROTATED>(state, q_latent, in_ring, at, shape, plan, masked, masks, sees,
+                                                        live);
+            else
+                decode_page<Number, HS, EIGHTS, KV, RANKS>(state, q_tile, q_kept, in_ring, at, shape, plan, head0.y,
+                                                           masked, masks, sees, live);
             __syncwarp();
             if (lane < PTX_ARRIVING_LANES) ptx_barrier_arrive(free(place));
             phases ^= 1u << turn;
@@ -1225,6 +1440,16 @@ decode_kernel(const __grid_constant__ DecodeArgs args, const __grid_constant__ D
     }
 }
 
+template <class... Params>
+inline void decode_start_(void (*kernel)(Params...), const DecodeArgs &args, const DecodePlan &plan,
+                          cudaStream_t stream) {
+    const dim3 grid((unsigned)(plan.clusters * plan.cluster), (unsigned)plan.chunks);
+    const int warps = plan.tiles * plan.groups + 1;
+    Launch where(grid, 32 * warps, (size_t)plan.smem.bytes, stream);
+    where.cluster = plan.cluster, where.early = true;
+    launch(kernel, where, args, plan);
+}
+
 template <class Number, int HS>
 inline void decode_launch_(const DecodeArgs &args, const DecodePlan &plan, cudaStream_t stream) {
     constexpr int MORE = HS == 64 ? 5 : 4;      // 40 columns: heads of 64 only
@@ -1243,11 +1468,13 @@ inline void decode_launch_(const DecodeArgs &args, const DecodePlan &plan, cudaS
         else if (eights == 5) kernel = decode_kernel<Number, HS, MORE, FACTORED, 2>;
         else kernel = decode_kernel<Number, HS, 4, FACTORED, 2>;
     } else if (eights == 2) kernel = decode_kernel<Number, HS, 2, FACTORED, DECODE_ANY_RANKS>;
-    const dim3 grid((unsigned)(plan.clusters * plan.cluster), (unsigned)plan.chunks);
-    const int warps = plan.tiles * plan.groups + 1;
-    Launch where(grid, 32 * warps, (size_t)plan.smem.bytes, stream);
-    where.cluster = plan.cluster, where.early = true;
-    launch(kernel, where, args, plan);
+    decode_start_(kernel, args, plan, stream);
+}
+
+template <class Number>
+inline void decode_launch_latent_(const DecodeArgs &args, const DecodePlan &plan, cudaStream_t stream) {
+    if (args.shape.HSV == 256) decode_start_(decode_kernel<Number, 256, 1, HEADS_GROUPED, 1, 32>, args, plan, stream);
+    else decode_start_(decode_kernel<Number, 512, 1, HEADS_GROUPED, 1, 32>, args, plan, stream);
 }
 
 // args.out (B n, NH HS): attention of the last n tokens of B sequences, 1 <= n <= 16. Their k and v are in the cache,
@@ -1260,7 +1487,9 @@ inline void flashtpa_decode(const DecodeArgs &args, cudaStream_t stream) {
                                   args.cluster, args.splits, args.min_pages);
     if (plan.groups == 0) return decode_plain(args, stream);
     if constexpr (sizeof(floatX) == 2) {
-        if (args.shape.number_bytes == 1 && args.shape.HSK == 64) decode_launch_<e4m3, 64>(args, plan, stream);
+        if (args.shape.latent && args.shape.number_bytes == 1) decode_launch_latent_<e4m3>(args, plan, stream);
+        else if (args.shape.latent) decode_launch_latent_<bf16>(args, plan, stream);
+        else if (args.shape.number_bytes == 1 && args.shape.HSK == 64) decode_launch_<e4m3, 64>(args, plan, stream);
         else if (args.shape.number_bytes == 1) decode_launch_<e4m3, 128>(args, plan, stream);
         else if (args.shape.HSK == 64) decode_launch_<bf16, 64>(args, plan, stream);
         else decode_launch_<bf16, 128>(args, plan, stream);

@@ -632,20 +632,36 @@ LLMC_FN void model_free(Model *m) {
     m->tensors = NULL;
 }
 
-// Numbers that decoding must cache for each token and layer (the paper's Table 1): the factors of k and v that depend
-// on the token, what they share once; of third order b and c; for mla the latent and the rotated part. With qk_norm and
-// constant a, the norms of k too, as they have no factor to go into.
-LLMC_FN int64_t model_cache_width(const Model *m) {
+// What decoding caches of a token in each layer: the factors of k and v that depend on the token, what they share once;
+// of third order b and c. With qk_norm and constant a, the norms of k too, as they have no factor to go into.
+enum { PART_AK, PART_BK, PART_CK, PART_AV, PART_BV, PART_CV, PART_NORMS, NUM_CACHE_PARTS };
+enum { PART_LATENT = PART_AK, PART_ROTATED = PART_BK };         // of mla
+
+// Where each part starts in a row of the cache, and the end. Returns how many of them hold numbers.
+LLMC_FN int model_cache_parts(const Model *m, int64_t part[NUM_CACHE_PARTS + 1]) {
     const Config *c = &m->config;
-    if (c->attn == ATTN_MLA) return c->kv_lora + c->rope_dim;
-    const Heads *of[] = {&m->k, &m->v};
-    int64_t width = c->qk_norm && c->a_constant ? c->n_head : 0;
-    for (int i = 0; i < 2; i++) {
-        if (of[i]->from_a != NOT_PROJECTED) width += c->n_head * of[i]->R;
-        if (of[i]->from_b == NOT_PROJECTED || (i == 1 && c->share_kv_b)) continue;
-        width += of[i]->R * (of[i]->HB + (of[i]->from_c != NOT_PROJECTED ? of[i]->HS / of[i]->HB : 0));
+    int64_t size[NUM_CACHE_PARTS] = {0};
+    int used = 0;
+    if (c->attn == ATTN_MLA) size[PART_LATENT] = c->kv_lora, size[PART_ROTATED] = c->rope_dim;
+    else for (int v = 0; v < 2; v++) {
+        const Heads *h = v ? &m->v : &m->k;
+        int64_t *a_b_c = size + (v ? PART_AV : PART_AK);
+        if (h->from_a != NOT_PROJECTED) a_b_c[0] = c->n_head * h->R;
+        if (h->from_b == NOT_PROJECTED || (v && c->share_kv_b)) continue;
+        a_b_c[1] = h->R * h->HB;
+        if (h->from_c != NOT_PROJECTED) a_b_c[2] = h->R * (h->HS / h->HB);
     }
-    return width;
+    if (c->qk_norm && c->a_constant) size[PART_NORMS] = c->n_head;
+    part[0] = 0;
+    for (int i = 0; i < NUM_CACHE_PARTS; i++) part[i + 1] = part[i] + size[i], used += size[i] > 0;
+    return used;
+}
+
+// Numbers that decoding must cache for each token and layer (the paper's Table 1).
+LLMC_FN int64_t model_cache_width(const Model *m) {
+    int64_t part[NUM_CACHE_PARTS + 1];
+    model_cache_parts(m, part);
+    return part[NUM_CACHE_PARTS];
 }
 
 // Whether the model has none of the variants and switches, and is not mla: what generate_t6cu runs so far.

@@ -198,7 +198,8 @@ static inline GpuCluster *gpu_begin_cluster(int number, int size, size_t bytes) 
     cluster->running = size;
     for (int rank = 0; rank < size; rank++) {
         GpuBlock *b = new GpuBlock;
-        b->number = {(unsigned)(number % along_x * size + rank), (unsigned)(number / along_x), 0};
+        b->number = {(unsigned)(number % along_x * size + rank), (unsigned)(number / along_x) % gridDim.y,
+                     (unsigned)(number / along_x) / gridDim.y};
         b->rank = rank, b->cluster = cluster, b->running = warps, b->bytes = GPU_STATIC_BYTES + bytes;
         size_t all = (b->bytes + GPU_GUARD_BYTES + 1023) / 1024 * 1024;
         b->shared = (unsigned char *)aligned_alloc(1024, all);
@@ -252,7 +253,7 @@ static inline void gpu_run(int cluster, size_t bytes) {
     if ((int)bytes > gpu.shared_bytes || gridDim.x % cluster || blockDim.x % 32)
         gpu_fault("invalid launch: too much shared memory, or the cluster or block size does not divide");
     std::vector<int> order;
-    for (int i = 0; i < (int)(gridDim.x / cluster * gridDim.y); i++) {
+    for (int i = 0; i < (int)(gridDim.x / cluster * gridDim.y * gridDim.z); i++) {
         order.push_back(i);
         std::swap(order[i], order[gpu_random() % order.size()]);
     }
@@ -363,6 +364,7 @@ static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
 static inline float __fdividef(float x, float y) { return x / y; }
 #define __log2f log2f
+#define __expf expf
 static inline void sincospif(float x, float *s, float *c) { *s = (float)sin(M_PI * x), *c = (float)cos(M_PI * x); }
 template <class T> static inline T __ldcg(const T *p) { return *p; }
 template <class T> static inline T __ldcs(const T *p) { return *p; }

@@ -45,6 +45,28 @@ static std::vector<Cut> random_cuts(Random *random) {
     return cuts;
 }
 
+// mla: the sizes of the fast kernel, and odd ones, which the plain kernel has.
+static void check_random_latent(Score *score, Random *random, int n, const std::vector<int32_t> &lengths,
+                                int number_bytes, const std::vector<Cut> &cuts, uint64_t seed) {
+    const bool odd = one_in(random, 3);
+    const int kv = odd ? 8 * one_to(random, 8) : one_in(random, 3) ? 512 : 256, HSV = 8 * one_to(random, 2);
+    const int rotated = odd ? 8 * one_to(random, 5) : 32, NH = one_to(random, odd ? 5 : 34);
+    LatentLayer l(NH, HSV, 8 * one_to(random, 20), kv, rotated);
+    check_latent(score, l, lengths, n, below(random, 60), number_bytes, odd ? std::vector<Cut>() : cuts, seed,
+                 odd ? FAST_AND_PLAIN : FAST_ONLY);
+}
+
+static void check_random_variant(Score *score, Random *random, int n, const std::vector<int32_t> &all_lengths,
+                                 int number_bytes, uint64_t seed) {
+    const auto &x = checked_variants[below(random, CHECKED_VARIANTS)];
+    std::vector<int32_t> lengths(all_lengths.begin(), all_lengths.begin() + std::min<size_t>(all_lengths.size(), 3));
+    LayerShape s = {x.attn, one_to(random, 6), one_in(random, 2) ? 64 : 32, one_to(random, 8), one_to(random, 4), 0};
+    s.RV = strstr(x.words, "share_kv_b") ? s.RK : one_to(random, 4);
+    if (s.attn == ATTN_GQA) s.NH *= s.RK;
+    for (int32_t &length : lengths) length = std::min(length, 60);
+    check_variant(score, s, x.words, lengths, n, number_bytes, seed);
+}
+
 int main(int argc, char **argv) {
     program_start(argv[0]);
     int64_t cases, seed;
@@ -63,6 +85,16 @@ int main(int argc, char **argv) {
         const int n = one_in(&random, 3) ? one_to(&random, DECODE_MAX_QUERIES) : 1;
         gpu.multiprocessors = multiprocessors[below(&random, 8)];
         const std::vector<Cut> cuts = random_cuts(&random);
+        if (one_in(&random, 3)) {
+            const int number_bytes = one_in(&random, 2) ? E4M3_BYTES : BF16_BYTES;
+            check_random_variant(&score, &random, n, lengths, number_bytes, (uint64_t)(seed * 1000 + i));
+            continue;
+        }
+        if (one_in(&random, 4)) {
+            const int number_bytes = one_in(&random, 2) ? E4M3_BYTES : BF16_BYTES;
+            check_random_latent(&score, &random, n, lengths, number_bytes, cuts, (uint64_t)(seed * 1000 + i));
+            continue;
+        }
         Layer l(shape, lengths, n, below(&random, 60));
         const int number_bytes = one_in(&random, 2) ? E4M3_BYTES : BF16_BYTES;
         check_layer(&score, l, number_bytes, cuts, (uint64_t)(seed * 1000 + i),

@@ -3,6 +3,7 @@
 //   build/flashtpa_decode             check against CPU loops: ranks, heads, lengths, queries, cuts of the work, e4m3
 //   build/flashtpa_decode quick       fewer checks
 //   build/flashtpa_decode time        the table of dev/results/flashtpa.md
+//   build/flashtpa_decode figure      times of each attention kind, NH 32 and HS 64, as tab-separated columns
 //   build/flashtpa_decode VERSION B M NH HS RQ RK RV [cluster [min_pages]]     time one, M tokens cached per sequence
 //
 // Versions:
@@ -11,6 +12,8 @@
 //   2  the trainer's: tensor cores, all heads at once, rings of pages      (bf16 cache)
 //   3  version 2 over an e4m3 cache
 //   4  version 2 over the cache of MHA (RK = NH heads), GQA (RK groups) or MQA (RK = 1)
+//   5  version 2 for MLA in its absorbed form: a latent of 4 HS numbers, a rotated part of HS / 2
+//   6  version 5 over an e4m3 cache
 //
 // Shares are of the read bandwidth, measured at the start. Runs repeat in a graph without a flush in between: a cache
 // that fits L2 (50 MB) is read from there, as in the programs this is compared with.
@@ -18,11 +21,13 @@
 
 #include "bench.cuh"
 #include "../../llmc/flashtpa_decode.cuh"
+#include "../../llmc/latent_decode.cuh"
+#include "../../llmc/variant_cache.cuh"
 #include "../../test/testing.h"
 
 typedef std::vector<float> Floats;
 
-enum Version { NAIVE, PLAIN, FAST, FAST_E4M3, FAST_GROUPED, NUM_VERSIONS };
+enum Version { NAIVE, PLAIN, FAST, FAST_E4M3, FAST_GROUPED, FAST_LATENT, FAST_LATENT_E4M3, NUM_VERSIONS };
 enum { E4M3_BYTES = 1, BF16_BYTES = 2 };        // per number of the cache
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -44,6 +49,7 @@ struct Layer {
         config.attn = s.attn, config.n_layer = 1, config.n_embd = 64, config.vocab_size = 64;
         config.n_head = s.NH, config.head_dim = s.HS;
         config.q_rank = s.RQ, config.k_rank = s.RK, config.v_rank = s.RV, config.n_kv_head = s.RK;
+        config.q_lora = 8 * s.HS, config.kv_lora = 4 * s.HS, config.rope_dim = s.HS / 2;
         config.rope_base = 10000, config.rms_eps = 1e-6;
         Error err;
         if (config_check(&config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
@@ -60,8 +66,8 @@ struct Layer {
 
 static DecodeArgs decode_args(const Layer &l, int number_bytes) {
     DecodeArgs args = {};
-    args.shape = cache_shape(&l.model, number_bytes), args.q = l.model.q;
-    args.B = l.B, args.n = l.n, args.NH = l.NH(), args.Pp = l.Pp();
+    args.shape = cache_shape(&l.model, number_bytes), args.q = cache_queries(&l.model);
+    args.B = l.B, args.n = l.n, args.NH = l.NH(), args.Pp = args.shape.latent ? args.q.R * args.q.HS : l.Pp();
     args.pages = cache_pages(l.capacity);
     return args;
 }
@@ -244,19 +250,20 @@ struct Cut { int cluster, splits, min_pages; };
 
 enum CheckedVersions { FAST_ONLY, FAST_AND_PLAIN };
 
-// Runs one version twice. Adds to *bad what is wrong, and keeps the largest error in *worst.
-static void check_version(Version version, const Cut &cut, DecodeArgs args, LayerData *data,
+// Runs one version twice, to out. Adds to *bad what is wrong, and keeps the largest error in *worst.
+static void check_version(Version version, const Cut &cut, DecodeArgs args, Array<floatX> *out,
                           const std::vector<double> &want, double *worst, std::string *bad) {
+    args.out = out->p;
     args.cluster = cut.cluster, args.splits = cut.splits, args.min_pages = cut.min_pages;
     Scratch scratch(args.shape, args.q, args.B, args.n, cut.cluster, cut.splits);
     args.scratch = scratch.p;
     std::vector<floatX> first;
     for (int run = 0; run < 2; run++) {
-        CUDA_CHECK(cudaMemset(data->out.p, 0xff, data->out.n * sizeof(floatX)));
+        CUDA_CHECK(cudaMemset(out->p, 0xff, out->n * sizeof(floatX)));
         if (version == PLAIN) decode_plain(args, 0);
         else flashtpa_decode(args, 0);
         CUDA_CHECK(cudaDeviceSynchronize());
-        std::vector<floatX> got = data->out.read(0, data->out.n);
+        std::vector<floatX> got = out->read(0, out->n);
         const double error = relative_error(got, want);
         int64_t written = 0;                    // numbers of the guard that are not NaN any more
         for (size_t i = want.size(); i < got.size(); i++) written += (float)got[i] == (float)got[i];
@@ -279,15 +286,15 @@ static void check_layer(Score *score, const Layer &l, int number_bytes, const st
     DecodeArgs args = decode_args(l, number_bytes);
     LayerData data(l, args.shape, seed);
     fill_cache(l, args, &data);
-    args.cache = data.cache.p, args.lengths = data.lengths.p, args.fac = data.queries.p, args.out = data.out.p;
+    args.cache = data.cache.p, args.lengths = data.lengths.p, args.fac = data.queries.p;
     double k_rounding, worst = 0;
     const std::vector<double> want = reference(l, args, data, &k_rounding);
     std::string bad;
     const Cut automatic = {};
-    if (versions == FAST_AND_PLAIN) check_version(PLAIN, automatic, args, &data, want, &worst, &bad);
+    if (versions == FAST_AND_PLAIN) check_version(PLAIN, automatic, args, &data.out, want, &worst, &bad);
     const bool has_clusters = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
     for (const Cut &cut : cuts)
-        if (cut.cluster <= 1 || has_clusters) check_version(FAST, cut, args, &data, want, &worst, &bad);
+        if (cut.cluster <= 1 || has_clusters) check_version(FAST, cut, args, &data.out, want, &worst, &bad);
     int64_t written = 0;
     for (unsigned char x : data.cache.read(data.cache_bytes, LayerData::GUARD)) written += x != 0xff;
     if (written > 0) bad += " | wrote past the end of the cache";
@@ -298,6 +305,344 @@ static void check_layer(Score *score, const Layer &l, int number_bytes, const st
            number_bytes == E4M3_BYTES ? " e4m3" : "", l.B, l.n, longest, l.NH(), l.HS(), l.model.q.R, l.model.k.R,
            l.model.v.R, worst, rounded, bad.c_str());
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Check of mla: what is cached, the absorbed queries, attention over the cache, and the outputs, each against sums in
+// double of what the step before it left
+
+struct LatentLayer {
+    Config config;
+    Model model;
+    LatentLayer(int NH, int HSV, int q_lora, int kv_lora, int rope_dim) : config(default_config()) {
+        config.attn = ATTN_MLA, config.n_layer = 1, config.n_embd = 64, config.vocab_size = 64;
+        config.n_head = NH, config.head_dim = HSV;
+        config.q_lora = q_lora, config.kv_lora = kv_lora, config.rope_dim = rope_dim;
+        Error err;
+        if (config_check(&config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+        model_init(&model, &config, 8);
+    }
+    ~LatentLayer() { model_free(&model); }
+    LatentShape shape(int n) const {
+        return {(int)config.n_head, (int)config.head_dim, (int)config.kv_lora, (int)config.rope_dim, n};
+    }
+};
+
+static Floats floats(const Array<floatX> &x) {
+    std::vector<floatX> numbers = x.read(0, x.n);
+    return Floats(numbers.begin(), numbers.end());
+}
+
+// Element d of [latent | rotated part] of a token, from its page.
+static double latent_from_page(const CacheShape &s, const unsigned char *page, int t, int d) {
+    const CachePart part = d < s.HSV ? CACHE_V : CACHE_K;
+    const unsigned char *p = page + cache_b(s, part, 0, t, part == CACHE_V ? d : d - s.HSV);
+    if (s.number_bytes != E4M3_BYTES) return (double)(float)*(const floatX *)p;
+    return (double)*(const float *)(page + cache_scale(s, part, t)) * e4m3_to_float(*p);
+}
+
+// The same in double, from its projected row.
+static std::vector<double> latent_from_row(const LatentLayer &l, const float *row, const Floats &gain,
+                                           int64_t position) {
+    const int kv = (int)l.config.kv_lora, HSR = (int)l.config.rope_dim, half = HSR / 2;
+    std::vector<double> x(kv + HSR);
+    const float *latent = row + l.config.q_lora, *rotated = latent + kv;
+    double sum = 0;
+    for (int i = 0; i < kv; i++) sum += (double)latent[i] * latent[i];
+    for (int i = 0; i < kv; i++) x[i] = latent[i] / sqrt(sum / kv + l.config.rms_eps) * gain[i];
+    for (int i = 0; i < half; i++) {
+        double angle = (double)position * rope_frequency(i, HSR, l.config.rope_base), c = cos(angle), s = sin(angle);
+        x[kv + i] = rotated[i] * c + rotated[half + i] * s, x[kv + half + i] = rotated[half + i] * c - rotated[i] * s;
+    }
+    return x;
+}
+
+static void check_latent(Score *score, const LatentLayer &l, const std::vector<int32_t> &lengths, int n, int room,
+                         int number_bytes, const std::vector<Cut> &cuts, uint64_t seed, CheckedVersions versions) {
+    const Model &m = l.model;
+    const LatentShape heads = l.shape(n);
+    const int B = (int)lengths.size(), NH = heads.NH, HSV = heads.HSV, kv = heads.kv, HSR = heads.HSR, W = kv + HSR;
+    const int Pp = (int)m.Pp, HSK = HSV + HSR, queries = B * n, q_lora = (int)l.config.q_lora;
+    const int64_t capacity = *std::max_element(lengths.begin(), lengths.end()) + n + room;
+    const CacheShape shape = cache_shape(&m, number_bytes);
+    std::vector<double> host_frequencies(HSR / 2);
+    rope_frequencies(host_frequencies.data(), HSR, l.config.rope_base);
+    const size_t sequence_bytes = cache_layer_bytes(shape, 1, capacity), cache_bytes = B * sequence_bytes;
+    Array<unsigned char> cache(cache_bytes + LayerData::GUARD);
+    Array<floatX> q_gain(q_lora, seed + 1, 2), kv_gain(kv, seed + 2, 2), latq(capacity * q_lora);
+    Array<floatX> q((size_t)queries * NH * HSK, seed + 3, 1), wkvb((size_t)NH * 2 * HSV * kv, seed + 4, 2 / sqrt(kv));
+    Array<floatX> absorbed((size_t)queries * NH * W), out((size_t)queries * NH * kv + LayerData::GUARD);
+    Array<floatX> y((size_t)queries * NH * HSV);
+    Array<int32_t> lengths_gpu(lengths), zeros(std::vector<int32_t>(B, 0));
+    Array<double> frequencies(host_frequencies);
+    LatentWrite w = {};
+    w.q_gain = q_gain.p, w.kv_gain = kv_gain.p, w.latq = latq.p, w.frequencies = frequencies.p, w.shape = shape;
+    w.Pp = Pp, w.q_lora = q_lora, w.pages = cache_pages(capacity), w.eps = (float)l.config.rms_eps;
+    std::string bad;
+    double worst[3] = {};       // of the cache and cq, the queries, and the outputs
+    auto expect = [&](int which, const char *what, double error, double tolerance) {
+        worst[which] = fmax(worst[which], error);
+        if (!(error <= tolerance)) bad += std::string(" | ") + what;
+    };
+    const double rounded = number_bytes == E4M3_BYTES ? 0.05 : ROUNDED_ONCE;
+    std::vector<std::vector<double>> rows;      // of each sequence (tokens, W), as cached
+    for (int b = 0; b < B; b++) {
+        const int64_t tokens = lengths[b] + n;
+        Array<floatX> proj(tokens * Pp, seed + 10 + b, 1);
+        w.cache = cache.p + b * sequence_bytes, w.proj = proj.p, w.n = lengths[b], w.lengths = zeros.p;
+        if (lengths[b] > 0) latent_write(w, 1, 0);
+        w.n = n, w.proj = proj.p + (int64_t)lengths[b] * Pp, w.lengths = lengths_gpu.p + b;
+        latent_write(w, 1, 0);
+        const Floats host = floats(proj), gain = floats(kv_gain), gain_q = floats(q_gain), cq = floats(latq);
+        std::vector<unsigned char> pages = cache.read(b * sequence_bytes, sequence_bytes);
+        std::vector<double> cached(tokens * W);
+        double error = 0, norm = 0, sum = 0;
+        for (int64_t t = 0; t < tokens; t++) {
+            std::vector<double> x = latent_from_row(l, &host[t * Pp], gain, t);
+            const unsigned char *page = &pages[t / PAGE * cache_page_bytes(shape)];
+            for (int d = 0; d < W; d++) {
+                double y = cached[t * W + d] = latent_from_page(shape, page, (int)(t % PAGE), d);
+                error += (x[d] - y) * (x[d] - y), norm += x[d] * x[d];
+            }
+        }
+        expect(0, "cache", sqrt(error / norm), rounded);
+        const float *row = &host[(tokens - 1) * Pp];
+        error = norm = 0;
+        for (int i = 0; i < q_lora; i++) sum += (double)row[i] * row[i];
+        for (int i = 0; i < q_lora; i++) {
+            double x = row[i] / sqrt(sum / q_lora + l.config.rms_eps) * gain_q[i];
+            error += pow(x - cq[(n - 1) * q_lora + i], 2), norm += x * x;
+        }
+        expect(0, "cq", sqrt(error / norm), ROUNDED_ONCE);
+        rows.push_back(cached);
+    }
+
+    latent_queries(absorbed.p, q.p, wkvb.p, lengths_gpu.p, frequencies.p, heads, queries, 0);
+    const Floats host_q = floats(q), host_w = floats(wkvb), host_absorbed = floats(absorbed);
+    std::vector<double> want_q(absorbed.n), want(out.n - LayerData::GUARD);
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < queries; i++)
+        for (int h = 0; h < NH; h++) {
+            const float *x = &host_q[((size_t)i * NH + h) * HSK], *wk = &host_w[(size_t)h * 2 * HSV * kv];
+            double *to = &want_q[((size_t)i * NH + h) * W];
+            for (int j = 0; j < HSV; j++) for (int k = 0; k < kv; k++) to[k] += (double)x[j] * wk[j * kv + k];
+            for (int k = 0; k < HSR / 2; k++) {
+                double angle = (lengths[i / n] + i % n) * host_frequencies[k], c = cos(angle), s = sin(angle);
+                double first = x[HSV + k], second = x[HSV + HSR / 2 + k];
+                to[kv + k] = first * c + second * s, to[kv + HSR / 2 + k] = second * c - first * s;
+            }
+            const std::vector<double> &cached = rows[i / n];
+            const int64_t sees = lengths[i / n] + i % n + 1;
+            std::vector<double> p(sees);
+            double top = -INFINITY, total = 0, *o = &want[((size_t)i * NH + h) * kv];
+            for (int64_t t = 0; t < sees; t++) {
+                for (int d = 0; d < W; d++) p[t] += host_absorbed[((size_t)i * NH + h) * W + d] * cached[t * W + d];
+                top = fmax(top, p[t] *= m.scale);
+            }
+            for (int64_t t = 0; t < sees; t++) total += p[t] = exp(p[t] - top);
+            for (int64_t t = 0; t < sees; t++) for (int d = 0; d < kv; d++) o[d] += p[t] / total * cached[t * W + d];
+        }
+    expect(1, "queries", relative_error(host_absorbed, want_q), ROUNDED_ONCE);
+
+    DecodeArgs args = {};
+    args.cache = cache.p, args.lengths = lengths_gpu.p, args.fac = absorbed.p, args.shape = shape;
+    args.q = cache_queries(&m), args.B = B, args.n = n, args.NH = NH, args.Pp = NH * W, args.pages = w.pages;
+    double worst_attention = 0;
+    const Cut automatic = {};
+    if (versions == FAST_AND_PLAIN) check_version(PLAIN, automatic, args, &out, want, &worst_attention, &bad);
+    const bool has_clusters = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+    for (const Cut &cut : cuts)
+        if (cut.cluster <= 1 || has_clusters) check_version(FAST, cut, args, &out, want, &worst_attention, &bad);
+
+    latent_output(y.p, out.p, wkvb.p, heads, queries, 0);
+    const Floats o = floats(out);
+    std::vector<double> want_y(y.n);
+    for (int i = 0; i < queries; i++)
+        for (int h = 0; h < NH; h++)
+            for (int j = 0; j < HSV; j++)
+                for (int k = 0; k < kv; k++)
+                    want_y[((size_t)i * NH + h) * HSV + j] += (double)o[((size_t)i * NH + h) * kv + k] *
+                                                              host_w[(((size_t)h * 2 + 1) * HSV + j) * kv + k];
+    expect(2, "outputs", relative_error(floats(y), want_y), ROUNDED_ONCE);
+    int64_t written = 0;
+    for (unsigned char x : cache.read(cache_bytes, LayerData::GUARD)) written += x != 0xff;
+    if (written > 0) bad += " | wrote past the end of the cache";
+    report(score, bad.empty(), "mla%s B%d n%d longest %d NH%d HSV%d latents %d, %d + %d: worst %.1e (cache %.1e, "
+           "queries %.1e, outputs %.1e)%s", number_bytes == E4M3_BYTES ? " e4m3" : "", B, n,
+           *std::max_element(lengths.begin(), lengths.end()), NH, HSV, q_lora, kv, HSR, worst_attention, worst[0],
+           worst[1], worst[2], bad.c_str());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Check of variants and switches: from projected rows to the output of attention, by way of their cache
+
+struct VariantLayer {
+    Config config;
+    Model model;
+    VariantLayer(const LayerShape &s, const char *words) : config(default_config()) {
+        config.attn = s.attn, config.n_layer = 1, config.n_embd = 64, config.vocab_size = 64;
+        config.n_head = s.NH, config.head_dim = s.HS;
+        config.q_rank = s.RQ, config.k_rank = s.RK, config.v_rank = s.RV, config.n_kv_head = s.RK;
+        set_variant(&config, words);
+        Error err;
+        if (config_check(&config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+        model_init(&model, &config, 8);
+    }
+    ~VariantLayer() { model_free(&model); }
+};
+
+// A head of q, k or v in double, from the projected row of the token at this position, and the one before (or NULL).
+static std::vector<double> variant_head(const VariantLayer &l, const Heads &h, int head, const float *row,
+                                        const float *before, const Floats &layer, int64_t position) {
+    const Config &c = l.config;
+    const int NH = (int)c.n_head, HS = h.HS, HB = h.HB, group = h.kind == HEADS_GROUPED ? head / (NH / h.R) : -1;
+    std::vector<double> out(HS, 0);
+    for (int r = 0; r < h.R; r++) {
+        if (group >= 0 && r != group) continue;
+        double a = 1, sum = 0;
+        auto projected_a = [&](int i) {
+            return (double)(h.from_a == NOT_PROJECTED ? layer[h.const_a + i * h.R + r] : row[h.from_a + i * h.R + r]);
+        };
+        if (h.kind == HEADS_FACTORED) a = projected_a(head);
+        if (h.kind == HEADS_FACTORED && c.head_act == HEAD_ACT_SIGMOID) a = 1 / (1 + exp(-a));
+        if (h.kind == HEADS_FACTORED && c.head_act == HEAD_ACT_SOFTMAX) {
+            for (int i = 0; i < NH; i++) sum += exp(projected_a(i));
+            a = exp(a) / sum;
+        }
+        std::vector<double> b(HB), turned(HB);
+        for (int i = 0; i < HB; i++) {
+            b[i] = h.from_b == NOT_PROJECTED ? layer[h.const_b + r * HB + i] : row[h.from_b + r * HB + i];
+            if (h.from_s == NOT_PROJECTED) continue;
+            const double gate = 1 / (1 + exp(-(double)row[h.from_s + r]));
+            b[i] = (1 - gate) * b[i] + (before ? gate * before[h.from_b + r * HB + i] : 0);
+        }
+        turned = b;
+        for (int i = 0; i < HB / 2 && h.HSR; i++) {
+            double angle = (double)position * rope_frequency(i, HB, c.rope_base), x = b[i], y = b[HB / 2 + i];
+            turned[i] = x * cos(angle) + y * sin(angle), turned[HB / 2 + i] = y * cos(angle) - x * sin(angle);
+        }
+        for (int d = 0; d < HS; d++) {
+            const double factor = h.from_c == NOT_PROJECTED ? 1 : row[h.from_c + r * (HS / HB) + d / HB];
+            out[d] += h.scale * a * turned[d % HB] * factor;
+        }
+    }
+    double square = 0;
+    for (double x : out) square += x * x;
+    for (double &x : out) if (c.qk_norm && &h != &l.model.v) x /= sqrt(square / HS + c.rms_eps);
+    return out;
+}
+
+// A layer of the model with the keys that `words` names (set_variant).
+static void check_variant(Score *score, const LayerShape &s, const char *words, const std::vector<int32_t> &lengths,
+                          int n, int number_bytes, uint64_t seed) {
+    const VariantLayer l(s, words);
+    const Model &m = l.model;
+    const int B = (int)lengths.size(), NH = s.NH, HS = s.HS, D = NH * HS, room = 20;
+    const int64_t Pp = m.Pp, capacity = *std::max_element(lengths.begin(), lengths.end()) + n + room;
+    const VariantShape shape = variant_shape(&m, number_bytes);
+    const CacheShape pages = cache_shape(&m, number_bytes);
+    const size_t sequence_bytes = shape.in_pages ? cache_layer_bytes(pages, 1, capacity)
+                                                 : capacity * variant_row_bytes(shape);
+    std::vector<double> host_frequencies[2];
+    for (int i = 0; i < 2; i++) {
+        const int HSR = i == 0 ? m.q.HSR : m.k.HSR;
+        host_frequencies[i].resize(HSR / 2);
+        rope_frequencies(host_frequencies[i].data(), HSR, l.config.rope_base);
+    }
+    Array<double> frequencies_q(host_frequencies[0]), frequencies_k(host_frequencies[1]);
+    Array<unsigned char> cache(B * sequence_bytes + LayerData::GUARD);
+    Array<floatX> layer(m.layer_stride, seed, 1), before(B * Pp), fac((capacity > B * n ? capacity : B * n) * shape.PFp);
+    Array<floatX> queries((int64_t)B * n * Pp), out((size_t)B * n * D + LayerData::GUARD);
+    Array<int32_t> lengths_gpu(lengths), zeros(std::vector<int32_t>(B, 0));
+    VariantRows w = {};
+    w.fac = fac.p, w.layer = layer.p, w.frequencies_q = frequencies_q.p, w.frequencies_k = frequencies_k.p;
+    w.shape = shape, w.capacity = capacity;
+    CacheWrite write = {};
+    write.fac = fac.p, write.frequencies = frequencies_k.p, write.shape = pages, write.q = m.q, write.k = m.k;
+    write.v = m.v, write.Pp = shape.PFp, write.pages = cache_pages(capacity);
+    auto append = [&](unsigned char *to, const floatX *proj, const int32_t *at, int tokens, int sequences) {
+        w.cache = write.cache = to, w.proj = proj, w.lengths = write.lengths = at, w.n = write.n = tokens;
+        variant_rows(w, sequences, 0);
+        if (shape.in_pages) cache_write(write, sequences, 0);
+    };
+    std::vector<Floats> rows;
+    for (int b = 0; b < B; b++) {
+        Array<floatX> proj((lengths[b] + n) * Pp, seed + 1 + b, 1.5);
+        if (lengths[b] > 0) append(cache.p + b * sequence_bytes, proj.p, zeros.p, lengths[b], 1);
+        if (lengths[b] > 0)
+            CUDA_CHECK(cudaMemcpy(before.p + b * Pp, proj.p + (lengths[b] - 1) * Pp, Pp * sizeof(floatX),
+                                  cudaMemcpyDeviceToDevice));
+        CUDA_CHECK(cudaMemcpy(queries.p + (int64_t)b * n * Pp, proj.p + lengths[b] * Pp, n * Pp * sizeof(floatX),
+                              cudaMemcpyDeviceToDevice));
+        rows.push_back(floats(proj));
+    }
+    w.before = before.p, write.rotate_queries = 1;
+    append(cache.p, queries.p, lengths_gpu.p, n, B);
+
+    const Floats weights = floats(layer);
+    std::vector<double> want((size_t)B * n * D);
+    for (int b = 0; b < B; b++) {
+        #pragma omp parallel for schedule(dynamic)
+        for (int h = 0; h < NH; h++) {
+            const int tokens = lengths[b] + n;
+            Floats k, v;
+            auto head = [&](const Heads &part, int t) {
+                const float *row = &rows[b][t * Pp];
+                std::vector<double> x = variant_head(l, part, h, row, t > 0 ? row - Pp : NULL, weights, t);
+                return Floats(x.begin(), x.end());
+            };
+            for (int t = 0; t < tokens; t++) {
+                const Floats x = head(m.k, t), y = head(m.v, t);
+                k.insert(k.end(), x.begin(), x.end()), v.insert(v.end(), y.begin(), y.end());
+            }
+            for (int i = 0; i < n; i++)
+                attend(&want[((size_t)b * n + i) * D + h * HS], head(m.q, lengths[b] + i), k, v, lengths[b] + i + 1, HS);
+        }
+    }
+    std::vector<floatX> first;
+    double error = 0;
+    bool same = true;
+    int64_t written = 0;
+    for (int run = 0; run < 2; run++) {
+        CUDA_CHECK(cudaMemset(out.p, 0xff, out.n * sizeof(floatX)));
+        if (shape.in_pages) {
+            DecodeArgs args = {};
+            args.cache = cache.p, args.lengths = lengths_gpu.p, args.fac = fac.p, args.out = out.p, args.shape = pages;
+            args.q = m.q, args.B = B, args.n = n, args.NH = NH, args.Pp = shape.PFp, args.pages = write.pages;
+            Scratch scratch(pages, m.q, B, n, 0, 0);
+            args.scratch = scratch.p;
+            flashtpa_decode(args, 0);
+            CUDA_CHECK(cudaDeviceSynchronize());
+        } else {
+            VariantArgs args = {};
+            args.cache = cache.p, args.lengths = lengths_gpu.p, args.fac = fac.p, args.layer = layer.p;
+            args.frequencies = frequencies_k.p, args.out = out.p, args.shape = shape, args.B = B, args.n = n;
+            args.capacity = capacity;
+            variant_decode(args, 0);
+            CUDA_CHECK(cudaDeviceSynchronize());
+        }
+        std::vector<floatX> got = out.read(0, out.n);
+        error = fmax(error, relative_error(got, want));
+        for (size_t i = want.size(); i < got.size(); i++) written += (float)got[i] == (float)got[i];
+        if (run > 0) same = !memcmp(first.data(), got.data(), got.size() * sizeof(floatX));
+        first.swap(got);
+    }
+    for (unsigned char x : cache.read(B * sequence_bytes, LayerData::GUARD)) written += x != 0xff;
+    // e4m3: a number is off by 2.6% on average, a product of three by less than 8%
+    const double tolerance = number_bytes == E4M3_BYTES ? 0.08 : 1.2e-2;
+    report(score, error <= tolerance && same && written == 0, "%s %s%s B%d n%d NH%d HS%d R%d,%d,%d: error %.1e%s%s",
+           attn_name(s.attn), words, number_bytes == E4M3_BYTES ? " e4m3" : "", B, n, NH, HS, m.q.R, m.k.R, m.v.R, error,
+           same ? "" : ", second run differs", written ? ", wrote past the end" : "");
+}
+
+// Variants and switches, and combinations of them.
+static const struct { AttnKind attn; const char *words; } checked_variants[] = {
+    {ATTN_TPA, "head_act=sigmoid"}, {ATTN_TPA, "head_act=softmax"}, {ATTN_TPA, "kv_shift"}, {ATTN_TPA, "qk_norm"},
+    {ATTN_TPA, "a_constant"}, {ATTN_TPA, "b_constant"}, {ATTN_TPA, "share_kv_b"}, {ATTN_TPA, "b_dim=16"},
+    {ATTN_TPA_KVONLY, "a_constant qk_norm"}, {ATTN_TPA_KVONLY, "b_dim=8 kv_shift"},
+    {ATTN_TPA, "share_kv_b head_act=sigmoid kv_shift qk_norm"}, {ATTN_TPA, "b_dim=32 qk_norm kv_shift share_kv_b"},
+    {ATTN_TPA, "b_constant qk_norm head_act=softmax"}, {ATTN_TPA, "a_constant share_kv_b kv_shift qk_norm"},
+    {ATTN_MHA, "kv_shift qk_norm"}, {ATTN_GQA, "qk_norm"}, {ATTN_MQA, "kv_shift"}};
+enum { CHECKED_VARIANTS = sizeof checked_variants / sizeof *checked_variants };
 
 static void check_all(Score *score, bool quick) {
     uint64_t seed = 1;
@@ -339,6 +684,23 @@ static void check_all(Score *score, bool quick) {
         run({ATTN_MQA, 128, 64, 1, 1, 1}, totals, one_query, bytes);
         run({ATTN_TPA, 34, 64, 6, 2, 2}, ragged, one_query, bytes);
     }
+    for (const auto &x : checked_variants)
+        for (int bytes : {E4M3_BYTES, BF16_BYTES}) {
+            const bool dense = x.attn > ATTN_TPA_KVONLY;
+            LayerShape shape = {x.attn, 6, 64, 6, 2, 2};
+            if (dense) shape.RK = shape.RV = x.attn == ATTN_MHA ? 6 : x.attn == ATTN_GQA ? 2 : 1;
+            for (int n : {1, 5}) check_variant(score, shape, x.words, {0, 1, 300, 40}, n, bytes, seed += 10);
+        }
+    const struct { int NH, HSV, kv, rotated; } latents[] = {{32, 16, 256, 32}, {12, 16, 256, 32}, {23, 8, 512, 32},
+                                                            {49, 8, 512, 32}, {3, 24, 32, 16}, {5, 8, 72, 8}};
+    for (const auto &x : latents)
+        for (int n : {1, 3, 16})
+            for (int bytes : {E4M3_BYTES, BF16_BYTES}) {
+                if (quick && (x.NH + n + bytes) % 2) continue;
+                LatentLayer l(x.NH, x.HSV, 48, x.kv, x.rotated);
+                check_latent(score, l, {0, 1, 15, 16, 300, quick ? 40 : 2000}, n, room, bytes, cuts, seed++,
+                             FAST_AND_PLAIN);
+            }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -387,17 +749,22 @@ static double time_naive(const Layer &l, const DecodeArgs &args, int burst) {
     });
 }
 
-// Times one version with M tokens cached in each of B sequences, and prints a line. read: GB/s.
-static void time_one(Version version, int B, int M, LayerShape shape, double read, const Cut &cut = {}) {
+typedef struct { double us, bytes; } Time;
+
+// Times one version with M tokens cached in each of B sequences.
+static Time time_layer(Version version, int B, int M, LayerShape shape, const Cut &cut = {}) {
     if (version < FAST_GROUPED) shape.attn = ATTN_TPA;
+    else if (version > FAST_GROUPED) shape.attn = ATTN_MLA;
     else shape.attn = shape.RK == shape.NH ? ATTN_MHA : shape.RK == 1 ? ATTN_MQA : ATTN_GQA;
-    const int number_bytes = version == FAST_E4M3 ? E4M3_BYTES : BF16_BYTES, one_query = 1, room = 0;
+    const bool e4m3 = version == FAST_E4M3 || version == FAST_LATENT_E4M3;
+    const int number_bytes = e4m3 ? E4M3_BYTES : BF16_BYTES, one_query = 1, room = 0;
     Layer l(shape, std::vector<int32_t>(B, M - 1), one_query, room);
     DecodeArgs args = decode_args(l, number_bytes);
     const size_t cache_bytes = cache_layer_bytes(args.shape, B, l.capacity);
     Array<unsigned char> cache(cache_bytes);
     launch(fill_kernel, {1024, 256, 0, 0}, cache.p, cache_bytes, number_bytes, (uint64_t)1);
-    Array<floatX> fac((size_t)B * l.Pp(), 1, 1), out((size_t)B * l.D());
+    Array<floatX> fac((size_t)B * args.Pp, 1, 1);
+    Array<floatX> out((size_t)B * l.NH() * (args.shape.latent ? args.shape.HSV : l.HS()));
     Array<int32_t> lengths(l.lengths);
     Scratch scratch(args.shape, args.q, B, one_query, cut.cluster, cut.splits);
     args.cache = cache.p, args.lengths = lengths.p, args.fac = fac.p, args.out = out.p, args.scratch = scratch.p;
@@ -408,7 +775,13 @@ static void time_one(Version version, int B, int M, LayerShape shape, double rea
     if (version == NAIVE) us = time_naive(l, args, burst);
     else if (version == PLAIN) us = graph_us(burst, [&](cudaStream_t stream) { decode_plain(args, stream); });
     else us = graph_us(burst, [&](cudaStream_t stream) { flashtpa_decode(args, stream); });
-    const double gb_per_s = bytes / us / 1e3;
+    return {us, bytes};
+}
+
+// The same, printed as a line. read: GB/s.
+static void time_one(Version version, int B, int M, const LayerShape &shape, double read, const Cut &cut = {}) {
+    const Time time = time_layer(version, B, M, shape, cut);
+    const double us = time.us, bytes = time.bytes, gb_per_s = bytes / us / 1e3;
     printf("version %d B%-3d M%-7d NH%d HS%d R%d,%d,%d: %9.1f us  %8.1f MB  %6.0f GB/s  %3.0f%% of %.0f\n",
            (int)version, B, M, shape.NH, shape.HS, shape.RQ, shape.RK, shape.RV, us, bytes / 1e6, gb_per_s,
            100 * gb_per_s / read, read);
@@ -428,14 +801,41 @@ static void time_table(double read) {
             for (int bit = first_bit; bit <= last_bit; bit++)
                 if ((double)B * groups * (1 << bit) * 256 < 4e10)
                     time_one(FAST_GROUPED, B, 1 << bit, {ATTN_GQA, 32, HS, 1, groups, groups}, read);
+    for (Version version : {FAST_LATENT, FAST_LATENT_E4M3})
+        for (int B : {1, 8, 16})
+            for (int bit = first_bit; bit <= last_bit; bit++)
+                time_one(version, B, 1 << bit, {ATTN_MLA, 32, HS, 1, 1, 1}, read);
     for (Version version : {NAIVE, PLAIN})
         for (int B : {1, 8}) time_one(version, B, 1 << 16, {ATTN_TPA, 32, HS, 16, 1, 1}, read);
+}
+
+// The data of the paper's Figure 5: a line per kind, batch and length, with tabs between the columns.
+static void time_figure(double read) {
+    static const struct { const char *name; Version version; LayerShape shape; } kinds[] = {
+        {"TPA 16,1,1", FAST, {ATTN_TPA, 32, 64, 16, 1, 1}}, {"TPA 6,2,2", FAST, {ATTN_TPA, 32, 64, 6, 2, 2}},
+        {"MHA", FAST_GROUPED, {ATTN_MHA, 32, 64, 1, 32, 32}}, {"MQA", FAST_GROUPED, {ATTN_MQA, 32, 64, 1, 1, 1}},
+        {"GQA-4", FAST_GROUPED, {ATTN_GQA, 32, 64, 1, 4, 4}}, {"MLA", FAST_LATENT, {ATTN_MLA, 32, 64, 1, 1, 1}}};
+    const int first_bit = 12, last_bit = 19;
+    const double most_bytes = 4e10;
+    printf("kind\tB\ttokens\tus\tcache bytes\tGB/s\tshare of %.0f GB/s\n", read);
+    for (const auto &kind : kinds)
+        for (int B : {1, 8, 16})
+            for (int bit = first_bit; bit <= last_bit; bit++) {
+                const bool dense = kind.version == FAST_GROUPED;
+                if (dense && (double)B * kind.shape.RK * (1 << bit) * 256 >= most_bytes) continue;
+                const Time time = time_layer(kind.version, B, 1 << bit, kind.shape);
+                const double gb_per_s = time.bytes / time.us / 1e3;
+                printf("%s\t%d\t%d\t%.2f\t%.0f\t%.0f\t%.3f\n", kind.name, B, 1 << bit, time.us, time.bytes,
+                       gb_per_s, gb_per_s / read);
+                fflush(stdout);
+            }
 }
 
 #ifndef BENCH_NO_MAIN
 int main(int argc, char **argv) {
     program_start(argv[0]);
-    const bool quick = argc == 2 && !strcmp(argv[1], "quick"), table = argc == 2 && !strcmp(argv[1], "time");
+    const bool quick = argc == 2 && !strcmp(argv[1], "quick");
+    const bool table = argc == 2 && !strcmp(argv[1], "time"), figure = argc == 2 && !strcmp(argv[1], "figure");
     if (argc == 1 || quick) {
         Score score = {0, 0};
         check_all(&score, quick);
@@ -443,10 +843,11 @@ int main(int argc, char **argv) {
     }
     int x[10] = {};
     for (int i = 1; i < argc && i <= 10; i++) x[i - 1] = atoi(argv[i]);
-    if (!table && (argc < 9 || argc > 11 || x[0] < 0 || x[0] >= NUM_VERSIONS))
-        die(EXIT_INPUT, "usage: flashtpa_decode [quick | time | VERSION B M NH HS RQ RK RV [cluster [min_pages]]]; "
+    if (!table && !figure && (argc < 9 || argc > 11 || x[0] < 0 || x[0] >= NUM_VERSIONS))
+        die(EXIT_INPUT, "usage: flashtpa_decode [quick | time | figure | VERSION B M NH HS RQ RK RV [cluster [min_pages]]]; "
                         "VERSION is 0 to %d", (int)NUM_VERSIONS - 1);
     const double read = read_gb_per_s();
+    if (figure) return time_figure(read), 0;
     printf("read bandwidth %.0f GB/s\n", read);
     if (table) time_table(read);
     else time_one((Version)x[0], x[1], x[2], {ATTN_TPA, x[3], x[4], x[5], x[6], x[7]}, read, {x[8], 0, x[9]});
