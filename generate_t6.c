@@ -521,8 +521,6 @@ static void forward(Generator *g, const int32_t *ids, int64_t first, int64_t B, 
 // =====================================================================================================================
 // The generating program (llmc/generator.h) around this model
 
-static int generator_runs(const Model *m) { return m != NULL; }        // every kind
-
 static void generator_start(const GenerateOptions *o) { cpu_start(o->threads, 1); }
 
 static double generator_cache_bytes(const GenerateOptions *o, const Model *m, int64_t tokens) {
@@ -610,7 +608,7 @@ int main(int argc, char **argv) {
                  "by the model in out.",
         .pad = 1,
         .tolerance = 1e-5,      // test_t6.c's for golden files, which are checked in the same fp32
-        .runs = generator_runs, .start = generator_start, .plan = generator_plan,
+        .start = generator_start, .plan = generator_plan,
         .cache_bytes = generator_cache_bytes, .open = generator_open, .close = generator_close,
         .model = generator_model, .host_weights = generator_host_weights, .load_weights = generator_load_weights,
         .prefill = generator_prefill, .step = generator_step, .sample = generator_sample, .logits = generator_logits,

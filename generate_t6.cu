@@ -3,7 +3,8 @@
 //
 // The same as generate_t6.c in the trainer's precision: bf16, with logits in fp32 (PRECISION=FP32 is for checking). A
 // prompt runs through the trainer's operators, its attention included, and leaves its factors in the cache. From then
-// on each token's attention reads the cache (llmc/flashtpa_decode.cuh). Reading order:
+// on each token's attention reads the cache (llmc/flashtpa_decode.cuh; llmc/variant_cache.cuh where constants, a shared
+// b or third order make it another cache). Reading order:
 //     memory | the model: prefill and steps | the generating program
 //
 // Shapes are train_t6.cu's. A step appends n tokens to each of B sequences, which makes N = B*n rows.
@@ -14,8 +15,10 @@
 
 #include "llmc/flashtpa_decode.cuh"
 #include "llmc/generator.h"
+#include "llmc/latent_decode.cuh"
 #include "llmc/matvec.cuh"
 #include "llmc/sampler.cuh"
+#include "llmc/variant_cache.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory: planned, printed and checked before any of it is allocated
@@ -23,21 +26,26 @@
 struct Generator {
     Model model;
     int64_t B, capacity, prefill_rows;
-    CacheShape shape;           // of a layer's cache
+    CacheShape shape;           // of a layer's cache of pages
+    VariantShape variant;       // of its cache of rows, where the model has that (variant_in_pages)
     floatX *params;             // (num_stored)
-    unsigned char *cache;       // (L, B, streams, pages): llmc/factor_cache.cuh
+    unsigned char *cache;       // (L, B, streams, pages), or (L, B, capacity) rows
+    floatX *before;             // (L, B, Pp)       kv_shift: the last projected row of each sequence
     int32_t *lengths;           // (B) tokens of each sequence
-    double *frequencies;        // (HSR / 2)
+    double *frequencies_q, *frequencies_k;      // (HSR / 2) of q and of k
     // one row per token of a step or a prefill
     int32_t *ids;               // (rows)
     floatX *x, *n;              // (rows, C)        residual stream, normed
     float *rstd;                // (rows)
-    floatX *fac, *y, *u, *s;    // (rows, Pp), (rows, Dp), (rows, 2 Fp), (rows, Fp)
-    // prefill
-    floatX *q, *k, *v;          // (prefill_rows, heads_stored, HSK) twice, (prefill_rows, heads_stored, HSV)
-    float *lse, *rope;          // (NH, prefill_rows), (prefill_rows, HSR)
+    floatX *proj;               // (rows, Pp)       projected rows
+    floatX *y, *u, *s;          // (rows, Dp), (rows, 2 Fp), (rows, Fp)
+    // prefill: of the trainer, for prefill_rows. In steps too: factor rows fac (rows, PFp), where they are not the
+    // projected ones; mla's latq (rows, q_lora) and q (rows, NH, HSK)
+    HeadBuffers heads;
+    float *lse;                 // (NH, prefill_rows)
     // steps
     float *scratch;             // decode_scratch_bytes
+    floatX *absorbed, *latents; // mla: (B MAX_STEP_TOKENS, NH, kv_lora + rope_dim), (B MAX_STEP_TOKENS, NH, kv_lora)
     // last tokens
     floatX *last;               // (B, C)
     float *logits;              // (B, Vp)
@@ -54,7 +62,7 @@ struct Generator {
     int steps;                  // of one token, so far
 };
 
-enum { NUM_GENERATOR_BUFFERS = 21, WEIGHTS_BUFFER = 0, CACHE_BUFFER = 1 };
+enum { NUM_GENERATOR_BUFFERS = 32, WEIGHTS_BUFFER = 0, CACHE_BUFFER = 1, BEFORE_BUFFER = 2 };
 
 // Rows of a prefill of n tokens: few different lengths, because each needs plans of its matrix products. The rows
 // beyond the prompt are padding; no token attends to them.
@@ -67,24 +75,43 @@ static int64_t prefill_length(int64_t n) {
 // Bytes of a number in the cache.
 static int cache_number_bytes(CacheKind kind) { return kind == CACHE_FP8 ? 1 : (int)sizeof(floatX); }
 
-// The table of Generator's buffers: each pointer with its size. Sets g->shape, B, capacity and prefill_rows.
+// Bytes of one sequence's cache in a layer.
+static size_t cache_sequence_bytes(const Model *m, CacheKind kind, int64_t tokens) {
+    int bytes = cache_number_bytes(kind);
+    if (variant_in_pages(m)) return cache_layer_bytes(cache_shape(m, bytes), 1, tokens);
+    return (size_t)tokens * variant_row_bytes(variant_shape(m, bytes));
+}
+
+// The table of Generator's buffers: each pointer with its size. Sets g->shape, variant, B, capacity and prefill_rows.
 static void generator_table(Generator *g, const Model *m, int64_t B, int64_t capacity, int64_t longest_prefill,
                             CacheKind kind, Buffer out[NUM_GENERATOR_BUFFERS]) {
     const Config *c = &m->config;
     size_t T = prefill_length(longest_prefill), steps = B * MAX_STEP_TOKENS, rows = T > steps ? T : steps;
-    size_t X = sizeof(floatX), f = sizeof(float), C = c->n_embd, L = c->n_layer,
-        NKV = heads_stored(m->k, (int)c->n_head);
-    g->shape = cache_shape(m, cache_number_bytes(kind)), g->B = B, g->capacity = capacity, g->prefill_rows = T;
+    size_t X = sizeof(floatX), f = sizeof(float), d = sizeof(double), C = c->n_embd, L = c->n_layer, NH = c->n_head,
+        NKV = heads_stored(m->k, (int)c->n_head), latent = c->attn == ATTN_MLA;
+    size_t norms = c->qk_norm ? T : 0, scratch = 0;
+    HeadBuffers *h = &g->heads;
+    g->shape = cache_shape(m, cache_number_bytes(kind)), g->variant = variant_shape(m, cache_number_bytes(kind));
+    g->B = B, g->capacity = capacity, g->prefill_rows = T;
+    if (variant_in_pages(m)) scratch = decode_scratch_bytes(g->shape, cache_queries(m), (int)B, MAX_STEP_TOKENS);
     const Buffer table[] = {
-        {(void **)&g->params, m->num_stored, X}, {(void **)&g->cache, L * cache_layer_bytes(g->shape, B, capacity), 1},
-        {(void **)&g->lengths, (size_t)B, sizeof(int32_t)},
-        {(void **)&g->frequencies, (size_t)m->HSR / 2, sizeof(double)},
+        {(void **)&g->params, m->num_stored, X},
+        {(void **)&g->cache, L * B * cache_sequence_bytes(m, kind, capacity), 1},
+        {(void **)&g->before, c->kv_shift ? L * B * m->Pp : 0, X}, {(void **)&g->lengths, (size_t)B, sizeof(int32_t)},
+        {(void **)&g->frequencies_q, (size_t)m->q.HSR / 2, d}, {(void **)&g->frequencies_k, (size_t)m->k.HSR / 2, d},
         {(void **)&g->ids, rows, sizeof(int32_t)}, {(void **)&g->x, rows * C, X}, {(void **)&g->n, rows * C, X},
-        {(void **)&g->rstd, rows, f}, {(void **)&g->fac, rows * m->Pp, X}, {(void **)&g->y, rows * m->Dp, X},
+        {(void **)&g->rstd, rows, f}, {(void **)&g->proj, rows * m->Pp, X}, {(void **)&g->y, rows * m->Dp, X},
         {(void **)&g->u, rows * 2 * m->Fp, X}, {(void **)&g->s, rows * m->Fp, X},
-        {(void **)&g->q, T * c->n_head * m->HSK, X}, {(void **)&g->k, T * NKV * m->HSK, X},
-        {(void **)&g->v, T * NKV * m->HSV, X}, {(void **)&g->lse, T * c->n_head, f}, {(void **)&g->rope, T * m->HSR, f},
-        {(void **)&g->scratch, decode_scratch_bytes(g->shape, m->q, (int)B, MAX_STEP_TOKENS), 1},
+        {(void **)&h->fac, variant_has_rows(m) ? rows * m->PFp : 0, X},
+        {(void **)&h->q, (latent ? rows : T) * NH * m->HSK, X}, {(void **)&h->k, T * NKV * m->HSK, X},
+        {(void **)&h->v, T * NKV * m->HSV, X},
+        {(void **)&h->rstdq, latent ? T : norms * heads_stored(m->q, (int)NH), f},
+        {(void **)&h->rstdk, latent ? T : norms * NKV, f}, {(void **)&h->latq, latent ? rows * c->q_lora : 0, X},
+        {(void **)&h->latkv, latent ? T * c->kv_lora : 0, X}, {(void **)&h->kv, latent ? T * 2 * m->D : 0, X},
+        {(void **)&h->rope_q, T * m->q.HSR, f}, {(void **)&h->rope_k, T * m->k.HSR, f},
+        {(void **)&g->lse, T * NH, f}, {(void **)&g->scratch, scratch, 1},
+        {(void **)&g->absorbed, latent ? steps * NH * (c->kv_lora + c->rope_dim) : 0, X},
+        {(void **)&g->latents, latent ? steps * NH * c->kv_lora : 0, X},
         {(void **)&g->last, B * C, X}, {(void **)&g->logits, (size_t)(B * m->Vp), f},
         {(void **)&g->uniform, (size_t)B, sizeof(double) + sizeof(int32_t)},        // and next
     };
@@ -113,34 +140,89 @@ static void linear(Generator *g, floatX *out, floatX *scratch, const floatX *inp
 
 // The cache of layer l, from sequence `first` on.
 static unsigned char *layer_cache(Generator *g, int64_t l, int64_t first) {
-    return g->cache + (size_t)(l * g->B + first) * cache_layer_bytes(g->shape, 1, g->capacity);
+    CacheKind kind = g->shape.number_bytes == 1 ? CACHE_FP8 : CACHE_NATIVE;
+    return g->cache + (size_t)(l * g->B + first) * cache_sequence_bytes(&g->model, kind, g->capacity);
 }
 
-// qkv_forward for decoding: the factor rows g->fac of layer l from g->x, and their k and v part into the cache; in a
-// prefill also g->q, k and v. For sequences first to first + B - 1, each with n tokens in T rows.
+// kv_shift: the last projected rows of layer l, from sequence `first` on.
+static floatX *rows_before(Generator *g, int64_t l, int64_t first) {
+    return g->before + (l * g->B + first) * (g->model.config.kv_shift ? g->model.Pp : 0);
+}
+
+// mla: the latents of projected rows into the cache; in a step also the absorbed queries.
+static void latent_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, Pass pass) {
+    const Model *m = &g->model;
+    const Config *c = &m->config;
+    const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
+    HeadBuffers *h = &g->heads;
+    int64_t N = B * n;
+    LatentWrite write = {
+        .cache = layer_cache(g, l, first), .latq = h->latq, .proj = g->proj, .q_gain = w + m->q_gain,
+        .kv_gain = w + m->kv_gain, .lengths = g->lengths + first, .frequencies = g->frequencies_k, .shape = g->shape,
+        .n = (int)n, .Pp = (int)m->Pp, .q_lora = (int)c->q_lora, .pages = cache_pages(g->capacity),
+        .eps = (float)c->rms_eps,
+    };
+    latent_write(write, B, g->stream);
+    if (pass == PREFILL) return;
+    linear(g, h->q, NULL, h->latq, w + m->wqb, N, c->q_lora, c->n_head * m->HSK, MATVEC_AS_IS, OVERWRITE);
+    latent_queries(g->absorbed, h->q, w + m->wkvb, g->lengths + first, g->frequencies_k, absorbed_shape(m, (int)n), N,
+                   g->stream);
+}
+
+// Factor rows of projected rows, for the kinds that have their own, and where the cache has rows, those.
+static void variant_decode_rows(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, int64_t T) {
+    const Model *m = &g->model;
+    VariantRows rows = {
+        .fac = g->heads.fac, .cache = layer_cache(g, l, first), .proj = g->proj, .before = rows_before(g, l, first),
+        .layer = g->params + m->layers + (size_t)l * m->layer_stride, .lengths = g->lengths + first,
+        .frequencies_q = g->frequencies_q, .frequencies_k = g->frequencies_k, .shape = g->variant, .n = (int)n,
+        .capacity = g->capacity,
+    };
+    variant_rows(rows, B, g->stream);
+    size_t row = (size_t)m->Pp * sizeof(floatX);
+    if (m->config.kv_shift)
+        CUDA_CHECK(cudaMemcpy2DAsync(rows_before(g, l, first), row, g->proj + (n - 1) * m->Pp, (size_t)T * row, row,
+                                     (size_t)B, cudaMemcpyDeviceToDevice, g->stream));
+}
+
+// qkv_forward for decoding: the projected rows g->proj of layer l from g->x, and what the cache needs of them; the
+// queries in g->proj, g->heads.fac or g->absorbed; in a prefill also g->heads.q, k and v. For sequences first to
+// first + B - 1, each with n tokens in T rows.
 static void qkv_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n, int64_t T, Pass pass) {
     const Model *m = &g->model;
     const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
-    linear(g, g->fac, g->n, g->x, w + m->wqkv, B * T, m->config.n_embd, m->Pp, MATVEC_NORMED, OVERWRITE);
+    bool own_rows = variant_has_rows(m);
+    linear(g, g->proj, g->n, g->x, w + m->wqkv, B * T, m->config.n_embd, m->Pp, MATVEC_NORMED, OVERWRITE);
+    if (own_rows) variant_decode_rows(g, l, first, B, n, T);
     CacheWrite write = {
-        .cache = layer_cache(g, l, first), .fac = g->fac, .lengths = g->lengths + first, .frequencies = g->frequencies,
-        .shape = g->shape, .q = m->q, .k = m->k, .v = m->v, .n = (int)n, .Pp = (int)m->Pp,
-        .pages = cache_pages(g->capacity), .rotate_queries = pass == STEP,
+        .cache = layer_cache(g, l, first), .fac = own_rows ? g->heads.fac : g->proj, .lengths = g->lengths + first,
+        .frequencies = g->frequencies_k, .shape = g->shape, .q = m->q, .k = m->k, .v = m->v, .n = (int)n,
+        .Pp = (int)(own_rows ? m->PFp : m->Pp), .pages = cache_pages(g->capacity), .rotate_queries = pass == STEP,
     };
-    cache_write(write, B, g->stream);
-    if (pass == PREFILL) heads_forward(g->q, g->k, g->v, NULL, NULL, g->fac, g->rope, heads_shape(m, T), T,
-                                       g->stream);
+    if (m->config.attn == ATTN_MLA) latent_decode(g, l, first, B, n, pass);
+    else if (variant_in_pages(m)) cache_write(write, B, g->stream);
+    if (pass == PREFILL) heads_from_rows(&g->heads, m, &g->matmul, g->proj, w, B, T, g->stream);
 }
 
-// g->y from the queries in g->fac and the cache of layer l.
+// g->y from the queries and the cache of layer l.
 static void attention_decode(Generator *g, int64_t l, int64_t first, int64_t B, int64_t n) {
     const Model *m = &g->model;
+    const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
+    bool own_rows = variant_has_rows(m), latent = m->config.attn == ATTN_MLA;
     DecodeArgs args = {
-        .cache = layer_cache(g, l, first), .lengths = g->lengths + first, .fac = g->fac, .out = g->y,
-        .scratch = g->scratch, .shape = g->shape, .q = m->q, .B = (int)B, .n = (int)n, .NH = (int)m->config.n_head,
-        .Pp = (int)m->Pp, .pages = cache_pages(g->capacity),
+        .cache = layer_cache(g, l, first), .lengths = g->lengths + first, .fac = own_rows ? g->heads.fac : g->proj,
+        .out = g->y, .scratch = g->scratch, .shape = g->shape, .q = cache_queries(m), .B = (int)B, .n = (int)n,
+        .NH = (int)m->config.n_head, .Pp = (int)(own_rows ? m->PFp : m->Pp), .pages = cache_pages(g->capacity),
     };
-    flashtpa_decode(args, g->stream);
+    VariantArgs variant = {
+        .cache = args.cache, .lengths = args.lengths, .fac = args.fac, .layer = w, .frequencies = g->frequencies_k,
+        .out = g->y, .shape = g->variant, .B = (int)B, .n = (int)n, .capacity = g->capacity,
+    };
+    if (latent) args.fac = g->absorbed, args.out = g->latents, args.Pp = args.q.R * args.q.HS;
+    if (variant_in_pages(m)) flashtpa_decode(args, g->stream);
+    else variant_decode(variant, g->stream);
+    if (latent) latent_output(g->y, g->latents, w + m->wkvb, absorbed_shape(m, (int)n), B * n, g->stream);
+    if (m->config.out_gate) gate_outputs(g->y, gate_columns(m, g->proj), m->Pp, B * n, m->D, g->stream);
 }
 
 // g->logits of sequences first to first + B - 1 from row n - 1, the last token, of each sequence's T rows in g->x.
@@ -171,7 +253,8 @@ static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass
         const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
         qkv_decode(g, l, first, B, n, T, pass);                                             // n, factors, cache
         if (pass == PREFILL)                                                                // y = attention(q, k, v)
-            layer_attention_forward(g->y, g->lse, g->q, g->k, g->v, NO_GATE, attention_shape(m, 1, T), g->stream);
+            layer_attention_forward(g->y, g->lse, g->heads.q, g->heads.k, g->heads.v, gate_columns(m, g->proj),
+                                    attention_shape(m, 1, T), g->stream);
         else
             attention_decode(g, l, first, B, n);
         linear(g, g->x, NULL, g->y, w + m->wo, N, Dp, C, MATVEC_AS_IS, ACCUMULATE);         // x += y Wo^T
@@ -188,8 +271,8 @@ static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass
 void generator_start(const GenerateOptions *) { gpu_start(0, (const void *)encoder_forward_kernel); }
 
 double generator_cache_bytes(const GenerateOptions *o, const Model *m, int64_t tokens) {
-    CacheShape s = cache_shape(m, cache_number_bytes(o->cache_kind));
-    return (double)m->config.n_layer * (double)s.streams * (double)cache_page_bytes(s) * (double)tokens / PAGE;
+    double page = (double)cache_sequence_bytes(m, o->cache_kind, PAGE);
+    return (double)m->config.n_layer * page * (double)tokens / PAGE;
 }
 
 void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t capacity) {
@@ -203,9 +286,9 @@ void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t
     size_t free_bytes, total_bytes;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     double weights = memory_bytes(table, WEIGHTS_BUFFER, WEIGHTS_BUFFER);
-    double cache = memory_bytes(table, CACHE_BUFFER, CACHE_BUFFER), have = (double)free_bytes, MiB = 0x1p20,
+    double cache = memory_bytes(table, CACHE_BUFFER, BEFORE_BUFFER), have = (double)free_bytes, MiB = 0x1p20,
         GiB = 0x1p30;
-    double activations = memory_bytes(table, CACHE_BUFFER + 1, NUM_GENERATOR_BUFFERS - 1) + MATMUL_WORKSPACE_BYTES;
+    double activations = memory_bytes(table, BEFORE_BUFFER + 1, NUM_GENERATOR_BUFFERS - 1) + MATMUL_WORKSPACE_BYTES;
     double need = weights + cache + activations;
     if (o->stats || o->plan)
         fprintf(stderr, "memory: weights %.1f + cache %.1f + activations %.1f = %.1f MiB of %.0f free on the GPU\n",
@@ -214,6 +297,20 @@ void generator_plan(const GenerateOptions *o, const Model *m, int64_t B, int64_t
         die(EXIT_INPUT, "this run needs %.1f GiB of GPU memory (cache %.1f) and %.1f are free: lower --max-tokens "
             "(-g), use fewer or shorter prompts%s", need / GiB, cache / GiB, have / GiB,
             o->cache_kind == CACHE_FP8 ? "" : ", or use --cache fp8");
+}
+
+// Fills RoPE's frequencies (HSR / 2), for decoding, and its table (prefill_rows, HSR), for prefills.
+static void generator_angles(Generator *g, double *frequencies, float *rope, int64_t HSR) {
+    size_t frequency_bytes = (size_t)HSR / 2 * sizeof(double),
+        rope_bytes = (size_t)(g->prefill_rows * HSR) * sizeof(float);
+    double *host_frequencies = (double *)xmalloc(frequency_bytes), base = g->model.config.rope_base;
+    float *host_rope = (float *)xmalloc(rope_bytes);
+    rope_frequencies(host_frequencies, HSR, base);
+    rope_table(host_rope, g->prefill_rows, HSR, base);
+    CUDA_CHECK(cudaMemcpyAsync(frequencies, host_frequencies, frequency_bytes, cudaMemcpyHostToDevice, g->stream));
+    CUDA_CHECK(cudaMemcpyAsync(rope, host_rope, rope_bytes, cudaMemcpyHostToDevice, g->stream));
+    CUDA_CHECK(cudaStreamSynchronize(g->stream));
+    free(host_frequencies), free(host_rope);
 }
 
 Generator *generator_open(const GenerateOptions *o, const Config *config, int64_t B, int64_t capacity) {
@@ -226,20 +323,12 @@ Generator *generator_open(const GenerateOptions *o, const Config *config, int64_
     memory_alloc(table, NUM_GENERATOR_BUFFERS, "lower --max-tokens (-g), or use fewer or shorter prompts", g->stream);
     CUDA_CHECK(cudaMemsetAsync(g->cache, 0xff, table[CACHE_BUFFER].elements, g->stream));       // free slots hold NaN
     g->next = (int32_t *)(g->uniform + B);
-    int64_t steps = B * MAX_STEP_TOKENS, rows = g->prefill_rows > steps ? g->prefill_rows : steps, HSR = g->model.HSR;
+    int64_t steps = B * MAX_STEP_TOKENS, rows = g->prefill_rows > steps ? g->prefill_rows : steps;
     CUDA_CHECK(cudaMallocHost((void **)&g->host_ids, (size_t)rows * sizeof(int32_t)));
     CUDA_CHECK(cudaMallocHost((void **)&g->host_uniform, (size_t)B * sizeof(double)));
     g->host_lengths = (int64_t *)xcalloc((size_t)B, sizeof(int64_t));
-    size_t frequency_bytes = (size_t)HSR / 2 * sizeof(double),
-        rope_bytes = (size_t)(g->prefill_rows * HSR) * sizeof(float);
-    double *frequencies = (double *)xmalloc(frequency_bytes);
-    float *rope = (float *)xmalloc(rope_bytes);
-    rope_frequencies(frequencies, HSR, config->rope_base);
-    rope_table(rope, g->prefill_rows, HSR, config->rope_base);
-    CUDA_CHECK(cudaMemcpyAsync(g->frequencies, frequencies, frequency_bytes, cudaMemcpyHostToDevice, g->stream));
-    CUDA_CHECK(cudaMemcpyAsync(g->rope, rope, rope_bytes, cudaMemcpyHostToDevice, g->stream));
-    CUDA_CHECK(cudaStreamSynchronize(g->stream));
-    free(frequencies), free(rope);
+    generator_angles(g, g->frequencies_q, g->heads.rope_q, g->model.q.HSR);
+    generator_angles(g, g->frequencies_k, g->heads.rope_k, g->model.k.HSR);
     matmul_init(&g->matmul);
     return g;
 }
@@ -342,8 +431,7 @@ int main(int argc, char **argv) {
     static const GeneratorModel model = {
         .title = "generate_t6cu: text from a T6 checkpoint, on the GPU. Without flags it continues standard input, "
                  "by the model in out.",
-        .pad = PAD, .tolerance = GENERATOR_TOLERANCE, .runs = model_is_plain, .start = generator_start,
-        .plan = generator_plan,
+        .pad = PAD, .tolerance = GENERATOR_TOLERANCE, .start = generator_start, .plan = generator_plan,
         .cache_bytes = generator_cache_bytes, .open = generator_open, .close = generator_close,
         .model = generator_model, .host_weights = generator_host_weights, .load_weights = generator_load_weights,
         .prefill = generator_prefill, .step = generator_step, .sample = generator_sample, .logits = generator_logits,

@@ -1029,6 +1029,8 @@ int main(int argc, char **argv) {
         {"mqa",         SHAPE(ATTN_MQA,        2, 72,   5,  64,  517,   1, 1, 1, 1, 0, 10000, 1e-6), 2, 67,  true,  ""},
         {"mla",         SHAPE(ATTN_MLA,        2, 72,   3,  64,  517,   1, 1, 1, 1, 0, 10000, 1e-6), 2, 67,  true,
          "q_lora=40 kv_lora=24 rope_dim=32"},
+        {"mla NH12",    SHAPE(ATTN_MLA,        2, 72,   12, 64,  517,   1, 1, 1, 1, 0, 10000, 1e-6), 2, 67,  true,
+         "q_lora=64 kv_lora=256 rope_dim=32"},          // the latents of the fast decoding kernel
         {"mla HS32",    SHAPE(ATTN_MLA,        2, 72,   3,  32,  517,   1, 1, 1, 1, 0, 10000, 1e-6), 2, 67,  true,
          "q_lora=64 kv_lora=32 rope_dim=16 out_gate"},
         // each variant and switch alone
@@ -1083,7 +1085,7 @@ int main(int argc, char **argv) {
         std::string name = std::string(model.name) + (*model.variant ? " " : "") + model.variant;
         test_against_cpu(&score, &config, model.B, model.T, seed, name.c_str());
         test_bits(&score, &config, model.B, model.T, seed, name.c_str());
-        if (*model.variant == 0) test_generate(&score, &config, seed, name.c_str());
+        test_generate(&score, &config, seed, name.c_str());
     }
     return finish(&score);
 }

@@ -92,7 +92,7 @@ __host__ __device__ inline int cache_a_chunk(int number_bytes, int row, int c) {
 // different permutations. Vectors of other than 2, 4, 8 ... chunks are stored in order.
 __host__ __device__ inline int cache_b_chunk(int number_bytes, int HS, int t, int c) {
     const int chunks = HS * number_bytes / 16;          // of a vector
-    if (number_bytes == 4 || chunks < 2 || (chunks & (chunks - 1))) return c;
+    if (number_bytes == 4 || HS * number_bytes % 16 || chunks < 2 || (chunks & (chunks - 1))) return c;
     const int together = number_bytes == 1 ? 2 : 1, per_bank = chunks < 8 ? 8 / chunks : 1;
     return c ^ (t / (per_bank > together ? per_bank : together) & ((chunks < 8 ? chunks : 8) - 1));
 }

@@ -53,7 +53,7 @@ enum {
 typedef struct {
     const unsigned char *cache; // (B, streams, pages) of one layer, with the queries' own tokens in it
     const int32_t *lengths;     // (B) tokens before the queries
-    const floatX *fac;          // (B n, Pp) factor rows of the queries, q's vectors rotated
+    const floatX *fac;          // (B n, Pp) factor rows of the queries, q's vectors rotated; mla: q'
     floatX *out;                // (B n, NH HSV)
     float *scratch;             // decode_scratch_bytes; its counters start at zero; each launch resets them
     CacheShape shape;

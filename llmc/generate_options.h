@@ -38,7 +38,6 @@ typedef struct {
     const char *title;                                  // first line of --help
     int pad;                                            // widths are stored in multiples of it (model_init)
     double tolerance;                                   // ||a - b|| / ||b|| of logits that differ by rounding only
-    int (*runs)(const Model *m);                        // whether it runs this kind of model
     void (*start)(const GenerateOptions *o);            // sets up threads or GPU; called once, first
     // Prints the memory that the run needs to stderr if o->stats or o->plan, and ends the program with one line where
     // the machine has less.

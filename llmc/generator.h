@@ -202,7 +202,8 @@ LLMC_FN void print_generation(const Generation *run, const Model *m) {
     const GenerateOptions *o = &run->o;
     const Config *c = &m->config;
     Config mha_config = *c;
-    mha_config.attn = ATTN_MHA;
+    mha_config.attn = ATTN_MHA, mha_config.a_constant = mha_config.b_constant = 0;
+    mha_config.share_kv_b = mha_config.b_dim = 0, mha_config.head_act = HEAD_ACT_NONE;
     Model mha;
     model_init(&mha, &mha_config, run->ops->pad);
     double bytes = run->ops->cache_bytes(o, m, 1), mha_bytes = run->ops->cache_bytes(o, &mha, 1);

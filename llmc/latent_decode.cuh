@@ -80,30 +80,35 @@ inline void latent_write(const LatentWrite &w, int64_t B, cudaStream_t stream) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Queries and outputs
 
-typedef struct { int NH, HSV, kv, HSR, n; } LatentShape;       // n: tokens per sequence
+typedef struct { int NH, HSV, kv, HSR, n; } AbsorbedShape;     // n: tokens per sequence
 
-enum { LATENT_THREADS = 128, LATENT_ROWS = 8 };                // of a block, which reads its weights once
+LLMC_FN AbsorbedShape absorbed_shape(const Model *m, int n) {
+    AbsorbedShape s = {(int)m->config.n_head, (int)m->HSV, (int)m->config.kv_lora, (int)m->HSR, n};
+    return s;
+}
+
+enum { ABSORBED_THREADS = 128, ABSORBED_ROWS = 8 };                // of a block, which reads its weights once
 
 // out (B n, NH, kv + HSR) = q' of q (B n, NH, HSV + HSR), at positions from lengths[b] on. A block has a head, a
 // thread an element of q'.
-__global__ void __launch_bounds__(LATENT_THREADS)
+__global__ void __launch_bounds__(ABSORBED_THREADS)
 latent_queries_kernel(floatX *out, const floatX *q, const floatX *wkvb, const int32_t *lengths,
-                      const double *frequencies, LatentShape s, int rows) {
-    const int head = blockIdx.x, element = blockIdx.y * LATENT_THREADS + threadIdx.x, W = s.kv + s.HSR;
-    const int first = blockIdx.z * LATENT_ROWS, HSK = s.HSV + s.HSR, half = s.HSR / 2;
+                      const double *frequencies, AbsorbedShape s, int rows) {
+    const int head = blockIdx.x, element = blockIdx.y * ABSORBED_THREADS + threadIdx.x, W = s.kv + s.HSR;
+    const int first = blockIdx.z * ABSORBED_ROWS, HSK = s.HSV + s.HSR, half = s.HSR / 2;
     if (element >= W) return;
     auto head_of = [&](int row) { return q + ((int64_t)row * s.NH + head) * HSK; };
-    float sum[LATENT_ROWS] = {};
+    float sum[ABSORBED_ROWS] = {};
     if (element < s.kv) {
         const floatX *wk = wkvb + (int64_t)head * 2 * s.HSV * s.kv + element;
         for (int j = 0; j < s.HSV; j++) {
             const float weight = (float)wk[(int64_t)j * s.kv];
             #pragma unroll
-            for (int i = 0; i < LATENT_ROWS; i++)
+            for (int i = 0; i < ABSORBED_ROWS; i++)
                 if (first + i < rows) sum[i] += weight * (float)head_of(first + i)[j];
         }
     } else
-        for (int i = 0; i < LATENT_ROWS && first + i < rows; i++) {
+        for (int i = 0; i < ABSORBED_ROWS && first + i < rows; i++) {
             const int d = element - s.kv, row = first + i;
             const float2 turn = rope_turn(lengths[row / s.n] + row % s.n, frequencies[d % half]);
             const floatX *rotated = head_of(row) + s.HSV;
@@ -111,44 +116,45 @@ latent_queries_kernel(floatX *out, const floatX *q, const floatX *wkvb, const in
             sum[i] = d < half ? x * turn.x + y * turn.y : y * turn.x - x * turn.y;
         }
     #pragma unroll
-    for (int i = 0; i < LATENT_ROWS; i++)
+    for (int i = 0; i < ABSORBED_ROWS; i++)
         if (first + i < rows) out[((int64_t)(first + i) * s.NH + head) * W + element] = (floatX)sum[i];
 }
 
 inline void latent_queries(floatX *out, const floatX *q, const floatX *wkvb, const int32_t *lengths,
-                           const double *frequencies, const LatentShape &s, int64_t rows, cudaStream_t stream) {
-    const dim3 grid((unsigned)s.NH, (unsigned)ceil_div(s.kv + s.HSR, (int)LATENT_THREADS),
-                    (unsigned)ceil_div(rows, (int64_t)LATENT_ROWS));
-    launch(latent_queries_kernel, {grid, LATENT_THREADS, 0, stream}, out, q, wkvb, lengths, frequencies, s, (int)rows);
+                           const double *frequencies, const AbsorbedShape &s, int64_t rows, cudaStream_t stream) {
+    const dim3 grid((unsigned)s.NH, (unsigned)ceil_div(s.kv + s.HSR, (int)ABSORBED_THREADS),
+                    (unsigned)ceil_div(rows, (int64_t)ABSORBED_ROWS));
+    launch(latent_queries_kernel, {grid, ABSORBED_THREADS, 0, stream}, out, q, wkvb, lengths, frequencies, s,
+           (int)rows);
 }
 
 // y (rows, NH HSV) = Wv o', o' (rows, NH, kv). A warp has an element of a head.
-__global__ void __launch_bounds__(LATENT_THREADS)
-latent_output_kernel(floatX *y, const floatX *o, const floatX *wkvb, LatentShape s, int rows) {
-    const int head = blockIdx.x, element = blockIdx.y * (LATENT_THREADS / 32) + threadIdx.x / 32;
-    const int lane = threadIdx.x % 32, first = blockIdx.z * LATENT_ROWS;
+__global__ void __launch_bounds__(ABSORBED_THREADS)
+latent_output_kernel(floatX *y, const floatX *o, const floatX *wkvb, AbsorbedShape s, int rows) {
+    const int head = blockIdx.x, element = blockIdx.y * (ABSORBED_THREADS / 32) + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, first = blockIdx.z * ABSORBED_ROWS;
     if (element >= s.HSV) return;
     const floatX *wv = wkvb + (((int64_t)head * 2 + 1) * s.HSV + element) * s.kv;
-    float sum[LATENT_ROWS] = {};
+    float sum[ABSORBED_ROWS] = {};
     for (int k = lane; k < s.kv; k += 32) {
         const float weight = (float)wv[k];
         #pragma unroll
-        for (int i = 0; i < LATENT_ROWS; i++)
+        for (int i = 0; i < ABSORBED_ROWS; i++)
             if (first + i < rows) sum[i] += weight * (float)o[((int64_t)(first + i) * s.NH + head) * s.kv + k];
     }
     #pragma unroll
-    for (int i = 0; i < LATENT_ROWS; i++) {
+    for (int i = 0; i < ABSORBED_ROWS; i++) {
         sum[i] = warp_sum(sum[i]);
         if (lane == 0 && first + i < rows)
             y[((int64_t)(first + i) * s.NH + head) * s.HSV + element] = (floatX)sum[i];
     }
 }
 
-inline void latent_output(floatX *y, const floatX *o, const floatX *wkvb, const LatentShape &s, int64_t rows,
+inline void latent_output(floatX *y, const floatX *o, const floatX *wkvb, const AbsorbedShape &s, int64_t rows,
                           cudaStream_t stream) {
-    const dim3 grid((unsigned)s.NH, (unsigned)ceil_div(s.HSV, LATENT_THREADS / 32),
-                    (unsigned)ceil_div(rows, (int64_t)LATENT_ROWS));
-    launch(latent_output_kernel, {grid, LATENT_THREADS, 0, stream}, y, o, wkvb, s, (int)rows);
+    const dim3 grid((unsigned)s.NH, (unsigned)ceil_div(s.HSV, ABSORBED_THREADS / 32),
+                    (unsigned)ceil_div(rows, (int64_t)ABSORBED_ROWS));
+    launch(latent_output_kernel, {grid, ABSORBED_THREADS, 0, stream}, y, o, wkvb, s, (int)rows);
 }
 
 #endif

@@ -664,7 +664,7 @@ LLMC_FN int64_t model_cache_width(const Model *m) {
     return part[NUM_CACHE_PARTS];
 }
 
-// Whether the model has none of the variants and switches, and is not mla: what generate_t6cu runs so far.
+// Whether the model has none of the variants and switches, and is not mla.
 LLMC_FN int model_is_plain(const Model *m) {
     return m->is_projected && !m->config.out_gate && !m->config.qk_norm;
 }

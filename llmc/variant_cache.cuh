@@ -1,4 +1,4 @@
-// Decoding the variants of factored heads and the switches kv_shift and qk_norm (Heads in model.h).
+// Decoding the variants of factored heads and the switches kv_shift, qk_norm and out_gate (Heads in model.h).
 //
 // variant_rows makes the factor row of a token from its projected row: a = act(a), b shifted, and with qk_norm the norm
 // of each head of q and k folded into its a, or into its vector where heads are grouped. Rotation keeps norms, so they
@@ -42,7 +42,7 @@ LLMC_FN VariantShape variant_shape(const Model *m, int number_bytes) {
     VariantShape s;
     int64_t part[NUM_CACHE_PARTS + 1];
     s.q = m->q, s.k = m->k, s.v = m->v, s.act = c->head_act;
-    s.NH = (int)c->n_head, s.HS = (int)m->HSK, s.Pp = (int)m->Pp, s.PFp = (int)round_up(m->PF, 8);
+    s.NH = (int)c->n_head, s.HS = (int)m->HSK, s.Pp = (int)m->Pp, s.PFp = (int)m->PFp;
     s.qk_norm = (int)c->qk_norm, s.share_kv_b = (int)c->share_kv_b, s.in_pages = variant_in_pages(m);
     s.eps = (float)c->rms_eps, s.scale = (float)m->scale, s.number_bytes = number_bytes;
     model_cache_parts(m, part);
@@ -315,6 +315,22 @@ inline void variant_decode(const VariantArgs &args, cudaStream_t stream) {
                  numbers * sizeof(float), stream);
     if (args.shape.number_bytes == 1) launch(variant_decode_kernel<e4m3>, where, args);
     else launch(variant_decode_kernel<floatX>, where, args);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Output gate, of steps; prefills have attention's own
+
+// One thread per number.
+__global__ void gate_outputs_kernel(floatX *y, const floatX *gate, int64_t gate_stride, int64_t N, int D) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, n = i / D;
+    if (n < N) y[i] = (floatX)((float)y[i] * sigmoid((float)gate[n * gate_stride + i % D]));
+}
+
+// y (N, D) *= sigmoid(gate), gate (N, D) with rows gate_stride apart.
+inline void gate_outputs(floatX *y, const floatX *gate, int64_t gate_stride, int64_t N, int64_t D,
+                         cudaStream_t stream) {
+    const unsigned grid = (unsigned)ceil_div(N * D, (int64_t)256);
+    launch(gate_outputs_kernel, {grid, 256, 0, stream}, y, gate, gate_stride, N, (int)D);
 }
 
 #endif

@@ -322,9 +322,6 @@ struct LatentLayer {
         model_init(&model, &config, 8);
     }
     ~LatentLayer() { model_free(&model); }
-    LatentShape shape(int n) const {
-        return {(int)config.n_head, (int)config.head_dim, (int)config.kv_lora, (int)config.rope_dim, n};
-    }
 };
 
 static Floats floats(const Array<floatX> &x) {
@@ -359,7 +356,7 @@ static std::vector<double> latent_from_row(const LatentLayer &l, const float *ro
 static void check_latent(Score *score, const LatentLayer &l, const std::vector<int32_t> &lengths, int n, int room,
                          int number_bytes, const std::vector<Cut> &cuts, uint64_t seed, CheckedVersions versions) {
     const Model &m = l.model;
-    const LatentShape heads = l.shape(n);
+    const AbsorbedShape heads = absorbed_shape(&m, n);
     const int B = (int)lengths.size(), NH = heads.NH, HSV = heads.HSV, kv = heads.kv, HSR = heads.HSR, W = kv + HSR;
     const int Pp = (int)m.Pp, HSK = HSV + HSR, queries = B * n, q_lora = (int)l.config.q_lora;
     const int64_t capacity = *std::max_element(lengths.begin(), lengths.end()) + n + room;
@@ -550,7 +547,7 @@ static void check_variant(Score *score, const LayerShape &s, const char *words, 
     }
     Array<double> frequencies_q(host_frequencies[0]), frequencies_k(host_frequencies[1]);
     Array<unsigned char> cache(B * sequence_bytes + LayerData::GUARD);
-    Array<floatX> layer(m.layer_stride, seed, 1), before(B * Pp), fac((capacity > B * n ? capacity : B * n) * shape.PFp);
+    Array<floatX> layer(m.layer_stride, seed, 1), before(B * Pp), fac(std::max<int64_t>(capacity, B * n) * shape.PFp);
     Array<floatX> queries((int64_t)B * n * Pp), out((size_t)B * n * D + LayerData::GUARD);
     Array<int32_t> lengths_gpu(lengths), zeros(std::vector<int32_t>(B, 0));
     VariantRows w = {};
@@ -595,7 +592,8 @@ static void check_variant(Score *score, const LayerShape &s, const char *words, 
                 k.insert(k.end(), x.begin(), x.end()), v.insert(v.end(), y.begin(), y.end());
             }
             for (int i = 0; i < n; i++)
-                attend(&want[((size_t)b * n + i) * D + h * HS], head(m.q, lengths[b] + i), k, v, lengths[b] + i + 1, HS);
+                attend(&want[((size_t)b * n + i) * D + h * HS], head(m.q, lengths[b] + i), k, v, lengths[b] + i + 1,
+                       HS);
         }
     }
     std::vector<floatX> first;
@@ -630,8 +628,8 @@ static void check_variant(Score *score, const LayerShape &s, const char *words, 
     // e4m3: a number is off by 2.6% on average, a product of three by less than 8%
     const double tolerance = number_bytes == E4M3_BYTES ? 0.08 : 1.2e-2;
     report(score, error <= tolerance && same && written == 0, "%s %s%s B%d n%d NH%d HS%d R%d,%d,%d: error %.1e%s%s",
-           attn_name(s.attn), words, number_bytes == E4M3_BYTES ? " e4m3" : "", B, n, NH, HS, m.q.R, m.k.R, m.v.R, error,
-           same ? "" : ", second run differs", written ? ", wrote past the end" : "");
+           attn_name(s.attn), words, number_bytes == E4M3_BYTES ? " e4m3" : "", B, n, NH, HS, m.q.R, m.k.R, m.v.R,
+           error, same ? "" : ", second run differs", written ? ", wrote past the end" : "");
 }
 
 // Variants and switches, and combinations of them.
@@ -844,8 +842,8 @@ int main(int argc, char **argv) {
     int x[10] = {};
     for (int i = 1; i < argc && i <= 10; i++) x[i - 1] = atoi(argv[i]);
     if (!table && !figure && (argc < 9 || argc > 11 || x[0] < 0 || x[0] >= NUM_VERSIONS))
-        die(EXIT_INPUT, "usage: flashtpa_decode [quick | time | figure | VERSION B M NH HS RQ RK RV [cluster [min_pages]]]; "
-                        "VERSION is 0 to %d", (int)NUM_VERSIONS - 1);
+        die(EXIT_INPUT, "usage: flashtpa_decode [quick | time | figure | "
+                        "VERSION B M NH HS RQ RK RV [cluster [min_pages]]]; VERSION is 0 to %d", (int)NUM_VERSIONS - 1);
     const double read = read_gb_per_s();
     if (figure) return time_figure(read), 0;
     printf("read bandwidth %.0f GB/s\n", read);
