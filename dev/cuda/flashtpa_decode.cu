@@ -1,6 +1,7 @@
 // FlashTPA decoding: checks and times llmc/flashtpa_decode.cuh over llmc/factor_cache.cuh.
 //
-//   build/flashtpa_decode             check against CPU loops: ranks, heads, lengths, queries, cuts of the work, e4m3
+//   build/flashtpa_decode             check against CPU loops: ranks, heads, lengths, queries, cuts of the work, e4m3,
+//                                     mla, variants
 //   build/flashtpa_decode quick       fewer checks
 //   build/flashtpa_decode time        the table of dev/results/flashtpa.md
 //   build/flashtpa_decode figure      times of each attention kind, NH 32 and HS 64, as tab-separated columns
@@ -786,6 +787,27 @@ static void time_one(Version version, int B, int M, const LayerShape &shape, dou
     fflush(stdout);
 }
 
+// Times the kernel of the variants that have a cache of rows, and prints a line.
+static void time_variant(const char *words, int B, int M, double read) {
+    const VariantLayer l({ATTN_TPA, 32, 64, 6, 2, 2}, words);
+    VariantArgs args = {};
+    args.shape = variant_shape(&l.model, BF16_BYTES), args.B = B, args.n = 1, args.capacity = M;
+    const size_t bytes = variant_row_bytes(args.shape) * B * M;
+    std::vector<double> host_frequencies(args.shape.k.HSR / 2);
+    rope_frequencies(host_frequencies.data(), args.shape.k.HSR, l.config.rope_base);
+    Array<unsigned char> cache(bytes);
+    Array<floatX> fac((size_t)B * args.shape.PFp, 1, 1), layer(l.model.layer_stride, 2, 1), out((size_t)B * 32 * 64);
+    Array<int32_t> lengths(std::vector<int32_t>(B, M - 1));
+    Array<double> frequencies(host_frequencies);
+    launch(fill_kernel, {1024, 256, 0, 0}, cache.p, bytes, (int)BF16_BYTES, (uint64_t)1);
+    args.cache = cache.p, args.lengths = lengths.p, args.fac = fac.p, args.layer = layer.p, args.out = out.p;
+    args.frequencies = frequencies.p;
+    const int one_run = 1;
+    const double us = graph_us(one_run, [&](cudaStream_t stream) { variant_decode(args, stream); });
+    printf("%-12s B%-3d M%-7d NH32 HS64 R6,2,2: %9.1f us  %8.1f MB  %3.0f%% of %.0f\n", words, B, M, us,
+           (double)bytes / 1e6, 100 * (double)bytes / us / 1e3 / read, read);
+}
+
 static void time_table(double read) {
     const int HS = 64, first_bit = 12, last_bit = 19;           // 4096 to 524288 tokens
     for (int NH : {32, 34})
@@ -803,6 +825,8 @@ static void time_table(double read) {
         for (int B : {1, 8, 16})
             for (int bit = first_bit; bit <= last_bit; bit++)
                 time_one(version, B, 1 << bit, {ATTN_MLA, 32, HS, 1, 1, 1}, read);
+    for (const char *words : {"a_constant", "b_constant", "share_kv_b", "b_dim=16"})
+        for (int B : {1, 8}) time_variant(words, B, 1 << 14, read);
     for (Version version : {NAIVE, PLAIN})
         for (int B : {1, 8}) time_one(version, B, 1 << 16, {ATTN_TPA, 32, HS, 16, 1, 1}, read);
 }
