@@ -233,6 +233,12 @@ for kind in $(attention_kinds "$train"); do
     check "$kind learns" "$learnt" "$(tail -1 "$tmp/stdout")"
 done
 
+# OpenBLAS takes a processor that it does not know for one of 2004.
+if grep -qw avx2 /proc/cpuinfo && grep -qw fma /proc/cpuinfo; then
+    core=$(env -u OPENBLAS_CORETYPE OPENBLAS_VERBOSE=2 "$train" --help 2>&1 >/dev/null | sed -n 's/^Core: //p')
+    check "OpenBLAS uses AVX" "$([ "$core" != Prescott ] && echo 1)" "$core"
+fi
+
 # ---- the plot of losses. A stand-in for gnuplot keeps what it is told to draw.
 mkdir "$tmp/stub" "$tmp/nothing"
 printf '#!/bin/sh\ncat >"%s"\n' "$tmp/script" >"$tmp/stub/gnuplot"
