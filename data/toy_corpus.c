@@ -218,8 +218,8 @@ static void tell_story(Story *s) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading a story: its derivations are found by trying every alternative. A reference is a place where the grammar has
-// {x}. The reader takes any word there and notes whether it is the one that is bound to x, so it also reads stories with
-// wrong references.
+// {x}. The reader takes any word there and notes whether it is the one that is bound to x, so it also reads stories
+// with wrong references.
 
 typedef struct Rest { const char *p; const struct Rest *next; } Rest;     // what must follow after an alternative
 
@@ -237,7 +237,7 @@ typedef struct {
     const char *end;        // of the text
     int derivations;        // of the whole text, with all references right
     double probability;     // sum over them
-    Path best;              // goes furthest into the text; of several, a whole one, then one with fewer wrong references
+    Path best;              // goes furthest into the text; of several, a whole one, then one with fewer faults
 } Reading;
 
 static int total(const int count[NUM_RULES]) {
@@ -351,8 +351,8 @@ static Means rule_means(const Grammar *g, int rule, int depth) {
 // Judging stories that a model wrote
 
 #define JUDGE_HELP "count the references that are right in the stories of this file, one per line or as generate_t6 " \
-    "prints many; write nothing. A reference is a place where the grammar repeats a word: a name, a colour, ... It is " \
-    "wrong if another word is there, and where a story leaves the grammar, all references from there on are wrong"
+    "prints many; write nothing. A reference is a place where the grammar repeats a word: a name, a colour, ... It " \
+    "is wrong if another word is there, and where a story leaves the grammar, all references from there on are wrong"
 
 typedef struct {
     uint64_t stories, right, whole;                     // of those: with all references right; whole, with wrong ones
@@ -415,8 +415,8 @@ static int judge_file(const Grammar *g, const char *path) {
     if (v.stories == 0) die(EXIT_INPUT, "--judge: %s: there is no story in it", path);
 
     uint64_t right = 0, found = 0, all = v.stories * (uint64_t)llround(rule_means(g, 0, 0).references);
-    printf("%" PRIu64 " stories: %" PRIu64 " right, %" PRIu64 " with a wrong reference, %" PRIu64 " that leave the grammar"
-           "\n  reference     right       of\n", v.stories, v.right, v.whole, v.stories - v.right - v.whole);
+    printf("%" PRIu64 " stories: %" PRIu64 " right, %" PRIu64 " with a wrong reference, %" PRIu64
+           " that leave the grammar\n  reference     right       of\n", v.stories, v.right, v.whole, v.stories - v.right - v.whole);
     for (int i = 0; i < NUM_RULES; i++) {
         print_share(grammar[i].name, v.right_references[i], v.references[i]);
         right += v.right_references[i];

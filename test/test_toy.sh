@@ -81,10 +81,11 @@ check "a different seed gives different files" different_seed
 check "xz -9 needs more than twice the entropy" attention_pays
 
 # ---- judging. In this story words 11, 16, 19, 20, 24, 29, 32, 33, 47, 52, 56 and 57 are references.
-story="On a fine day Ann met Ben by the cave. Ann had a blue bell. Ann hid the blue bell by the dock. Ben had a gold boat. \
-Ben hid the gold boat by the farm. They saw bold bears, bold bears and bold bears. Then Ann quickly went to the dock to \
-get the blue bell."
-right="1 stories: 1 right, 0 with a wrong reference, 0 that leave" wrong="1 stories: 0 right, 1 with" left=".*, 1 that leave"
+story="On a fine day Ann met Ben by the cave. Ann had a blue bell. Ann hid the blue bell by the dock. Ben had a gold \
+boat. Ben hid the gold boat by the farm. They saw bold bears, bold bears and bold bears. Then Ann quickly went to the \
+dock to get the blue bell."
+right="1 stories: 1 right, 0 with a wrong reference, 0 that leave" wrong="1 stories: 0 right, 1 with"
+left=".*, 1 that leave"
 
 # judges HEAD COUNT: of the text on standard input. The first line starts with HEAD; COUNT: "RIGHT ALL" references.
 judges() {
