@@ -67,8 +67,9 @@ static void cache_write(Cache *cache, int64_t l, int64_t b, int64_t t, const flo
     }
 }
 
-// The cache row (W) of a variant's token: from its factor row, whose a has the norms, and from its projected row, which
-// follows that of the token before where t > 0. table: that position's row of rope_table; norms (NH) of k.
+// The cache row (W) of a variant's token: from its factor row, whose a has the norms (without a, its b), and from its
+// projected row, which follows that of the token before where t > 0. table: that position's row of rope_table; norms
+// (NH) of k.
 static void cache_row(float *row, const Cache *cache, const float *fac, const float *proj, const float *layer,
                       const float *table, int64_t t, const float *norms) {
     const Model *m = cache->m;
@@ -76,7 +77,8 @@ static void cache_row(float *row, const Cache *cache, const float *fac, const fl
         const Heads *h = v ? &m->v : &m->k, *b_of = m->config.share_kv_b ? &m->v : h;   // shared: not rotated
         const int64_t *part = cache->part + (v ? PART_AV : PART_AK);
         memcpy(row + part[0], fac + h->a, (size_t)(part[1] - part[0]) * sizeof *row);
-        for (int64_t r = 0; r < h->R && part[2] > part[1]; r++)
+        if (h->kind == HEADS_GROUPED) memcpy(row + part[1], fac + h->b, (size_t)(h->R * h->HS) * sizeof *row);
+        for (int64_t r = 0; r < h->R && part[2] > part[1] && h->kind == HEADS_FACTORED; r++)
             token_factor(row + part[1] + r * h->HB, proj, layer, b_of, table - t * b_of->HSR, t, r, m->Pp);
         memcpy(row + part[2], proj + h->from_c, (size_t)(part[3] - part[2]) * sizeof *row);
     }

@@ -15,6 +15,7 @@
 
 #include "llmc/cpu_features.h"
 #include "llmc/flags.h"
+#include "llmc/formats.h"
 #include "llmc/rng.h"
 #include "llmc/shard.h"
 
@@ -36,7 +37,8 @@
 //
 // The formula for the entropy is exact, and each text has only one derivation, because (--check tests both): rules that
 // are bound to a letter are lists of different words without markup; x and X are bound to the same rule, and before
-// they are used; no choice depends on a binding except through -y.
+// they are used; no choice depends on a binding except through -y. --judge also relies on this: those words are of
+// letters only, no letter follows a {x}, and every story has the same number of them.
 
 typedef struct { const char *name, *text; } Rule;
 
@@ -215,15 +217,107 @@ static void tell_story(Story *s) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Reading a story: its derivations are found by trying every alternative. A reference is a place where the grammar has
+// {x}. The reader takes any word there and notes whether it is the one that is bound to x, so it also reads stories
+// with wrong references.
+
+typedef struct Rest { const char *p; const struct Rest *next; } Rest;     // what must follow after an alternative
+
+// A derivation, up to some place in the text.
+typedef struct {
+    const char *text;                           // that place
+    int whole;                                  // the derivation is complete, and so is the text
+    Bindings bindings;
+    double probability;
+    int right[NUM_RULES], wrong[NUM_RULES];     // references, by the rule that their letter is bound to
+} Path;
+
+typedef struct {
+    const Grammar *g;
+    const char *end;        // of the text
+    int derivations;        // of the whole text, with all references right
+    double probability;     // sum over them
+    Path best;              // goes furthest into the text; of several, a whole one, then one with fewer faults
+} Reading;
+
+static int total(const int count[NUM_RULES]) {
+    int sum = 0;
+    for (int i = 0; i < NUM_RULES; i++) sum += count[i];
+    return sum;
+}
+
+static void end_path(Reading *r, const Path *path) {
+    const Path *best = &r->best;
+    if (path->whole && total(path->wrong) == 0) {
+        r->derivations++;
+        r->probability += path->probability;
+    }
+    if (path->text != best->text ? path->text > best->text
+        : path->whole != best->whole ? path->whole : total(path->wrong) < total(best->wrong)) r->best = *path;
+}
+
+static void read_reference(Reading *r, Path *path, int letter) {
+    int rule = r->g->source[letter];
+    const char *word = r->g->text[rule][*binding(&path->bindings, letter)], *start = path->text;
+    while (path->text < r->end && isalpha((unsigned char)*path->text)) path->text++;
+    size_t length = strcspn(word, "|");
+    if ((size_t)(path->text - start) == length && !memcmp(start, word, length)) path->right[rule]++;
+    else path->wrong[rule]++;
+}
+
+// Follows the alternative p, and then the rest, from path on.
+static void read_story(Reading *r, const char *p, const Rest *rest, Path path) {
+    while (*p && *p != '|') {
+        Mark m;
+        if (!read_mark(&p, &m)) {
+            if (path.text == r->end || *path.text != *p++) {
+                end_path(r, &path);
+                return;
+            }
+            path.text++;
+        } else if (m.kind == MARK_SWAP) {
+            path.bindings.swapped ^= 1;
+        } else if (m.kind == MARK_REPEAT) {
+            read_reference(r, &path, m.letter);
+        } else {
+            Rest next = {p, rest};
+            int n = r->g->n[m.rule], allowed = 0;
+            for (int i = 0; i < n; i++) allowed += is_allowed(&path.bindings, &m, i);
+            for (int i = 0; i < n; i++) {
+                if (!is_allowed(&path.bindings, &m, i)) continue;
+                Path with = path;
+                with.probability /= allowed;
+                if (m.kind == MARK_BIND) *binding(&with.bindings, m.letter) = (signed char)i;
+                read_story(r, r->g->text[m.rule][i], &next, with);
+            }
+            return;
+        }
+    }
+    if (rest) {
+        read_story(r, rest->p, rest->next, path);
+    } else {
+        path.whole = path.text == r->end;
+        end_path(r, &path);
+    }
+}
+
+static Reading read_text(const Grammar *g, const char *text, size_t bytes) {
+    Path start = {.text = text, .bindings = no_bindings, .probability = 1.0 / g->n[0]};
+    Reading r = {.g = g, .end = text + bytes, .best = start};
+    for (int i = 0; i < g->n[0]; i++) read_story(&r, g->text[0][i], NULL, start);
+    return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // The exact entropy: the mean of a sum is the sum of the means. Every choice is uniform and none depends on a binding,
 // so a bound word by itself is uniform wherever it is repeated. (By symmetry, -y does not change that.)
 
-typedef struct { double bits, bytes; } Means;
+typedef struct { double bits, bytes, references; } Means;
 
 static Means rule_means(const Grammar *g, int rule, int depth);
 
 static Means alternative_means(const Grammar *g, const char *p, int depth) {
-    Means sum = {0, 0};
+    Means sum = {0, 0, 0};
     while (*p && *p != '|') {
         Mark m;
         if (!read_mark(&p, &m)) {
@@ -233,6 +327,7 @@ static Means alternative_means(const Grammar *g, const char *p, int depth) {
             if (rule < 0) die(EXIT_SYSTEM, "internal error: {%c} is never bound", m.letter);
             Means part = rule_means(g, rule, depth + 1);
             sum.bytes += part.bytes;
+            sum.references += part.references + (m.kind == MARK_REPEAT);
             if (m.kind == MARK_RULE) sum.bits += part.bits;
             if (m.kind == MARK_BIND) sum.bits += log2(g->n[rule] - (double)strlen(m.except));
         }
@@ -242,13 +337,94 @@ static Means alternative_means(const Grammar *g, const char *p, int depth) {
 
 static Means rule_means(const Grammar *g, int rule, int depth) {
     if (depth > DEPTH_LIMIT) die(EXIT_SYSTEM, "internal error: rule \"%s\" contains itself", grammar[rule].name);
-    Means mean = {log2(g->n[rule]), 0};
+    Means mean = {log2(g->n[rule]), 0, 0};
     for (int i = 0; i < g->n[rule]; i++) {
         Means part = alternative_means(g, g->text[rule][i], depth);
         mean.bits += part.bits / g->n[rule];
         mean.bytes += part.bytes / g->n[rule];
+        mean.references += part.references / g->n[rule];
     }
     return mean;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Judging stories that a model wrote
+
+#define JUDGE_HELP "count the references that are right in the stories of this file, one per line or as generate_t6 " \
+    "prints many; write nothing. A reference is a place where the grammar repeats a word: a name, a colour, ... It " \
+    "is wrong if another word is there, and where a story leaves the grammar, all references from there on are wrong"
+
+typedef struct {
+    uint64_t stories, right, whole;                     // of those: with all references right; whole, with wrong ones
+    uint64_t right_references[NUM_RULES], references[NUM_RULES];    // found, by the rule that their letter is bound to
+} Verdict;
+
+static void judge_story(Verdict *v, const Grammar *g, const char *text, size_t bytes) {
+    Reading r = read_text(g, text, bytes);
+    v->stories++;
+    v->right += r.derivations > 0;
+    v->whole += r.derivations == 0 && r.best.whole;
+    for (int i = 0; i < NUM_RULES; i++) {
+        v->right_references[i] += (uint64_t)r.best.right[i];
+        v->references[i] += (uint64_t)(r.best.right[i] + r.best.wrong[i]);
+    }
+}
+
+// The stories of a text are its lines; empty ones are none.
+static void judge_lines(Verdict *v, const Grammar *g, const char *text) {
+    for (size_t bytes; *text; text += bytes) {
+        bytes = strcspn(text, "\n");
+        bytes += text[bytes] == '\n';
+        if (*text != '\n') judge_story(v, g, text, bytes);
+    }
+}
+
+// generate_t6 prints a heading above each of several texts, "--- text 1", and a newline after it. A story is all that
+// the model wrote between them, even if that is nothing or several lines.
+#define HEADING "--- "
+static void judge_texts(Verdict *v, const Grammar *g, const char *text) {
+    while (*text) {
+        text += strcspn(text, "\n");
+        text += *text == '\n';
+        const char *next = strstr(text, "\n" HEADING);
+        size_t bytes = next ? (size_t)(next - text) : strlen(text);
+        if (!next && bytes > 0 && text[bytes - 1] == '\n') bytes--;
+        judge_story(v, g, text, bytes);
+        text += bytes + (text[bytes] == '\n');
+    }
+}
+
+static void print_share(const char *name, uint64_t right, uint64_t of) {
+    if (of) printf("  %-10s %8" PRIu64 " %8" PRIu64 " %7.2f%%\n", name, right, of, 100 * (double)right / (double)of);
+}
+
+static int judge_file(const Grammar *g, const char *path) {
+    Error err;
+    size_t bytes;
+    char *text = read_small_file(path, (size_t)1 << 30, &bytes, &err);
+    if (!text) die(EXIT_INPUT, "--judge: %s", err.text);
+    const Format *format = format_of_content(text, bytes);
+    const char *zero = (const char *)memchr(text, 0, bytes);
+    if (format && (format->packing != PACKED_NOT || zero))
+        die(EXIT_INPUT, "--judge: %s: %s; it takes a text file of stories", path, format->what);
+    if (zero) die(EXIT_INPUT, "--judge: %s: not a text: byte %zu is zero", path, (size_t)(zero - text));
+    Verdict v = {0};
+    if (!strncmp(text, HEADING, strlen(HEADING))) judge_texts(&v, g, text);
+    else judge_lines(&v, g, text);
+    free(text);
+    if (v.stories == 0) die(EXIT_INPUT, "--judge: %s: there is no story in it", path);
+
+    uint64_t right = 0, found = 0, all = v.stories * (uint64_t)llround(rule_means(g, 0, 0).references);
+    printf("%" PRIu64 " stories: %" PRIu64 " right, %" PRIu64 " with a wrong reference, %" PRIu64
+           " that leave the grammar\n  reference     right       of\n", v.stories, v.right, v.whole, v.stories - v.right - v.whole);
+    for (int i = 0; i < NUM_RULES; i++) {
+        print_share(grammar[i].name, v.right_references[i], v.references[i]);
+        right += v.right_references[i];
+        found += v.references[i];
+    }
+    print_share("not found", 0, all - found);
+    print_share("all", right, all);
+    return EXIT_SUCCESS;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -370,13 +546,14 @@ static void write_corpus(const Grammar *g, const char *folder, uint64_t seed, ui
 int main(int argc, char **argv) {
     program_start(argv[0]);
     int64_t seed, bytes, val_bytes, check;
-    const char *folder;
+    const char *folder, *judged = NULL;
     Flag flags[] = {
         {'o', "out", FLAG_TEXT, &folder, "data/toy", 0, 0, "folder for shards, manifest, validation text, entropy", 0},
         {0, "seed", FLAG_INT, &seed, "1337", 0, 9e15, "seed of all choices", 0},
         {0, "bytes", FLAG_INT, &bytes, "4000000", 1, 1e8, "bytes of training text, rounded up to whole stories", 0},
         {0, "val-bytes", FLAG_INT, &val_bytes, "100000", 1, 1e8, "bytes of validation text, likewise", 0},
         {0, "check", FLAG_SWITCH, &check, "0", 0, 1, "1: check the generator and its entropy, write nothing", 0},
+        {0, "judge", FLAG_TEXT, &judged, NULL, 0, 0, JUDGE_HELP, 0},
     };
     const int n = (int)(sizeof flags / sizeof *flags);
     Error err;
@@ -385,6 +562,7 @@ int main(int argc, char **argv) {
     if (flags_parse(argc, argv, "toy_corpus: makes a toy corpus of known entropy", flags, n, &err) != 0)
         die(EXIT_INPUT, "%s", err.text);
     if (check) return check_toy(&g);
+    if (judged) return judge_file(&g, judged);
     write_corpus(&g, folder, (uint64_t)seed, (uint64_t)bytes, (uint64_t)val_bytes);
     return 0;
 }

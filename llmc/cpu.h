@@ -65,6 +65,18 @@ LLMC_FN void cpu_check_threads_(int n) {
 }
 
 #if defined(USE_OPENBLAS) && !defined(__cplusplus)
+// OpenBLAS knows processors by model number. One that is newer than itself it takes for one of 2004, without AVX, and
+// products take three times as long. NULL: it shall choose.
+static inline char *blas_core_(void) {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return (char *)"SkylakeX";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return (char *)"Haswell";
+#endif
+    return NULL;
+}
+
 // OpenBLAS starts a thread per core when it is loaded, before main. Each takes a buffer of 128 MiB, and one that gets
 // none tries for ever. This program has its own threads, so OpenBLAS shall have none: it calls this getenv, not libc's.
 extern char **environ;
@@ -73,7 +85,7 @@ __attribute__((weak)) char *getenv(const char *name) {
     if (!strcmp(name, "OPENBLAS_NUM_THREADS")) return (char *)"1";
     for (char **e = environ; e && *e; e++)
         if (!strncmp(*e, name, n) && (*e)[n] == '=') return *e + n + 1;
-    return NULL;
+    return strcmp(name, "OPENBLAS_CORETYPE") ? NULL : blas_core_();
 }
 
 // Of OpenBLAS, whose headers do not have them. NULL in a build that hides them.

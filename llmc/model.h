@@ -98,12 +98,12 @@ typedef struct {
 LLMC_FN const AttnInfo *attn_info(AttnKind kind) {
     static const AttnInfo table[NUM_ATTN_KINDS] = {
         //                 name          q        k        v        scope     tiny 124M 353M 773M 1.5B
-        {ATTN_TPA,        "tpa",         FACTORS, FACTORS, FACTORS, "c_qkv.", { 4,  34,  47,  61,  78}},
-        {ATTN_TPA_KVONLY, "tpa_kvonly",  HEADS,   FACTORS, FACTORS, "c_qkv.", { 3,  22,  29,  37,  47}},
-        {ATTN_MHA,        "mha",         HEADS,   HEADS,   HEADS,   "",       { 2,  12,  16,  20,  25}},
-        {ATTN_GQA,        "gqa",         HEADS,   GROUPS,  GROUPS,  "",       { 2,  22,  30,  38,  48}},
-        {ATTN_MQA,        "mqa",         HEADS,   SINGLE,  SINGLE,  "",       { 3,  23,  31,  39,  49}},
-        {ATTN_MLA,        "mla",         LATENT,  LATENT,  LATENT,  "",       { 3,  12,  23,  34,  49}},
+        {ATTN_TPA,        "tpa",         FACTORS, FACTORS, FACTORS, "c_qkv.", { 8,  34,  47,  61,  78}},
+        {ATTN_TPA_KVONLY, "tpa_kvonly",  HEADS,   FACTORS, FACTORS, "c_qkv.", { 6,  22,  29,  37,  47}},
+        {ATTN_MHA,        "mha",         HEADS,   HEADS,   HEADS,   "",       { 4,  12,  16,  20,  25}},
+        {ATTN_GQA,        "gqa",         HEADS,   GROUPS,  GROUPS,  "",       { 6,  22,  30,  38,  48}},
+        {ATTN_MQA,        "mqa",         HEADS,   SINGLE,  SINGLE,  "",       { 8,  23,  31,  39,  49}},
+        {ATTN_MLA,        "mla",         LATENT,  LATENT,  LATENT,  "",       { 6,  12,  23,  34,  49}},
     };
     return &table[kind];
 }
@@ -206,22 +206,23 @@ typedef struct {
     int n_layer, n_embd, head_dim;
     int q_rank, k_rank, v_rank;
     int q_lora, kv_lora, rope_dim;
+    int kv_shift, qk_norm;      // of kinds that can have them
     int seq_len, batch_size;
     int tokens_per_step, warmup_steps, max_steps;
-    double lr, min_lr;
+    double lr, min_lr, weight_decay;
 } Preset;
 
 enum { NUM_PRESETS = 5 };
 LLMC_FN const Preset *preset_table(void) {
     static const Preset table[NUM_PRESETS] = {
-        // ranks q k v, then mla's latents and rotated part
-        //name    L     C  HS  ranks   q lora kv rope   T   B  tokens/step warm-up steps  lr    min lr
-        {"tiny",   4,  128, 64, 2, 1, 1,   64,  32, 16,  256,  4,   1024,   50,   2800, 3e-3, 3e-4},
-        {"124M",  12,  768, 64, 6, 2, 2,  512, 256, 32, 1024, 24, 491520, 2000, 100000, 6e-4, 3e-5},
+        // ranks q k v, then mla's latents and rotated part, then the switches
+        //name    L     C  HS  ranks   q lora kv rope s  n   T   B  tokens/step warm-up steps  lr    min lr  decay
+        {"tiny",   4,  128, 32, 4, 2, 2,   64,  32, 16, 1, 1,  256,  1,    256,  300,   8800, 3e-3, 1e-5, 0.01},
+        {"124M",  12,  768, 64, 6, 2, 2,  512, 256, 32, 0, 0, 1024, 24, 491520, 2000, 100000, 6e-4, 3e-5, 0.1},
         // rates of the published configs and of Table 14's caption; section H.1's 3e-4 and 6e-5 are its ablation
-        {"353M",  24, 1024, 64, 6, 2, 2, 1024, 512, 32, 1024, 20, 491520, 2000, 100000, 6e-4, 3e-5},
-        {"773M",  36, 1280, 64, 6, 2, 2, 1024, 512, 32, 1024, 15, 491520, 2000, 100000, 2e-4, 1e-5},
-        {"1.5B",  48, 1600, 64, 6, 2, 2, 1024, 512, 32, 1024,  6, 491520, 2000, 100000, 1e-4, 1e-5},
+        {"353M",  24, 1024, 64, 6, 2, 2, 1024, 512, 32, 0, 0, 1024, 20, 491520, 2000, 100000, 6e-4, 3e-5, 0.1},
+        {"773M",  36, 1280, 64, 6, 2, 2, 1024, 512, 32, 0, 0, 1024, 15, 491520, 2000, 100000, 2e-4, 1e-5, 0.1},
+        {"1.5B",  48, 1600, 64, 6, 2, 2, 1024, 512, 32, 0, 0, 1024,  6, 491520, 2000, 100000, 1e-4, 1e-5, 0.1},
     };
     return table;
 }
@@ -260,6 +261,7 @@ LLMC_FN Config preset_config(const Preset *p, AttnKind attn) {
     c.n_head = attn_info(attn)->heads[p - preset_table()];
     c.q_rank = p->q_rank, c.k_rank = p->k_rank, c.v_rank = p->v_rank;
     c.q_lora = p->q_lora, c.kv_lora = p->kv_lora, c.rope_dim = p->rope_dim;
+    if (attn_info(attn)->k != LATENT) c.kv_shift = p->kv_shift, c.qk_norm = p->qk_norm;
     c.hidden = default_hidden(c.n_embd);
     return c;
 }

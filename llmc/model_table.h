@@ -37,6 +37,7 @@ LLMC_FN Config table_config(const Preset *p, int i, const char **name) {
         {"tpa, a_contextual false", ATTN_TPA, 1, 0}, {"tpa, b_contextual false", ATTN_TPA, 0, 1}};
     Config c = preset_config(p, rows[i].kind);
     c.a_constant = rows[i].a_constant, c.b_constant = rows[i].b_constant, c.vocab_size = TABLE_VOCAB;
+    if (c.b_constant) c.kv_shift = 0;
     *name = rows[i].name;
     return c;
 }

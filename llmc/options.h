@@ -96,9 +96,9 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "head-act", FLAG_TEXT, &o->head_act, NULL, 0, 0, "of a: none, sigmoid, or softmax over heads (none)", 0},
         {0, "out-gate", FLAG_SWITCH, &c->out_gate, NULL, 0, 1, "1: attention's output times sigmoid(Wg n) (0)", 0},
         {0, "kv-shift", FLAG_SWITCH, &c->kv_shift, NULL, 0, 1,
-         "1: k and v are gated means with the token before; not mla (0)", 0},
+         "1: k and v are gated means with the token before; not mla (preset)", 0},
         {0, "qk-norm", FLAG_SWITCH, &c->qk_norm, NULL, 0, 1,
-         "1: each head of q and k is divided by its root mean square; not mla (0)", 0},
+         "1: each head of q and k is divided by its root mean square; not mla (preset)", 0},
         FLAGS_SECTION("Training"),
         {'b', "batch-size", FLAG_INT, &o->batch_size, NULL, 1, 65536, "B, sequences of a micro-batch (preset)", 0},
         {'d', "tokens-per-step", FLAG_INT, &o->tokens_per_step, NULL, 1, 1 << 30,
@@ -111,8 +111,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "schedule", FLAG_TEXT, &o->schedule_kind, "cosine", 0, 0,
          "after the warm-up: cosine, linear, wsd (the peak, then linear in the last --decay-steps) or constant", 0},
         {0, "decay-steps", FLAG_INT, &o->decay_steps, NULL, 1, many, "of --schedule wsd (the last 20% of --steps)", 0},
-        {'c', "weight-decay", FLAG_REAL, &o->weight_decay, "0.1", 0, 1e3,
-         "AdamW's decoupled decay, on every weight; 0: none", 0},
+        {'c', "weight-decay", FLAG_REAL, &o->weight_decay, NULL, 0, 1e3,
+         "AdamW's decoupled decay, on every weight; 0: none (preset)", 0},
         {0, "clip", FLAG_REAL, &o->clip, "1.0", 0, 1e9, "largest global gradient norm; 0: never clip", 0},
         {0, "beta1", FLAG_REAL, &o->beta1, "0.9", 0, 0.999999, "AdamW's decay of the first moment", 0},
         {0, "beta2", FLAG_REAL, &o->beta2, "0.95", 0, 0.999999, "AdamW's decay of the second moment", 0},
@@ -168,6 +168,7 @@ LLMC_FN int config_override_(Config *c, Config *given, const TrainOptions *o, Er
     if (given->rms_eps != 0) c->rms_eps = given->rms_eps;
     if (o->a_contextual != NOT_GIVEN) c->a_constant = !o->a_contextual;
     if (o->b_contextual != NOT_GIVEN) c->b_constant = !o->b_contextual;
+    if (c->b_constant && given->kv_shift == NOT_GIVEN) c->kv_shift = 0;     // the preset's
     if (o->head_act && head_act_from_name(o->head_act, &c->head_act, &why) != 0)
         return fail(err, "--head-act: %s", why.text);
     if (o->order != 3 && given->b_dim != NOT_GIVEN) return fail(err, "--b-dim belongs to --order 3");
@@ -253,7 +254,7 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     config_fields(&o->config, fields);
     for (int i = 0; i < NUM_CONFIG_FIELDS; i++) *fields[i].value = NOT_GIVEN;
     o->order = o->a_contextual = o->b_contextual = NOT_GIVEN;
-    o->lr = o->min_lr = -1, o->decay_steps = o->val_tokens = -1;
+    o->lr = o->min_lr = o->weight_decay = -1, o->decay_steps = o->val_tokens = -1;
     o->sampler.top_p = 1;
     Flag flags[NUM_TRAIN_FLAGS];
     int n = train_flags(o, flags);
@@ -272,6 +273,7 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     int64_t micro = o->batch_size * o->seq_len;
     if (o->tokens_per_step < 0) o->tokens_per_step = round_up(p->tokens_per_step, micro);
     if (o->max_steps < 0) o->max_steps = p->max_steps;
+    if (o->weight_decay < 0) o->weight_decay = p->weight_decay;
     if (o->val_tokens < 0) o->val_tokens = 20 * p->batch_size * p->seq_len;
     if (schedule_options_(o, p, err) != 0) return -1;
     if (strcmp(o->transport, "auto") && strcmp(o->transport, "nccl") && strcmp(o->transport, "mpi"))

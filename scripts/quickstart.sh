@@ -24,8 +24,8 @@ pass_on() {
     fi
     kill $run 2>/dev/null || :
 }
-./$trainer -o "$out" --resume --save-every 400 --keep 1 --val-every 400 --val-tokens 0 \
-    --sample-every 1400 --temperature 0.5 &
+./$trainer -o "$out" --resume --save-every 1000 --keep 1 --val-every 2000 --val-tokens 0 \
+    --sample-every 5000 --temperature 0.5 &
 run=$!
 for name in INT TERM HUP; do trap "pass_on $name" $name; done
 seen=""
@@ -56,3 +56,7 @@ awk -v loss="$loss" -v entropy="$entropy" -v xz="$xz" -v bytes="$bytes" 'BEGIN {
 echo
 echo "A story written by this model:"
 ./generate_t6 -e "$out" -p '<|endoftext|>' --echo 0 --temperature 0.5 --stats
+echo
+echo "References in 500 stories at temperature 1: the words that a story must repeat, such as who had which thing"
+./generate_t6 -e "$out" -p '<|endoftext|>' --echo 0 --temperature 1 --num-samples 500 --seed 1 >"$out/stories.txt"
+data/toy_corpus --judge "$out/stories.txt"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Tests of data/toy_corpus: its self-check (test/check_toy.h), the files it writes, bad flags, a full disk.
+# Tests of data/toy_corpus: its self-check (test/check_toy.h), the files it writes, --judge, bad flags, a full disk.
 #
 #     test/test_toy.sh
 #
@@ -79,6 +79,73 @@ check "the numbers in toy_entropy.json agree" entropy_adds_up
 check "the same seed gives the same files" same_seed
 check "a different seed gives different files" different_seed
 check "xz -9 needs more than twice the entropy" attention_pays
+
+# ---- judging. In this story words 11, 16, 19, 20, 24, 29, 32, 33, 47, 52, 56 and 57 are references.
+story="On a fine day Ann met Ben by the cave. Ann had a blue bell. Ann hid the blue bell by the dock. Ben had a gold \
+boat. Ben hid the gold boat by the farm. They saw bold bears, bold bears and bold bears. Then Ann quickly went to the \
+dock to get the blue bell."
+right="1 stories: 1 right, 0 with a wrong reference, 0 that leave" wrong="1 stories: 0 right, 1 with"
+left=".*, 1 that leave"
+
+# judges HEAD COUNT: of the text on standard input. The first line starts with HEAD; COUNT: "RIGHT ALL" references.
+judges() {
+    cat >"$tmp/judged"
+    "$toy" --judge "$tmp/judged" -o "$tmp/no" >"$tmp/verdict" && grep -q "^$1" "$tmp/verdict" &&
+        [ "$(awk '$1 == "all" { print $2, $3 }' "$tmp/verdict")" = "$2" ] && return
+    cat "$tmp/judged" "$tmp/verdict"
+    return 1
+}
+# with N WORD...: the story with its N-th word replaced by WORD, and so on; punctuation stays.
+with() {
+    echo "$story" | awk -v changes="$*" '{
+        n = split(changes, change, " ")
+        for (i = 1; i < n; i += 2) sub(/[A-Za-z]+/, change[i + 1], $change[i])
+        print }'
+}
+n=$(wc -l <"$tmp/a/b/toy_val.txt")
+own_text() { judges "$n stories: $n right" "$((12 * n)) $((12 * n))" <"$tmp/a/b/toy_val.txt"; }
+each_reference() {
+    local i
+    for i in 11 16 19 20 24 29 32 33 47 52 56 57; do
+        with $i Una | judges "$wrong" "11 12" && with $i bells | judges "$wrong" "11 12" || return
+    done
+}
+headings() {
+    { echo "--- text 1"; echo "$story"; printf '\n--- text 2\n\n--- text 3\n'; echo "$story"; echo; } |
+        judges "3 stories: 2 right, 0 with a wrong reference, 1 that leave" "24 36"
+}
+check "--judge: all references of the corpus are right" own_text
+check "--judge: one story" judges "$right" "12 12" <<<"$story"
+check "--judge: each reference replaced is one wrong" each_reference
+check "--judge: two references exchanged" judges "$wrong" "10 12" < <(with 52 bell 57 dock)
+check "--judge: two names exchanged" judges "$wrong" "10 12" < <(with 24 Ann 47 Ben)
+check "--judge: a different word bound" judges "$wrong" "11 12" < <(with 23 barn)
+check "--judge: a bound word that is excluded" judges "$left" "5 12" < <(with 27 blue)
+check "--judge: a word that the grammar has not" judges "$left" "0 12" < <(with 3 odd)
+check "--judge: a story that was cut" judges "$left" "6 12" < <(echo "${story%gold*}")
+check "--judge: a story that goes on" judges "$left" "12 12" <<<"$story Ann"
+check "--judge: garbage between two stories" judges "3 stories: 2 right, 0 with .*, 1 that" "24 36" \
+    < <(echo "$story"; head -c 1000 /dev/urandom | tr -d '\0\n'; echo; echo "$story")
+check "--judge: what generate_t6 prints, one of three empty" headings
+: >"$tmp/empty"
+printf '\n\n' >"$tmp/blank"
+printf 'Long\0ago' >"$tmp/binary"
+truncate -s 2G "$tmp/huge"
+echo "$story" | gzip >"$tmp/gz"
+while read -r file what; do
+    check "--judge $file" rejects 2 "$what" --judge "$file" -o "$tmp/no"
+done <<END
+- -: cannot open
+$tmp/nothing No such file
+$tmp not a regular file
+$tmp/empty no story
+$tmp/blank no story
+$tmp/binary byte 4 is zero
+$tmp/huge at most 1073741824
+$tmp/gz gzip
+$tmp/a/b/toy_val_000000.bin token shard
+END
+check "--judge without a file" rejects 2 "judge needs a value" --judge ""
 
 for value in -1 1e30 999999999999999999999 many ""; do
     for flag in --bytes --val-bytes --seed; do

@@ -43,7 +43,7 @@ variant "divide head_dim" --order 3 --b-dim 6
 variant "mha has none" --attn mha --share-kv-b
 variant "both false" --a-contextual 0 --b-contextual 0
 variant "a_contextual is false" --a-contextual 0 --head-act sigmoid
-variant "must be equal" --share-kv-b --k-rank 2
+variant "must be equal" --share-kv-b --k-rank 3
 variant "b_contextual is false" --b-contextual 0 --kv-shift
 variant "b_contextual is false" --b-contextual 0 --order 3 --b-dim 4
 variant "does not go with mla" --attn mla --qk-norm
@@ -181,9 +181,9 @@ refuses "resuming with a different batch size and --shuffle 0" 2 "batch-size" \
 equal "--shuffle 0, resumed with the same batch size" "$(weights "$tmp/changed/step_00000012")" \
     "$(weights "$tmp/stored/step_00000012")"
 for schedule in linear wsd constant; do
-    "${run[@]}" -o "$tmp/$schedule" -x 12 -n 4 --schedule $schedule >/dev/null 2>&1
+    "${run[@]}" -o "$tmp/$schedule" -x 12 -n 4 --schedule $schedule --min-lr 3e-4 >/dev/null 2>&1
     restart "$tmp/$schedule"
-    "${run[@]}" -o "$tmp/changed" -x 12 -n 4 --schedule $schedule -y >/dev/null 2>&1
+    "${run[@]}" -o "$tmp/changed" -x 12 -n 4 --schedule $schedule --min-lr 3e-4 -y >/dev/null 2>&1
     equal "--schedule $schedule, resumed" "$(weights "$tmp/changed/step_00000012")" \
         "$(weights "$tmp/$schedule/step_00000012")"
 done
@@ -232,6 +232,27 @@ for kind in $(attention_kinds "$train"); do
         awk 'NR == 1 { first = $1 } { last = $1 } END { print NR == 40 && last < first - 1 }')
     check "$kind learns" "$learnt" "$(tail -1 "$tmp/stdout")"
 done
+
+# OpenBLAS takes a processor that it does not know for one of 2004.
+if grep -qw avx2 /proc/cpuinfo && grep -qw fma /proc/cpuinfo; then
+    core=$(env -u OPENBLAS_CORETYPE OPENBLAS_VERBOSE=2 "$train" --help 2>&1 >/dev/null | sed -n 's/^Core: //p')
+    check "OpenBLAS uses AVX" "$([ "$core" != Prescott ] && echo 1)" "$core"
+fi
+
+# Preset tiny has kv_shift and qk_norm on, but not where they mean nothing.
+switched() {    # KEYS FLAGS...: kv_shift, qk_norm in config.json
+    rm -rf "$tmp/x"
+    "$train" "${data[@]}" -o "$tmp/x" -x 0 "${@:2}" >/dev/null 2>"$tmp/stderr"
+    equal "tiny ${*:2}: kv_shift, qk_norm" \
+        "$(grep -oE '"(kv_shift|qk_norm)":\s*[a-z]*' "$tmp"/x/step_00000000/config.json | grep -oE '[a-z]*$' | xargs)" "$1"
+}
+for kind in $(attention_kinds "$train"); do
+    if [ $kind = mla ]; then switched "false false" --attn mla; else switched "true true" --attn $kind; fi
+done
+switched "false true" --b-contextual 0
+switched "false true" --kv-shift 0
+switched "true false" --qk-norm 0
+rm -rf "$tmp/x"
 
 # ---- the plot of losses. A stand-in for gnuplot keeps what it is told to draw.
 mkdir "$tmp/stub" "$tmp/nothing"
