@@ -770,14 +770,17 @@ static Batch random_batch(uint64_t seed, uint64_t i, int64_t N, int64_t V) {
 // factor rounds), and elsewhere the count. Gradients of q and k get twice the count (measured: 0.9%, 2.1% and 2.5%):
 // they come through ds = p (dp - delta), a difference of numbers that are nearly equal when attention is nearly
 // uniform, as with random weights, and the roundings count relative to the difference. With head_act or constants
-// attention is more uniform still: three times the count (measured: 3.5%). Variants round their rows twice, so no way
-// is short.
+// attention is more uniform still: three times the count (measured: 3.5%), and as much for kv_shift's gates, whose
+// gradients come through a difference too, b of a token minus b of the one before. Variants round their rows twice, so
+// no way is short.
 static double logits_tolerance(int64_t L) { return IS_BF16 ? 0.0017 * sqrt(5.0 + 14.0 * (double)L) : 1e-4; }
 static double gradient_tolerance(const char *name, const Model *m) {
     if (!IS_BF16) return 1e-4;
     int64_t L = m->config.n_layer;
     double counted = 0.0017 * sqrt(10.0 + 28.0 * (double)L);
-    if (strstr(name, "_q.weight") || strstr(name, "_k.weight")) return (model_is_plain(m) ? 2 : 3) * counted;
+    // weights, constants and latents of q and k; kv_shift's gates
+    for (const char *part : {"_q.weight", "_k.weight", ".A_q", ".A_k", ".B_q", ".B_k", ".q_a_", ".q_b_", ".W_S_"})
+        if (strstr(name, part)) return (model_is_plain(m) ? 2 : 3) * counted;
     bool short_way = model_is_plain(m) && (strstr(name, "lm_head.") || strstr(name, ".c_v."));
     return L == 1 || (L == 2 && short_way) ? 1e-2 : counted;
 }
