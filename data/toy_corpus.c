@@ -416,7 +416,8 @@ static int judge_file(const Grammar *g, const char *path) {
 
     uint64_t right = 0, found = 0, all = v.stories * (uint64_t)llround(rule_means(g, 0, 0).references);
     printf("%" PRIu64 " stories: %" PRIu64 " right, %" PRIu64 " with a wrong reference, %" PRIu64
-           " that leave the grammar\n  reference     right       of\n", v.stories, v.right, v.whole, v.stories - v.right - v.whole);
+           " that leave the grammar\n  reference     right       of\n", v.stories, v.right, v.whole,
+           v.stories - v.right - v.whole);
     for (int i = 0; i < NUM_RULES; i++) {
         print_share(grammar[i].name, v.right_references[i], v.references[i]);
         right += v.right_references[i];

@@ -244,7 +244,8 @@ switched() {    # KEYS FLAGS...: kv_shift, qk_norm in config.json
     rm -rf "$tmp/x"
     "$train" "${data[@]}" -o "$tmp/x" -x 0 "${@:2}" >/dev/null 2>"$tmp/stderr"
     equal "tiny ${*:2}: kv_shift, qk_norm" \
-        "$(grep -oE '"(kv_shift|qk_norm)":\s*[a-z]*' "$tmp"/x/step_00000000/config.json | grep -oE '[a-z]*$' | xargs)" "$1"
+        "$(grep -oE '"(kv_shift|qk_norm)":\s*[a-z]*' "$tmp"/x/step_00000000/config.json |
+            grep -oE '[a-z]*$' | xargs)" "$1"
 }
 for kind in $(attention_kinds "$train"); do
     if [ $kind = mla ]; then switched "false false" --attn mla; else switched "true true" --attn $kind; fi
