@@ -2,7 +2,7 @@
 # Draws the paper's Figure 5 from our own measurements: the time of one layer's attention for one new token, against the
 # length of the cached sequences, for each attention kind; both axes logarithmic.
 #   build/flashtpa_decode figure >dev/results/figure5.tsv      measures (make build/flashtpa_decode; needs a GPU)
-#   scripts/draw_figure5.sh                                           writes dev/results/figure5.png (needs gnuplot)
+#   scripts/draw_figure5.sh                                    writes dev/results/figure5.png (needs gnuplot)
 set -euo pipefail
 cd "$(dirname "$0")/../dev/results"
 [ -s figure5.tsv ] ||

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh Debian or Ubuntu to a trained model and a story written by it, in about four minutes on two cores:
+# From a fresh Debian or Ubuntu to a trained model and a story written by it, in about six minutes on two cores:
 # installs what is missing, builds, makes the toy corpus, trains a small T6. With an NVIDIA GPU and nvcc it trains on
 # the GPU, in seconds. A second run reuses what is there. On other distributions setup.sh names what is missing.
 set -euo pipefail
