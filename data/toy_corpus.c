@@ -35,10 +35,12 @@
 // its end-of-text token a story takes 256 tokens, so windows of 256 tokens start where stories start. A window that cut
 // a story would lack the words on which its rest depends, and no model's loss could come near the entropy.
 //
+// The words of a list differ in their first letters: with that one the choice is made, and the letters after it follow.
+//
 // The formula for the entropy is exact, and each text has only one derivation, because (--check tests both): rules that
-// are bound to a letter are lists of different words without markup; x and X are bound to the same rule, and before
-// they are used; no choice depends on a binding except through -y. --judge also relies on this: those words are of
-// letters only, no letter follows a {x}, and every story has the same number of them.
+// are bound to a letter are lists of different words; x and X are bound to the same rule, and before they are used; no
+// choice depends on a binding except through -y. Words are of letters only, no letter follows one, and every story has
+// the same number of {x}: --judge relies on this too.
 
 typedef struct { const char *name, *text; } Rule;
 
@@ -54,12 +56,12 @@ static const Rule grammar[] = {
         "|\"Where is my {t}?\" asked {a}. \"By the {p},\" said {A}."},
 
     {"name", "Ann|Ben|Dan|Eve|Fay|Gus|Ivy|Jim|Kay|Leo|Mia|Ned|Pam|Ron|Una|Vic"},
-    {"colour", "blue|gold|grey|lime|navy|pink|rust|teal"},
-    {"thing", "bell|boat|book|coin|doll|drum|flag|harp|kite|lamp|mask|pipe|ring|sled|vase|wand"},
-    {"place", "barn|cave|dock|farm|gate|hill|fort|lake|mill|port|pond|rock|shed|tree|well|yard"},
-    {"animals", "bears|crows|doves|foxes|goats|hares|ducks|larks|moles|swans|sheep|seals|toads|voles|wrens|geese"},
-    {"sweets", "beans|cakes|dates|fudge|candy|honey|cream|jelly|kiwis|limes|plums|bread|scone|pears|rolls|tarts"},
-    {"fine", "bold|cold|dark|fine|good|huge|wild|kind|lazy|mild|nice|tiny|pale|rare|safe|warm"},
+    {"colour", "blue|cyan|gold|lime|navy|pink|rust|teal"},
+    {"thing", "bell|coin|drum|flag|gong|harp|kite|lamp|mask|nail|pipe|ring|sled|tray|vase|wand"},
+    {"place", "barn|cave|dock|farm|gate|hill|kiln|lake|mill|nest|pond|rock|shed|tree|vale|well"},
+    {"animals", "bears|crows|doves|foxes|goats|hares|kites|larks|moles|newts|pumas|rooks|swans|toads|voles|wrens"},
+    {"sweets", "apple|beans|cakes|dates|fudge|guava|honey|jelly|kiwis|limes|mints|plums|rolls|scone|tarts|wafer"},
+    {"fine", "bold|cold|dark|fine|good|huge|kind|lazy|mild|nice|pale|rare|safe|tiny|vast|wild"},
 };
 
 enum { NUM_RULES = sizeof grammar / sizeof *grammar, MAX_ALTERNATIVES = 16 };
@@ -138,22 +140,31 @@ static void read_grammar(Grammar *g) {
     }
 }
 
-// The number of the alternative that each letter is bound to; -1: none.
+// A word is where its first letter is, in the grammar or in a story; it ends before the first that is none.
+static size_t word_length(const char *word) {
+    size_t n = 0;
+    while (isalpha((unsigned char)word[n])) n++;
+    return n;
+}
+
+static int same_word(const char *a, const char *b) {
+    size_t n = word_length(a);
+    return word_length(b) == n && !memcmp(a, b, n);
+}
+
 typedef struct {
-    signed char value[128];
+    const char *word[128];  // that each letter is bound to; NULL: none
     int swapped;            // ~ has swapped the roles of lower and upper case
 } Bindings;
 
-static const Bindings no_bindings = {.value = {[0 ... 127] = -1}};
-
-static signed char *binding(Bindings *b, int letter) {
-    return &b->value[b->swapped ? other_case(letter) : letter];
+static const char **binding(Bindings *b, int letter) {
+    return &b->word[b->swapped ? other_case(letter) : letter];
 }
 
-// Whether MARK_BIND may choose alternative i.
-static int is_allowed(Bindings *b, const Mark *m, int i) {
+// Whether MARK_BIND may choose this word.
+static int is_allowed(Bindings *b, const Mark *m, const char *word) {
     for (const char *x = m->except; *x; x++)
-        if (*binding(b, *x) == i) return 0;
+        if (same_word(*binding(b, *x), word)) return 0;
     return 1;
 }
 
@@ -196,20 +207,21 @@ static void tell(Story *s, const char *p) {
         } else if (m.kind == MARK_RULE) {
             tell(s, s->g->text[m.rule][choose(s, s->g->n[m.rule])]);
         } else if (m.kind == MARK_BIND) {
-            int left = choose(s, s->g->n[m.rule] - (int)strlen(m.except)), i = 0;   // allowed ones to pass over
-            for (; !is_allowed(&s->bindings, &m, i) || left-- > 0; i++) continue;
-            *binding(&s->bindings, m.letter) = (signed char)i;
-            tell(s, s->g->text[m.rule][i]);
+            const char *const *word = s->g->text[m.rule];
+            int left = choose(s, s->g->n[m.rule] - (int)strlen(m.except));      // allowed words to pass over
+            while (!is_allowed(&s->bindings, &m, *word) || left-- > 0) word++;
+            *binding(&s->bindings, m.letter) = *word;
+            tell(s, *word);
         } else {
-            int i = *binding(&s->bindings, m.letter);
-            if (i < 0) die(EXIT_SYSTEM, "internal error: {%c} is used before it is bound", m.letter);
-            tell(s, s->g->text[s->g->source[m.letter]][i]);
+            const char *word = *binding(&s->bindings, m.letter);
+            if (!word) die(EXIT_SYSTEM, "internal error: {%c} is used before it is bound", m.letter);
+            tell(s, word);
         }
     }
 }
 
 static void tell_story(Story *s) {
-    s->bindings = no_bindings;
+    s->bindings = (Bindings){0};
     s->choices = 0;
     s->bytes = 0;
     s->bits = 0;
@@ -217,9 +229,10 @@ static void tell_story(Story *s) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Reading a story: its derivations are found by trying every alternative. A reference is a place where the grammar has
-// {x}. The reader takes any word there and notes whether it is the one that is bound to x, so it also reads stories
-// with wrong references.
+// Reading a story: every alternative is tried, but where the grammar has a word of a list or of a binding, the reader
+// takes any word and goes on. A word of a list is invented if the list does not have it or its choice is not allowed. A
+// reference is a place where the grammar has {x}; it is right if it repeats the word that this story has for x, even an
+// invented one.
 
 typedef struct Rest { const char *p; const struct Rest *next; } Rest;     // what must follow after an alternative
 
@@ -228,14 +241,15 @@ typedef struct {
     const char *text;                           // that place
     int whole;                                  // the derivation is complete, and so is the text
     Bindings bindings;
-    double probability;
+    double probability;                         // of the choices that the grammar has
     int right[NUM_RULES], wrong[NUM_RULES];     // references, by the rule that their letter is bound to
+    int invented;                               // words
 } Path;
 
 typedef struct {
     const Grammar *g;
-    const char *end;        // of the text
-    int derivations;        // of the whole text, with all references right
+    const char *end;        // of the text; no letter follows it
+    int derivations;        // of the whole text, without faults
     double probability;     // sum over them
     Path best;              // goes furthest into the text; of several, a whole one, then one with fewer faults
 } Reading;
@@ -246,50 +260,61 @@ static int total(const int count[NUM_RULES]) {
     return sum;
 }
 
+static int faults(const Path *path) {
+    return total(path->wrong) + path->invented;
+}
+
 static void end_path(Reading *r, const Path *path) {
     const Path *best = &r->best;
-    if (path->whole && total(path->wrong) == 0) {
+    if (path->whole && faults(path) == 0) {
         r->derivations++;
         r->probability += path->probability;
     }
     if (path->text != best->text ? path->text > best->text
-        : path->whole != best->whole ? path->whole : total(path->wrong) < total(best->wrong)) r->best = *path;
+        : path->whole != best->whole ? path->whole : faults(path) < faults(best)) r->best = *path;
 }
 
-static void read_reference(Reading *r, Path *path, int letter) {
-    int rule = r->g->source[letter];
-    const char *word = r->g->text[rule][*binding(&path->bindings, letter)], *start = path->text;
-    while (path->text < r->end && isalpha((unsigned char)*path->text)) path->text++;
-    size_t length = strcspn(word, "|");
-    if ((size_t)(path->text - start) == length && !memcmp(start, word, length)) path->right[rule]++;
-    else path->wrong[rule]++;
+static int is_list_of_words(int rule) {
+    return !strpbrk(grammar[rule].text, "<{~ ");
+}
+
+// Reads any word in the place of this mark. Returns 0 if there is none.
+static int read_word(const Grammar *g, Path *path, const Mark *m) {
+    const char *word = path->text;
+    path->text += word_length(word);
+    if (path->text == word) return 0;
+    if (m->kind == MARK_REPEAT) {
+        int *count = same_word(word, *binding(&path->bindings, m->letter)) ? path->right : path->wrong;
+        count[g->source[m->letter]]++;
+        return 1;
+    }
+    int listed = 0;
+    for (int i = 0; i < g->n[m->rule]; i++) listed |= same_word(word, g->text[m->rule][i]);
+    path->invented += !listed || !is_allowed(&path->bindings, m, word);
+    path->probability /= g->n[m->rule] - (double)strlen(m->except);
+    if (m->kind == MARK_BIND) *binding(&path->bindings, m->letter) = word;
+    return 1;
 }
 
 // Follows the alternative p, and then the rest, from path on.
 static void read_story(Reading *r, const char *p, const Rest *rest, Path path) {
-    while (*p && *p != '|') {
-        Mark m;
+    for (Mark m; *p && *p != '|'; ) {
+        int goes_on = 1;
         if (!read_mark(&p, &m)) {
-            if (path.text == r->end || *path.text != *p++) {
-                end_path(r, &path);
-                return;
-            }
-            path.text++;
+            goes_on = path.text < r->end && *path.text == *p++;
+            path.text += goes_on;
         } else if (m.kind == MARK_SWAP) {
             path.bindings.swapped ^= 1;
-        } else if (m.kind == MARK_REPEAT) {
-            read_reference(r, &path, m.letter);
+        } else if (m.kind == MARK_REPEAT || is_list_of_words(m.rule)) {
+            goes_on = read_word(r->g, &path, &m);
         } else {
             Rest next = {p, rest};
-            int n = r->g->n[m.rule], allowed = 0;
-            for (int i = 0; i < n; i++) allowed += is_allowed(&path.bindings, &m, i);
-            for (int i = 0; i < n; i++) {
-                if (!is_allowed(&path.bindings, &m, i)) continue;
-                Path with = path;
-                with.probability /= allowed;
-                if (m.kind == MARK_BIND) *binding(&with.bindings, m.letter) = (signed char)i;
-                read_story(r, r->g->text[m.rule][i], &next, with);
-            }
+            path.probability /= r->g->n[m.rule];
+            for (int i = 0; i < r->g->n[m.rule]; i++) read_story(r, r->g->text[m.rule][i], &next, path);
+            return;
+        }
+        if (!goes_on) {
+            end_path(r, &path);
             return;
         }
     }
@@ -302,7 +327,7 @@ static void read_story(Reading *r, const char *p, const Rest *rest, Path path) {
 }
 
 static Reading read_text(const Grammar *g, const char *text, size_t bytes) {
-    Path start = {.text = text, .bindings = no_bindings, .probability = 1.0 / g->n[0]};
+    Path start = {.text = text, .probability = 1.0 / g->n[0]};
     Reading r = {.g = g, .end = text + bytes, .best = start};
     for (int i = 0; i < g->n[0]; i++) read_story(&r, g->text[0][i], NULL, start);
     return r;
@@ -352,10 +377,13 @@ static Means rule_means(const Grammar *g, int rule, int depth) {
 
 #define JUDGE_HELP "count the references that are right in the stories of this file, one per line or as generate_t6 " \
     "prints many; write nothing. A reference is a place where the grammar repeats a word: a name, a colour, ... It " \
-    "is wrong if another word is there, and where a story leaves the grammar, all references from there on are wrong"
+    "is right if the word is the one that this story has, even one that no list has: those are counted as invented. " \
+    "Where the sentences leave the grammar, all references from there on are wrong"
 
 typedef struct {
-    uint64_t stories, right, whole;                     // of those: with all references right; whole, with wrong ones
+    uint64_t stories, right;                    // right: without any fault
+    uint64_t wrong, invented;                   // whole, with wrong references; whole, with no fault but invented words
+    uint64_t invented_words;                    // in all stories
     uint64_t right_references[NUM_RULES], references[NUM_RULES];    // found, by the rule that their letter is bound to
 } Verdict;
 
@@ -363,7 +391,9 @@ static void judge_story(Verdict *v, const Grammar *g, const char *text, size_t b
     Reading r = read_text(g, text, bytes);
     v->stories++;
     v->right += r.derivations > 0;
-    v->whole += r.derivations == 0 && r.best.whole;
+    v->wrong += r.best.whole && total(r.best.wrong) > 0;
+    v->invented += r.best.whole && total(r.best.wrong) == 0 && r.best.invented > 0;
+    v->invented_words += (uint64_t)r.best.invented;
     for (int i = 0; i < NUM_RULES; i++) {
         v->right_references[i] += (uint64_t)r.best.right[i];
         v->references[i] += (uint64_t)(r.best.right[i] + r.best.wrong[i]);
@@ -416,8 +446,9 @@ static int judge_file(const Grammar *g, const char *path) {
 
     uint64_t right = 0, found = 0, all = v.stories * (uint64_t)llround(rule_means(g, 0, 0).references);
     printf("%" PRIu64 " stories: %" PRIu64 " right, %" PRIu64 " with a wrong reference, %" PRIu64
-           " that leave the grammar\n  reference     right       of\n", v.stories, v.right, v.whole,
-           v.stories - v.right - v.whole);
+           " with invented words only, %" PRIu64 " that leave the grammar\n"
+           "invented words: %" PRIu64 "\n  reference     right       of\n", v.stories, v.right, v.wrong, v.invented,
+           v.stories - v.right - v.wrong - v.invented, v.invented_words);
     for (int i = 0; i < NUM_RULES; i++) {
         print_share(grammar[i].name, v.right_references[i], v.references[i]);
         right += v.right_references[i];

@@ -64,7 +64,7 @@ static int smallest_list(const Grammar *g, int rule) {
 static Grammar small_grammar(const Grammar *g) {
     Grammar small = *g;
     for (int r = 0; r < NUM_RULES; r++)
-        if (!strpbrk(grammar[r].text, "<{~")) small.n[r] = is_bound(r) ? smallest_list(g, r) : 1;
+        if (is_list_of_words(r)) small.n[r] = is_bound(r) ? smallest_list(g, r) : 1;
     return small;
 }
 
@@ -82,7 +82,7 @@ static void check_enumeration(const Grammar *g, Score *score) {
     do {
         tell_story(s);
         Reading r = read_text(&small, s->text, s->bytes);
-        read += r.best.whole && total(r.best.wrong) == 0 && total(r.best.right) == mean.references;
+        read += r.best.whole && faults(&r.best) == 0 && total(r.best.right) == mean.references;
         if (count == capacity) hash = (uint64_t *)xrealloc(hash, (capacity *= 2) * sizeof *hash);
         hash[count++] = XXH64(s->text, s->bytes, 0);
         double p = exp2(-s->bits);
@@ -108,14 +108,14 @@ static void check_enumeration(const Grammar *g, Score *score) {
 // Replaces the last mention of a child by a name that does not fit the rest, reads the text, and restores it. Returns
 // whether that name is its only fault.
 static int reads_wrong_name(const Grammar *g, Story *s, int letter) {
-    const char *name = g->text[find_rule("name", 4)][s->bindings.value[letter]];
-    size_t length = strcspn(name, "|"), at = s->bytes - length;
+    const char *name = s->bindings.word[letter];
+    size_t length = word_length(name), at = s->bytes - length;
     while (at > 0 && memcmp(s->text + at, name, length) != 0) at--;
     char saved = s->text[at];
     s->text[at] = saved == 'A' ? 'B' : 'A';
     Reading r = read_text(g, s->text, s->bytes);
     s->text[at] = saved;
-    return r.derivations == 0 && r.best.whole && total(r.best.wrong) == 1;
+    return r.derivations == 0 && r.best.whole && total(r.best.wrong) == 1 && faults(&r.best) == 1;
 }
 
 static void check_readings(const Grammar *g, Score *score) {
@@ -143,16 +143,16 @@ static void check_readings(const Grammar *g, Score *score) {
 static void check_lists(const Grammar *g, Score *score) {
     int distinct = 1, plain = 1;
     for (int r = 0; r < NUM_RULES; r++) {
-        for (int i = 0; i < g->n[r]; i++) {
+        int words = is_list_of_words(r);
+        plain &= words || !is_bound(r);
+        for (int i = 0; words && i < g->n[r]; i++) {
             const char *word = g->text[r][i];
-            size_t length = strcspn(word, "|");
-            plain &= !is_bound(r) || strcspn(word, "<{~|") == length;
-            for (int j = 0; j < i; j++)
-                distinct &= strcspn(g->text[r][j], "|") != length || memcmp(word, g->text[r][j], length) != 0;
+            plain &= word_length(word) == strcspn(word, "|");
+            for (int j = 0; j < i; j++) distinct &= *g->text[r][j] != *word;
         }
     }
-    report(score, distinct, "no list has a word twice");
-    report(score, plain, "bound lists have no markup");
+    report(score, distinct, "no list has two words with the same first letter");
+    report(score, plain, "bound rules are lists of words, and words are of letters only");
 }
 
 static void check_means(const Grammar *g, Score *score) {

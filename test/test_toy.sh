@@ -82,16 +82,18 @@ check "xz -9 needs more than twice the entropy" attention_pays
 
 # ---- judging. In this story words 11, 16, 19, 20, 24, 29, 32, 33, 47, 52, 56 and 57 are references.
 story="On a fine day Ann met Ben by the cave. Ann had a blue bell. Ann hid the blue bell by the dock. Ben had a gold \
-boat. Ben hid the gold boat by the farm. They saw bold bears, bold bears and bold bears. Then Ann quickly went to the \
+coin. Ben hid the gold coin by the farm. They saw bold bears, bold bears and bold bears. Then Ann quickly went to the \
 dock to get the blue bell."
-right="1 stories: 1 right, 0 with a wrong reference, 0 that leave" wrong="1 stories: 0 right, 1 with"
-left=".*, 1 that leave"
+right="1 stories: 1 right, 0 with a wrong reference, 0 with invented words only, 0 that leave"
+wrong="1 stories: 0 right, 1 with a wrong" invented="1 stories: 0 right, 0 .*, 1 with invented" left=".*, 1 that leave"
 
-# judges HEAD COUNT: of the text on standard input. The first line starts with HEAD; COUNT: "RIGHT ALL" references.
+# judges HEAD COUNT [INVENTED]: of the text on standard input. The first line starts with HEAD; COUNT: "RIGHT ALL"
+# references; INVENTED words (0).
 judges() {
     cat >"$tmp/judged"
     "$toy" --judge "$tmp/judged" -o "$tmp/no" >"$tmp/verdict" && grep -q "^$1" "$tmp/verdict" &&
-        [ "$(awk '$1 == "all" { print $2, $3 }' "$tmp/verdict")" = "$2" ] && return
+        [ "$(awk '$1 == "all" { print $2, $3 }' "$tmp/verdict")" = "$2" ] &&
+        grep -qx "invented words: ${3-0}" "$tmp/verdict" && return
     cat "$tmp/judged" "$tmp/verdict"
     return 1
 }
@@ -112,7 +114,7 @@ each_reference() {
 }
 headings() {
     { echo "--- text 1"; echo "$story"; printf '\n--- text 2\n\n--- text 3\n'; echo "$story"; echo; } |
-        judges "3 stories: 2 right, 0 with a wrong reference, 1 that leave" "24 36"
+        judges "3 stories: 2 right, 0 with .*, 1 that leave" "24 36"
 }
 check "--judge: all references of the corpus are right" own_text
 check "--judge: one story" judges "$right" "12 12" <<<"$story"
@@ -120,8 +122,15 @@ check "--judge: each reference replaced is one wrong" each_reference
 check "--judge: two references exchanged" judges "$wrong" "10 12" < <(with 52 bell 57 dock)
 check "--judge: two names exchanged" judges "$wrong" "10 12" < <(with 24 Ann 47 Ben)
 check "--judge: a different word bound" judges "$wrong" "11 12" < <(with 23 barn)
-check "--judge: a bound word that is excluded" judges "$left" "5 12" < <(with 27 blue)
-check "--judge: a word that the grammar has not" judges "$left" "0 12" < <(with 3 odd)
+check "--judge: a bound word that is excluded" judges "$wrong" "11 12" 1 < <(with 27 blue)
+check "--judge: an excluded word that is repeated" judges "$invented" "12 12" 1 < <(with 27 blue 32 blue)
+check "--judge: an invented word" judges "$invented" "12 12" 1 < <(with 3 odd)
+check "--judge: an invented word for each word of choice" judges "$invented" "12 12" 16 < <(
+    with 3 fun 5 An 7 Bo 10 home 11 An 14 red 15 bull 16 An 19 red 20 bull 23 doc 24 Bo 27 goldy 28 coins 29 Bo \
+        32 goldy 33 coins 36 air 39 b 40 bees 41 c 42 bees 44 d 45 bees 47 An 52 doc 56 red 57 bull)
+check "--judge: an invented word that is not repeated" judges "$wrong" "11 12" 1 < <(with 15 bull 20 bull)
+check "--judge: a word in the list's other form" judges "$wrong" "11 12" < <(with 57 Bell)
+check "--judge: no word" judges "$left" "1 12" < <(echo "${story/blue bell.}")
 check "--judge: a story that was cut" judges "$left" "6 12" < <(echo "${story%gold*}")
 check "--judge: a story that goes on" judges "$left" "12 12" <<<"$story Ann"
 check "--judge: garbage between two stories" judges "3 stories: 2 right, 0 with .*, 1 that" "24 36" \
