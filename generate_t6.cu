@@ -62,7 +62,7 @@ struct Generator {
     int steps;                  // of one token, so far
 };
 
-enum { NUM_GENERATOR_BUFFERS = 32, WEIGHTS_BUFFER = 0, CACHE_BUFFER = 1, BEFORE_BUFFER = 2 };
+enum { NUM_GENERATOR_BUFFERS = 33, WEIGHTS_BUFFER = 0, CACHE_BUFFER = 1, BEFORE_BUFFER = 2 };
 
 // Rows of a prefill of n tokens: few different lengths, because each needs plans of its matrix products. The rows
 // beyond the prompt are padding; no token attends to them.
@@ -89,7 +89,7 @@ static void generator_table(Generator *g, const Model *m, int64_t B, int64_t cap
     size_t T = prefill_length(longest_prefill), steps = B * MAX_STEP_TOKENS, rows = T > steps ? T : steps;
     size_t X = sizeof(floatX), f = sizeof(float), d = sizeof(double), C = c->n_embd, L = c->n_layer, NH = c->n_head,
         NKV = heads_stored(m->k, (int)c->n_head), latent = c->attn == ATTN_MLA;
-    size_t norms = c->qk_norm ? T : 0, scratch = 0;
+    size_t norms = c->qk_norm ? T : 0, heads = latent ? 0 : T * NKV * m->HSV, scratch = 0;
     HeadBuffers *h = &g->heads;
     g->shape = cache_shape(m, cache_number_bytes(kind)), g->variant = variant_shape(m, cache_number_bytes(kind));
     g->B = B, g->capacity = capacity, g->prefill_rows = T;
@@ -103,11 +103,11 @@ static void generator_table(Generator *g, const Model *m, int64_t B, int64_t cap
         {(void **)&g->rstd, rows, f}, {(void **)&g->proj, rows * m->Pp, X}, {(void **)&g->y, rows * m->Dp, X},
         {(void **)&g->u, rows * 2 * m->Fp, X}, {(void **)&g->s, rows * m->Fp, X},
         {(void **)&h->fac, variant_has_rows(m) ? rows * m->PFp : 0, X},
-        {(void **)&h->q, (latent ? rows : T) * NH * m->HSK, X}, {(void **)&h->k, T * NKV * m->HSK, X},
-        {(void **)&h->v, T * NKV * m->HSV, X},
+        {(void **)&h->q, (latent ? rows : T) * NH * m->HSK, X}, {(void **)&h->k, heads, X}, {(void **)&h->v, heads, X},
+        {(void **)&h->kv, latent ? T * 2 * m->D : 0, X}, {(void **)&h->kr, latent ? T * m->HSR : 0, X},
         {(void **)&h->rstdq, latent ? T : norms * heads_stored(m->q, (int)NH), f},
         {(void **)&h->rstdk, latent ? T : norms * NKV, f}, {(void **)&h->latq, latent ? rows * c->q_lora : 0, X},
-        {(void **)&h->latkv, latent ? T * c->kv_lora : 0, X}, {(void **)&h->kv, latent ? T * 2 * m->D : 0, X},
+        {(void **)&h->latkv, latent ? T * c->kv_lora : 0, X},
         {(void **)&h->rope_q, T * m->q.HSR, f}, {(void **)&h->rope_k, T * m->k.HSR, f},
         {(void **)&g->lse, T * NH, f}, {(void **)&g->scratch, scratch, 1},
         {(void **)&g->absorbed, latent ? steps * NH * (c->kv_lora + c->rope_dim) : 0, X},
@@ -253,7 +253,7 @@ static void forward(Generator *g, int64_t first, int64_t B, int64_t n, Pass pass
         const floatX *w = g->params + m->layers + (size_t)l * m->layer_stride;
         qkv_decode(g, l, first, B, n, T, pass);                                             // n, factors, cache
         if (pass == PREFILL)                                                                // y = attention(q, k, v)
-            layer_attention_forward(g->y, g->lse, g->heads.q, g->heads.k, g->heads.v, gate_columns(m, g->proj),
+            layer_attention_forward(g->y, g->lse, attention_heads(&g->heads, m), gate_columns(m, g->proj),
                                     attention_shape(m, 1, T), g->stream);
         else
             attention_decode(g, l, first, B, n);

@@ -957,7 +957,7 @@ void t6_describe(char *out, size_t size) {
     snprintf(out, size, "CPU, %d threads, %s", omp_get_max_threads(), comm_library(library));
 }
 
-void t6_plan(const TrainOptions *o, const Model *m, Logger *log) {
+void t6_plan(TrainOptions *o, const Model *m, Logger *log) {
     double weights = (double)m->num_stored * sizeof(real), acts = activation_bytes(m, o->batch_size, o->seq_len);
     double world = comm_world(o->comm), ranks = o->comm ? o->comm->local_world : 1, GiB = 0x1p30;
     double grads = weights + (has_own_sums(o) ? weights / world : 0);

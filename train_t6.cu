@@ -52,17 +52,18 @@
 static const int PAD = 8;
 static const int64_t CLASSIFIER_ROWS = 8192;    // tokens whose logits exist at a time
 
-// What the backward pass recomputes instead of keeping (-r).
-typedef enum { KEEP_ALL, RECOMPUTE_MLP, RECOMPUTE_MLP_AND_FACTORS } Recompute;
+// What the backward pass recomputes instead of keeping (-r): each level also what those before it do.
+typedef enum { RECOMPUTE_NOTHING = -1, RECOMPUTE_HEADS, RECOMPUTE_MLP, RECOMPUTE_FACTORS } Recompute;
 
-// What lies between a layer's projected rows and attention, rebuilt in the backward pass. Empty where a kind has no use
-// for it.
+// What lies between a layer's projected rows and attention. Empty where a kind has no use for it. In training there
+// is one slice per layer, or one in all if recomputed.
 typedef struct {
     floatX *fac;                // (N, PFp)             factor rows of variants; become dfac
-    floatX *q, *k, *v;          // (N, heads_stored, HSK) twice, (N, heads_stored, HSV)
+    floatX *q, *k, *v;          // (N, heads_stored, HSK), (N, heads_stored, HSV) twice, but for mla's k and v:
+    floatX *kv, *kr;            // (N, NH, 2 HSV), (N, HSR)     of each head, its own part of k and its v; what all
+                                //                      heads of k share. As a gradient, kr is (N, NH, HSR)
     float *rstdq, *rstdk;       // (N, heads_stored)    qk_norm's; mla's latents': (N) twice
     floatX *latq, *latkv;       // (N, q_lora), (N, kv_lora)    mla: normed latents
-    floatX *kv;                 // (N, NH, 2 HSV)       mla: of each head, its part of k and its v; becomes dkv
     float *rope_q, *rope_k;     // (T, HSR) of q and of k: not the same where k is of third order and q is not
 } HeadBuffers;
 
@@ -75,18 +76,18 @@ typedef struct {
     floatX *y;                  // (L, N, Dp)           with out_gate, gated
     float *lse;                 // (L, B, NH, T)
     floatX *u;                  // (L, N, 2 Fp)         n2 W1^T and n2 W2^T; become du. One slice if recomputed
+    HeadBuffers heads;
     // one for all layers
     floatX *x, *nf;             // (N, C)               residual stream, normed input of the classifier
     float *rstdf;               // (N)
-    HeadBuffers heads;
     floatX *s;                  // (N, Fp)              also ds
     floatX *logits;             // (CLASSIFIER_ROWS, Vp)
     float *losses;              // (N)
     // gradients
     floatX *dx, *dn;            // (N, C)
-    floatX *dq, *dk, *dv, *dy;  // as q, k, v, y
+    floatX *dy;                 // as y
+    HeadBuffers dheads;         // one slice, without fac
     floatX *dproj;              // (N, Pp)              of variants
-    floatX *dlatq, *dlatkv;     // as latq, latkv
     float *columns;             // (COLUMN_BLOCKS, widest)      partial sums of columns of dfac, dlatq or dlatkv
     float *attention_scratch;   // (attention_backward_scratch_bytes)
     int32_t *batch;             // inputs (N), targets (N), groups of the inputs (2 N + 2): llmc/encoder.cuh
@@ -135,12 +136,34 @@ static AttentionShape attention_shape(const Model *m, int64_t B, int64_t T) {
     int64_t NH = m->config.n_head;
     AttentionShape s = attention_dense_shape(B, T, NH, heads_stored(m->k, (int)NH), m->HSK, m->HSV);
     s.gate_stride = m->Pp;
+    if (m->config.attn == ATTN_MLA) s.k_stride = s.v_stride = 2 * m->D, s.kv_head_stride = 2 * m->HSV;
     return s;
+}
+
+static AttentionHeads<floatX> attention_heads(const HeadBuffers *h, const Model *m) {
+    if (m->config.attn == ATTN_MLA) return {h->q, h->kv, h->kv + m->HSV, h->kr};
+    return {h->q, h->k, h->v};
 }
 
 static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_size(N); }
 
-enum { NUM_BUFFERS = 46, NUM_WEIGHT_BUFFERS = 7 };
+enum { NUM_BUFFERS = 49, NUM_WEIGHT_BUFFERS = 7 };
+
+// Numbers of one token in a layer's HeadBuffers.
+typedef struct { size_t fac, q, k, v, kv, kr, rstdq, rstdk, latq, latkv; } HeadSizes;
+
+static HeadSizes head_sizes(const Model *m) {
+    const Config *c = &m->config;
+    bool latent = c->attn == ATTN_MLA;
+    size_t NH = c->n_head, NKV = heads_stored(m->k, (int)NH);
+    HeadSizes s = {};
+    if (!latent && !m->is_projected) s.fac = m->PFp;
+    s.q = NH * m->HSK;
+    if (latent) s.kv = 2 * m->D, s.kr = m->HSR, s.rstdq = s.rstdk = 1, s.latq = c->q_lora, s.latkv = c->kv_lora;
+    else s.k = s.v = NKV * m->HSV;
+    if (c->qk_norm) s.rstdq = heads_stored(m->q, (int)NH), s.rstdk = NKV;
+    return s;
+}
 
 // The table of T6's buffers: each pointer with its size. The first NUM_WEIGHT_BUFFERS are weights, gradients and
 // AdamW's state.
@@ -151,17 +174,14 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
     size_t all = m->num_stored, own = all / t6->moments.world;
     size_t held = t6->zero == 2 ? m->layers + 2 * m->layer_stride : all;
     size_t sums = t6->zero ? all / world : 0, part = t6->zero == 2 ? model_largest_bucket(m) / world : 0;
-    size_t L = c->n_layer, N = B * T, C = c->n_embd, Dp = m->Dp, Fp = m->Fp, Pp = m->Pp,
-        NKV = heads_stored(m->k, (int)c->n_head);
-    size_t q = c->n_head * m->HSK, k = NKV * m->HSK, v = NKV * m->HSV;         // numbers of a token
+    size_t L = c->n_layer, N = B * T, C = c->n_embd, Dp = m->Dp, Fp = m->Fp, Pp = m->Pp;
     size_t rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
-    size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_proj = recompute >= RECOMPUTE_MLP_AND_FACTORS ? 1 : L;
-    bool latent = c->attn == ATTN_MLA, variant = !latent && !m->is_projected;
-    size_t latq = latent ? N * c->q_lora : 0, latkv = latent ? N * c->kv_lora : 0, kv = latent ? 2 * N * m->D : 0;
-    size_t rstdq = c->qk_norm ? N * heads_stored(m->q, (int)c->n_head) : latent ? N : 0;
-    size_t rstdk = c->qk_norm ? N * NKV : latent ? N : 0;
-    size_t widest = variant ? m->PFp : latent ? (c->q_lora > c->kv_lora ? c->q_lora : c->kv_lora) : 0;
-    HeadBuffers *h = &acts->heads;
+    size_t N_heads = recompute >= RECOMPUTE_HEADS ? N : L * N;
+    size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_proj = recompute >= RECOMPUTE_FACTORS ? 1 : L;
+    HeadBuffers *h = &acts->heads, *dh = &acts->dheads;
+    HeadSizes each = head_sizes(m);
+    size_t dproj = each.fac ? N * Pp : 0;
+    size_t widest = each.fac > each.latq ? each.fac : each.latq > each.latkv ? each.latq : each.latkv;
     const Buffer table[] = {
         {(void **)&t6->params, all, X}, {(void **)&t6->master, own, f}, {(void **)&t6->grads, held, f},
         {(void **)&t6->sums, sums, f}, {(void **)&t6->part, part, f}, {(void **)&t6->adam_m, own, f},
@@ -172,17 +192,21 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
         {(void **)&acts->y, L * N * Dp, X},
         {(void **)&acts->lse, L * N * c->n_head, f}, {(void **)&acts->u, L_u * N * 2 * Fp, X},
 
-        {(void **)&acts->x, N * C, X}, {(void **)&acts->nf, N * C, X}, {(void **)&acts->rstdf, N, f},
-        {(void **)&h->fac, variant ? N * m->PFp : 0, X}, {(void **)&h->q, N * q, X}, {(void **)&h->k, N * k, X},
-        {(void **)&h->v, N * v, X}, {(void **)&h->rstdq, rstdq, f}, {(void **)&h->rstdk, rstdk, f},
-        {(void **)&h->latq, latq, X}, {(void **)&h->latkv, latkv, X}, {(void **)&h->kv, kv, X},
+        {(void **)&h->fac, N_heads * each.fac, X}, {(void **)&h->q, N_heads * each.q, X},
+        {(void **)&h->k, N_heads * each.k, X}, {(void **)&h->v, N_heads * each.v, X},
+        {(void **)&h->kv, N_heads * each.kv, X}, {(void **)&h->kr, N_heads * each.kr, X},
+        {(void **)&h->rstdq, N_heads * each.rstdq, f}, {(void **)&h->rstdk, N_heads * each.rstdk, f},
+        {(void **)&h->latq, N_heads * each.latq, X}, {(void **)&h->latkv, N_heads * each.latkv, X},
         {(void **)&h->rope_q, (size_t)(T * m->q.HSR), f}, {(void **)&h->rope_k, (size_t)(T * m->k.HSR), f},
+
+        {(void **)&acts->x, N * C, X}, {(void **)&acts->nf, N * C, X}, {(void **)&acts->rstdf, N, f},
         {(void **)&acts->s, N * Fp, X}, {(void **)&acts->logits, rows * m->Vp, X}, {(void **)&acts->losses, N, f},
 
-        {(void **)&acts->dx, N * C, X}, {(void **)&acts->dn, N * C, X}, {(void **)&acts->dq, N * q, X},
-        {(void **)&acts->dk, N * k, X}, {(void **)&acts->dv, N * v, X}, {(void **)&acts->dy, N * Dp, X},
-        {(void **)&acts->dproj, variant ? N * Pp : 0, X}, {(void **)&acts->dlatq, latq, X},
-        {(void **)&acts->dlatkv, latkv, X}, {(void **)&acts->columns, COLUMN_BLOCKS * widest, f},
+        {(void **)&acts->dx, N * C, X}, {(void **)&acts->dn, N * C, X}, {(void **)&acts->dy, N * Dp, X},
+        {(void **)&dh->q, N * each.q, X}, {(void **)&dh->k, N * each.k, X}, {(void **)&dh->v, N * each.v, X},
+        {(void **)&dh->kv, N * each.kv, X}, {(void **)&dh->kr, N * c->n_head * each.kr, X},
+        {(void **)&dh->latq, N * each.latq, X}, {(void **)&dh->latkv, N * each.latkv, X},
+        {(void **)&acts->dproj, dproj, X}, {(void **)&acts->columns, COLUMN_BLOCKS * widest, f},
         {(void **)&acts->attention_scratch, attention_backward_scratch_bytes(attention_shape(m, B, T)), 1},
         {(void **)&acts->batch, batch_size(N), sizeof(int32_t)},
         {(void **)&t6->results, 1, sizeof(Results)}, {(void **)&t6->norm_partial, NORM_BLOCKS, sizeof(double)},
@@ -364,22 +388,22 @@ static floatX *const NO_GATE = NULL;
 // Attention by the fast kernels where they apply, bf16 and the head sizes of attention_is_fast, and by the plain ones
 // elsewhere. gate may be NO_GATE. A template so that the fp32 build does not need the fast ones.
 template <class X>
-static void layer_attention_forward(X *y, float *lse, const X *q, const X *k, const X *v, const X *gate,
+static void layer_attention_forward(X *y, float *lse, const AttentionHeads<X> &heads, const X *gate,
                                     const AttentionShape &s, cudaStream_t stream) {
     if constexpr (sizeof(X) == 2)
-        if (attention_is_fast(s)) return attention_forward(y, lse, q, k, v, gate, s, stream);
-    attention_plain_forward(y, lse, q, k, v, gate, s, stream);
+        if (attention_is_fast(s)) return attention_forward(y, lse, heads, gate, s, stream);
+    attention_plain_forward(y, lse, heads, gate, s, stream);
 }
 
 // With a gate, y is gated and dy is its gradient, which this overwrites. dgate may be gate, or NO_GATE as well.
 template <class X>
-static void layer_attention_backward(X *dq, X *dk, X *dv, X *dgate, X *dy, const X *y, const float *lse, const X *q,
-                                     const X *k, const X *v, const X *gate, float *scratch, const AttentionShape &s,
-                                     cudaStream_t stream) {
+static void layer_attention_backward(const AttentionHeads<X> &gradient, X *dgate, X *dy, const X *y, const float *lse,
+                                     const AttentionHeads<X> &heads, const X *gate, float *scratch,
+                                     const AttentionShape &s, cudaStream_t stream) {
     if constexpr (sizeof(X) == 2)
         if (attention_is_fast(s))
-            return attention_backward(dq, dk, dv, dgate, dy, y, lse, q, k, v, gate, scratch, s, stream);
-    attention_plain_backward(dq, dk, dv, dgate, dy, y, lse, q, k, v, gate, scratch, s, stream);
+            return attention_backward(gradient, dgate, dy, y, lse, heads, gate, scratch, s, stream);
+    attention_plain_backward(gradient, dgate, dy, y, lse, heads, gate, scratch, s, stream);
 }
 
 // NEW_ROWS: projected from the layer's normed input. KEPT_ROWS: those that the forward pass kept.
@@ -387,10 +411,20 @@ typedef enum { NEW_ROWS, KEPT_ROWS } RowSource;
 
 // The projected rows of layer l (N, Pp), and the input of its SwiGLU (N, 2 Fp): one slice for all layers if recomputed.
 static floatX *layer_rows(T6 *t6, int64_t l, int64_t N) {
-    return t6->acts.proj + (t6->recompute >= RECOMPUTE_MLP_AND_FACTORS ? 0 : l) * N * t6->model.Pp;
+    return t6->acts.proj + (t6->recompute >= RECOMPUTE_FACTORS ? 0 : l) * N * t6->model.Pp;
 }
 static floatX *layer_u(T6 *t6, int64_t l, int64_t N) {
     return t6->acts.u + (t6->recompute >= RECOMPUTE_MLP ? 0 : l) * N * 2 * t6->model.Fp;
+}
+
+static HeadBuffers layer_heads(const T6 *t6, int64_t l, int64_t N) {
+    HeadBuffers h = t6->acts.heads;
+    HeadSizes each = head_sizes(&t6->model);
+    size_t at = t6->recompute >= RECOMPUTE_HEADS ? 0 : (size_t)(l * N);
+    h.fac += at * each.fac, h.q += at * each.q, h.k += at * each.k, h.v += at * each.v;
+    h.kv += at * each.kv, h.kr += at * each.kr;
+    h.rstdq += at * each.rstdq, h.rstdk += at * each.rstdk, h.latq += at * each.latq, h.latkv += at * each.latkv;
+    return h;
 }
 
 // mla: q, k, v from projected rows [latent of q | latent of k and v | rotated part of k].
@@ -402,30 +436,30 @@ static void latent_forward(const HeadBuffers *to, const Model *m, Matmul *mm, co
     gain_forward(to->latkv, to->rstdk, proj + q, Pp, w + m->kv_gain, N, kv, c->rms_eps, stream);
     linear_forward(mm, to->q, to->latq, w + m->wqb, N, q, QK, OVERWRITE, stream);
     linear_forward(mm, to->kv, to->latkv, w + m->wkvb, N, kv, 2 * m->D, OVERWRITE, stream);
-    latent_heads_forward(to->q, to->k, to->v, to->kv, proj + q + kv, Pp, to->rope_k, latent_shape(m, T), N, stream);
+    latent_heads_forward(to->q, to->kr, proj + q + kv, Pp, to->rope_k, latent_shape(m, T), N, stream);
 }
 
-// proj becomes dproj, from acts.dq, dk and dv; gradients of the layer's weights dw by `mode`.
-static void latent_backward(T6 *t6, floatX *proj, const floatX *w, float *dw, int64_t B, int64_t T, OutputMode mode) {
+// proj becomes dproj, from acts.dheads and the layer's h; gradients of the layer's weights dw by `mode`.
+static void latent_backward(T6 *t6, floatX *proj, const HeadBuffers *h, const floatX *w, float *dw, int64_t B,
+                            int64_t T, OutputMode mode) {
     const Model *m = &t6->model;
     const Config *c = &m->config;
-    Activations *acts = &t6->acts;
-    HeadBuffers *h = &acts->heads;
+    float *columns = t6->acts.columns;
+    HeadBuffers d = t6->acts.dheads;
     Matmul *mm = &t6->matmul;
     cudaStream_t stream = t6->stream;
     int64_t N = B * T, QK = c->n_head * m->HSK, q = c->q_lora, kv = c->kv_lora, Pp = m->Pp;
-    latent_heads_backward(h->kv, proj + q + kv, Pp, acts->dq, acts->dk, acts->dv, h->rope_k, latent_shape(m, T), N,
-                          stream);
-    linear_backward_input(mm, acts->dlatq, acts->dq, w + m->wqb, N, q, QK, stream);
-    linear_backward_weight(mm, dw + m->wqb, acts->dq, h->latq, N, q, QK, mode, stream);
-    linear_backward_input(mm, acts->dlatkv, h->kv, w + m->wkvb, N, kv, 2 * m->D, stream);
-    linear_backward_weight(mm, dw + m->wkvb, h->kv, h->latkv, N, kv, 2 * m->D, mode, stream);
-    column_sums(acts->columns, acts->dlatq, q, proj, Pp, h->rstdq, q, N, stream);
-    column_total(dw + m->q_gain, acts->columns, q, q, mode, stream);
-    column_sums(acts->columns, acts->dlatkv, kv, proj + q, Pp, h->rstdk, kv, N, stream);
-    column_total(dw + m->kv_gain, acts->columns, kv, kv, mode, stream);
-    gain_backward(proj, acts->dlatq, proj, Pp, h->rstdq, w + m->q_gain, N, q, stream);
-    gain_backward(proj + q, acts->dlatkv, proj + q, Pp, h->rstdk, w + m->kv_gain, N, kv, stream);
+    latent_heads_backward(proj + q + kv, Pp, d.q, d.kr, h->rope_k, latent_shape(m, T), N, stream);
+    linear_backward_input(mm, d.latq, d.q, w + m->wqb, N, q, QK, stream);
+    linear_backward_weight(mm, dw + m->wqb, d.q, h->latq, N, q, QK, mode, stream);
+    linear_backward_input(mm, d.latkv, d.kv, w + m->wkvb, N, kv, 2 * m->D, stream);
+    linear_backward_weight(mm, dw + m->wkvb, d.kv, h->latkv, N, kv, 2 * m->D, mode, stream);
+    column_sums(columns, d.latq, q, proj, Pp, h->rstdq, q, N, stream);
+    column_total(dw + m->q_gain, columns, q, q, mode, stream);
+    column_sums(columns, d.latkv, kv, proj + q, Pp, h->rstdk, kv, N, stream);
+    column_total(dw + m->kv_gain, columns, kv, kv, mode, stream);
+    gain_backward(proj, d.latq, proj, Pp, h->rstdq, w + m->q_gain, N, q, stream);
+    gain_backward(proj + q, d.latkv, proj + q, Pp, h->rstdk, w + m->kv_gain, N, kv, stream);
 }
 
 // q, k, v of N = B*T tokens from their projected rows proj (N, Pp). w: the layer's weights.
@@ -440,7 +474,7 @@ static void heads_from_rows(const HeadBuffers *to, const Model *m, Matmul *mm, c
                   heads_shape(m, T), N, stream);
 }
 
-// acts.heads of layer l, by way of its projected rows.
+// q, k, v of layer l in its HeadBuffers, by way of its projected rows.
 static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, RowSource source) {
     const Model *m = &t6->model;
     int64_t N = B * T, C = m->config.n_embd;
@@ -448,7 +482,8 @@ static void qkv_forward(T6 *t6, int64_t l, int64_t B, int64_t T, RowSource sourc
     floatX *proj = layer_rows(t6, l, N);
     if (source == NEW_ROWS)                                                         // [aQ bQ aK bK aV bV] = n Wqkv^T
         linear_forward(&t6->matmul, proj, n1, w + m->wqkv, N, C, m->Pp, OVERWRITE, t6->stream);
-    heads_from_rows(&t6->acts.heads, m, &t6->matmul, proj, w, B, T, t6->stream);
+    HeadBuffers h = layer_heads(t6, l, N);
+    heads_from_rows(&h, m, &t6->matmul, proj, w, B, T, t6->stream);
 }
 
 // Gradients of a variant's constants, from the columns of dfac (N, PFp) that factors_backward leaves. dw: the layer's
@@ -475,22 +510,22 @@ static floatX *layer_dproj(T6 *t6, int64_t l, int64_t N) {
 // The columns of out_gate's gates in projected rows or in their gradient.
 static floatX *gate_columns(const Model *m, floatX *rows) { return m->config.out_gate ? rows + m->gate : NO_GATE; }
 
-// acts.dn (N, C), the gradient of layer l's normed input, from acts.dq, dk and dv; dWqkv and other weights'. The
-// columns of out_gate's gates in layer_dproj are there already.
+// acts.dn (N, C), the gradient of layer l's normed input, from acts.dheads; dWqkv and other weights'. The columns of
+// out_gate's gates in layer_dproj are there already.
 static void qkv_backward(T6 *t6, int64_t l, int64_t B, int64_t T, OutputMode mode) {
     const Model *m = &t6->model;
     Activations *acts = &t6->acts;
-    HeadBuffers *h = &acts->heads;
     int64_t N = B * T, C = m->config.n_embd;
+    HeadBuffers h = layer_heads(t6, l, N), d = acts->dheads;
     const floatX *w = t6->params + m->layers + (size_t)l * m->layer_stride, *n1 = acts->n1 + l * N * C;
     float *dw = bucket_gradient(t6, 1 + (int)l);
-    floatX *proj = layer_rows(t6, l, N), *fac = m->is_projected ? proj : h->fac, *dproj = layer_dproj(t6, l, N);
-    if (m->config.attn == ATTN_MLA) latent_backward(t6, proj, w, dw, B, T, mode);
+    floatX *proj = layer_rows(t6, l, N), *fac = m->is_projected ? proj : h.fac, *dproj = layer_dproj(t6, l, N);
+    if (m->config.attn == ATTN_MLA) latent_backward(t6, proj, &h, w, dw, B, T, mode);
     else
-        heads_backward(fac, fac, h->rope_q, {{{acts->dq, h->q, h->rstdq}, {acts->dk, h->k, h->rstdk}, {acts->dv}}},
-                       heads_shape(m, T), N, t6->stream);
+        heads_backward(fac, fac, h.rope_q, {{{d.q, h.q, h.rstdq}, {d.k, h.k, h.rstdk}, {d.v}}}, heads_shape(m, T), N,
+                       t6->stream);
     if (m->config.attn != ATTN_MLA && !m->is_projected) {
-        factors_backward(dproj, fac, proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, t6->stream);
+        factors_backward(dproj, fac, proj, w, h.rope_q, h.rope_k, factors_shape(m, T), N, t6->stream);
         constants_backward(dw, acts->columns, fac, m, N, mode, t6->stream);
     }
     linear_backward_input(&t6->matmul, acts->dn, dproj, w + m->wqkv, N, C, m->Pp, t6->stream);      // dn = dproj Wqkv
@@ -518,8 +553,8 @@ void t6_forward(T6 *t6, int64_t B, int64_t T) {
         rmsnorm_forward(n1, acts->rstd1 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
         qkv_forward(t6, l, B, T, NEW_ROWS);                                                 // q, k, v from n
         // y = softmax(scale q k^T) v, times sigmoid(n Wg^T) with out_gate
-        layer_attention_forward(y, lse, acts->heads.q, acts->heads.k, acts->heads.v,
-                                gate_columns(m, layer_rows(t6, l, N)), shape, stream);
+        HeadBuffers h = layer_heads(t6, l, N);
+        layer_attention_forward(y, lse, attention_heads(&h, m), gate_columns(m, layer_rows(t6, l, N)), shape, stream);
         linear_forward(mm, acts->x, y, w + m->wo, N, Dp, C, ACCUMULATE, stream);            // x += y Wo^T
 
         rmsnorm_forward(n2, acts->rstd2 + l * N, acts->x, N, C, c->rms_eps, stream);        // n = x / rms(x)
@@ -563,7 +598,7 @@ void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
     cudaStream_t stream = t6->stream;
     int64_t N = B * T, C = c->n_embd, NH = c->n_head, Dp = m->Dp, Fp = m->Fp;
     AttentionShape shape = attention_shape(m, B, T);
-    RowSource rows = t6->recompute >= RECOMPUTE_MLP_AND_FACTORS ? NEW_ROWS : KEPT_ROWS;
+    RowSource rows = t6->recompute >= RECOMPUTE_FACTORS ? NEW_ROWS : KEPT_ROWS;
     CUDA_CHECK(cudaMemsetAsync(acts->dx, 0, (size_t)(N * C) * sizeof *acts->dx, stream));
     rmsnorm_backward(acts->dx, acts->dn, acts->nf, acts->rstdf, N, C, stream);
     for (int64_t l = c->n_layer - 1; l >= 0; l--) {
@@ -586,11 +621,11 @@ void t6_backward(T6 *t6, int64_t B, int64_t T, OutputMode mode) {
 
         linear_backward_input(mm, acts->dy, acts->dx, w + m->wo, N, Dp, C, stream);         // dy = dx Wo
         linear_backward_weight(mm, dw + m->wo, acts->dx, y, N, Dp, C, mode, stream);        // dWo = dx^T y
-        qkv_forward(t6, l, B, T, rows);                                                     // q, k, v again
-        layer_attention_backward(acts->dq, acts->dk, acts->dv,                              // dq, dk, dv, dg
-                                 gate_columns(m, layer_dproj(t6, l, N)), acts->dy, y, lse, acts->heads.q, acts->heads.k,
-                                 acts->heads.v, gate_columns(m, layer_rows(t6, l, N)), acts->attention_scratch, shape,
-                                 stream);
+        if (t6->recompute >= RECOMPUTE_HEADS) qkv_forward(t6, l, B, T, rows);               // q, k, v again
+        HeadBuffers h = layer_heads(t6, l, N);
+        layer_attention_backward(attention_heads(&acts->dheads, m),                         // dq, dk, dv, dg
+                                 gate_columns(m, layer_dproj(t6, l, N)), acts->dy, y, lse, attention_heads(&h, m),
+                                 gate_columns(m, layer_rows(t6, l, N)), acts->attention_scratch, shape, stream);
         qkv_backward(t6, l, B, T, mode);                                                    // dn, dWqkv
         if (t6->summing) sum_bucket(t6, 1 + (int)l);
         // dx += gradient through the norm
@@ -692,24 +727,34 @@ void t6_describe(char *out, size_t size) {
     snprintf(out, size, "%s, %s, %s", gpu, comm_library(library), gpu_comm_library(nccl));
 }
 
-void t6_plan(const TrainOptions *o, const Model *m, Logger *log) {
+// Where no flag says what to recompute, chooses the least that fits.
+void t6_plan(TrainOptions *o, const Model *m, Logger *log) {
+    static const char *const recomputed[] = {"nothing", "q, k and v", "q, k, v and the MLP's hidden layer",
+                                             "q, k, v, their factors and the MLP's hidden layer"};
     check_model(m);
     static T6 unused;
     Buffer table[NUM_BUFFERS];
     share_out(&unused, o);
-    memory_table(&unused, m, o->batch_size, o->seq_len, (Recompute)o->recompute, table);
     size_t free_bytes, total_bytes;
     cudaDeviceProp gpu;
     CUDA_CHECK(cudaGetDeviceProperties(&gpu, current_device()));
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    bool choose = o->recompute == LEAST_THAT_FITS;
+    Recompute level = choose ? RECOMPUTE_NOTHING : (Recompute)o->recompute;
+    for (;; level = (Recompute)(level + 1)) {
+        memory_table(&unused, m, o->batch_size, o->seq_len, level, table);
+        if (!choose || level == RECOMPUTE_FACTORS ||
+            memory_bytes(table, 0, NUM_BUFFERS - 1) + MATMUL_WORKSPACE_BYTES <= (double)free_bytes) break;
+    }
+    o->recompute = level;
     double weights = memory_bytes(table, 0, 1), grads = memory_bytes(table, 2, 4), moments = memory_bytes(table, 5, 6);
     double acts = memory_bytes(table, NUM_WEIGHT_BUFFERS, NUM_BUFFERS - 1), workspace = (double)MATMUL_WORKSPACE_BYTES;
     double need = weights + grads + moments + acts + workspace, have = (double)free_bytes, GiB = 0x1p30;
     logger_printf(log, "GPU: %s, %d multiprocessors, %.1f GiB, bf16 peak %.0f TFLOP/s; numbers are " PRECISION_NAME
                   "\n", gpu.name, gpu.multiProcessorCount, (double)total_bytes / GiB, o->peak_tflops);
     logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f + workspace %.2f = %.2f "
-                  "GiB of %.2f free\n", weights / GiB, grads / GiB, moments / GiB, acts / GiB, workspace / GiB,
-                  need / GiB, have / GiB);
+                  "GiB of %.2f free; the backward pass recomputes %s\n", weights / GiB, grads / GiB, moments / GiB,
+                  acts / GiB, workspace / GiB, need / GiB, have / GiB, recomputed[level - RECOMPUTE_NOTHING]);
     if (need > have)
         die(EXIT_INPUT, "this run needs %.1f GiB of GPU memory and %.1f are free: raise --recompute (-r, now %d of 2), "
             "lower --batch-size (-b, now %" PRId64 ") or --seq-len (-t), or use a smaller --model (-e)", need / GiB,

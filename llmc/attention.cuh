@@ -16,7 +16,8 @@
 //
 // Shapes: B sequences of T tokens (any T), NH query heads, NKV key/value heads (NKV divides NH; query head i reads
 // key/value head i / (NH / NKV)). Heads of q and k have size HSK, those of v and out HSV: 64 and 64, 96 and 64, or 128
-// and 128. All tensors are bf16 and token-major, (B, T, heads, head size). Softmax, accumulators and lse are fp32.
+// and 128. Where HSK > HSV (mla), the last HSK - HSV numbers of a token's key heads are the same, and are stored once.
+// All tensors are bf16 and token-major, (B, T, heads, head size). Softmax, accumulators and lse are fp32.
 // There are no atomics: the same inputs give the same bits.
 //
 // Tokens are cut into blocks of 64. A group of 4 warps (a warpgroup) owns one block of 64 rows, keeps its accumulators
@@ -51,18 +52,28 @@ typedef struct {
     int B, T, NH, NKV;
     int HSK, HSV;                           // sizes of query/key heads and of value heads
     float scale;                            // of the softmax, 1 / sqrt(HSK)
-    int64_t q_stride, k_stride, v_stride;   // elements per token: of q and dq, of k and dk, of v and dv;
-                                            // out and dout are dense, NH * HSV
+    int64_t q_stride, k_stride, v_stride;   // elements from one token to the next: of q and dq, of k and dk, of v and
+                                            // dv; out and dout are dense, NH * HSV
+    int64_t kv_head_stride;                 // from one head to the next: of k, dk, v and dv
     int64_t gate_stride;                    // of the gate and its gradient, which are often columns of wider rows
 } AttentionShape;
 
-// The shape of dense tensors: q (B, T, NH, HSK), k (B, T, NKV, HSK), v (B, T, NKV, HSV), gate (B, T, NH, HSV).
+// What attention reads of a layer, or its gradient.
+template <class X>
+struct AttentionHeads {
+    X *q;               // (B, T, NH, HSK)
+    X *k, *v;           // (B, T, NKV, HSV), both
+    X *shared = NULL;   // (B, T, HSK - HSV) the rest of every key head, or (B, T, NKV, HSK - HSV) its gradients, one
+                        // for each head; dense. NULL where HSK = HSV
+};
+
+// The shape of dense tensors.
 LLMC_FN AttentionShape attention_dense_shape(int64_t B, int64_t T, int64_t NH, int64_t NKV, int64_t HSK, int64_t HSV) {
     AttentionShape s;
     s.B = (int)B, s.T = (int)T, s.NH = (int)NH, s.NKV = (int)NKV;
     s.HSK = (int)HSK, s.HSV = (int)HSV;
     s.scale = (float)(1 / sqrt((double)HSK));
-    s.q_stride = NH * HSK, s.k_stride = NKV * HSK, s.v_stride = NKV * HSV, s.gate_stride = NH * HSV;
+    s.q_stride = NH * HSK, s.k_stride = s.v_stride = NKV * HSV, s.kv_head_stride = HSV, s.gate_stride = NH * HSV;
     return s;
 }
 
@@ -115,10 +126,22 @@ __device__ inline uint32_t chunk_offset(int row, int chunk) {
 // A tensor to load blocks from.
 struct AttentionInput {
     CUtensorMap map;        // for TMA: boxes of one tile, 64 tokens x 64 or 32 elements of one head
-    const bf16 *data;       // (B, T, heads, HS)
-    int64_t stride;         // elements from one token to the next
+    const bf16 *data;       // (B, T, heads, columns)
+    int64_t stride, head_stride;    // elements from one token, and from one head, to the next
     int T;
 };
+
+// k in the kernels' arguments: its heads' own columns, and those that all heads share.
+struct AttentionKeys { AttentionInput own, shared; };
+
+// A block of keys, HSK columns, of which the first HSV are the head's own.
+template <class M, int HSK, int HSV, int THREADS>
+__device__ inline void load_keys(uint32_t to, const AttentionKeys &keys, int b, int head, int t0, uint32_t barrier) {
+    M::template load_block<HSK, THREADS, HSV>(to, keys.own, b, head, t0, barrier);
+    if constexpr (HSK > HSV)
+        M::template load_block<HSK, THREADS, HSK - HSV>(to + HSV / tile_columns(HSK) * tile_bytes(HSK), keys.shared, b,
+                                                        0, t0, barrier);
+}
 
 // One thread's part of an fp32 matrix (64, columns), of which a warp has 16 rows. [i][0..1] are in row lane / 4 of
 // these, [i][2..3] in row lane / 4 + 8, in columns 8 i + 2 (lane % 4) and the next. mma.sync and wgmma share this
@@ -147,15 +170,16 @@ struct MmaSync {
     static constexpr uint32_t NO_BARRIER = 0;       // cp.async is awaited by the thread that issued it
     static __device__ constexpr int stages(int HSK) { return mma_sync_stages(HSK); }
 
-    // Loads tokens t0 ... t0 + 63 of one head; tokens outside the sequence read as zeros. All threads call.
-    template <int HS, int THREADS>
+    // Loads tokens t0 ... t0 + 63 of one head, to columns 0 ... COLUMNS - 1 of a block that has HS; tokens outside the
+    // sequence read as zeros. All threads call.
+    template <int HS, int THREADS, int COLUMNS = HS>
     static __device__ void load_block(uint32_t to, const AttentionInput &input, int b, int head, int t0,
                                       uint32_t /*barrier*/) {
-        for (int i = threadIdx.x; i < ROWS * HS / 8; i += THREADS) {
-            int row = i / (HS / 8), chunk = i % (HS / 8);
+        for (int i = threadIdx.x; i < ROWS * COLUMNS / 8; i += THREADS) {
+            int row = i / (COLUMNS / 8), chunk = i % (COLUMNS / 8);
             bool valid = t0 + row >= 0 && t0 + row < input.T;
             const bf16 *from = input.data + ((int64_t)b * input.T + (valid ? t0 + row : 0)) * input.stride +
-                               head * HS + chunk * 8;
+                               head * input.head_stride + chunk * 8;
             ptx_cp_async_16(to + chunk_offset<HS>(row, chunk), from, valid);
         }
     }
@@ -251,10 +275,10 @@ struct Wgmma {
     static __device__ constexpr int stages(int HSK) { return wgmma_stages(HSK); }
 
     // One thread calls.
-    template <int HS, int THREADS>
+    template <int HS, int THREADS, int COLUMNS = HS>
     static __device__ void load_block(uint32_t to, const AttentionInput &input, int b, int head, int t0,
                                       uint32_t barrier) {
-        for (int tile = 0; tile < HS / tile_columns(HS); tile++)
+        for (int tile = 0; tile < COLUMNS / tile_columns(HS); tile++)
             ptx_tensor_load(to + tile * tile_bytes(HS), &input.map, tile * tile_columns(HS), head, t0, b, barrier);
     }
 
@@ -418,9 +442,10 @@ __device__ inline void exchange_pieces(uint32_t (&pieces)[4]) {
 }
 
 // Writes the warp's 16 of 64 rows to out (64, HS), as bf16, 16 bytes per lane and store. out points to row 0 of the
-// block, of which `rows` exist; scale0 is for row lane / 4, scale1 for row lane / 4 + 8.
+// block, of which `rows` exist; scale0 is for row lane / 4, scale1 for row lane / 4 + 8. acc: an Accumulator, or a part
+// of one from some column on.
 template <int HS>
-__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const Accumulator<HS> &acc, float scale0,
+__device__ inline void store_rows(bf16 *out, int64_t stride, int rows, const float (*acc)[4], float scale0,
                                   float scale1) {
     int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     for (int i = 0; i < HS / 8; i += 4)
@@ -484,7 +509,8 @@ struct AttentionWorkItem {
 // Forward
 
 struct AttentionForwardArgs {
-    AttentionInput q, k, v;
+    AttentionInput q, v;
+    AttentionKeys k;
     bf16 *out;              // (B, T, NH, HSV)
     float *lse;             // (B, NH, T)
     const bf16 *gate;       // (B, T, NH, HSV), if GATED
@@ -517,8 +543,8 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
                                              barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
-        M::template load_block<HSK, THREADS>(k_smem + stage * K_BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
-                                             barrier);
+        load_keys<M, HSK, HSV, THREADS>(k_smem + stage * K_BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
+                                        barrier);
         M::template load_block<HSV, THREADS>(v_smem + stage * V_BLOCK, args.v, item.b, item.head / sharing, n * ROWS,
                                              barrier);
     };
@@ -629,7 +655,8 @@ attention_forward_kernel(const __grid_constant__ AttentionForwardArgs args) {
 // Backward: dq, and the stats of each query (lse and delta) for the dk/dv kernel
 
 struct AttentionDqArgs {
-    AttentionInput q, k, v, dout, out;
+    AttentionInput q, v, dout, out;
+    AttentionKeys k;
     const float *lse;       // (B, NH, T)
     float *stats;           // (B, NH, ceil(T / 64), 2, 64): lse * log2(e), then delta; +inf and 0 past the end
     bf16 *dq;               // (B, T, NH, HSK)
@@ -736,8 +763,8 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
                                                  block_of(g) * ROWS, barrier);
     };
     auto load = [&](int n, int stage, uint32_t barrier) {
-        M::template load_block<HSK, THREADS>(k_smem + stage * K_BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
-                                             barrier);
+        load_keys<M, HSK, HSV, THREADS>(k_smem + stage * K_BLOCK, args.k, item.b, item.head / sharing, n * ROWS,
+                                        barrier);
         M::template load_block<HSV, THREADS>(v_smem + stage * V_BLOCK, args.v, item.b, item.head / sharing, n * ROWS,
                                              barrier);
     };
@@ -859,10 +886,11 @@ attention_dq_kernel(const __grid_constant__ AttentionDqArgs args) {
 // Backward: dk and dv. Rows are keys, columns are queries: scores, p, dp and ds are the transposes of those above.
 
 struct AttentionDkdvArgs {
-    AttentionInput q, k, v, dout;
+    AttentionInput q, v, dout;
+    AttentionKeys k;
     const float *stats;     // (B, NH, ceil(T / 64), 2, 64), from the dq kernel
-    bf16 *dk, *dv;          // (B, T, NKV, HSK), (B, T, NKV, HSV)
-    int64_t dk_stride, dv_stride;
+    AttentionHeads<bf16> gradient;
+    int64_t dk_stride, dv_stride, head_stride;
     int B, T, NH, NKV;
 };
 
@@ -889,8 +917,7 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
     };
     auto block_of = [&](int g) { return first + (g + turn) % GROUPS; };     // rotates which group gets the longest rows
     auto load_own = [&](int g, uint32_t barrier) {
-        M::template load_block<HSK, THREADS>(k_smem + g * K_BLOCK, args.k, item.b, item.head, block_of(g) * ROWS,
-                                             barrier);
+        load_keys<M, HSK, HSV, THREADS>(k_smem + g * K_BLOCK, args.k, item.b, item.head, block_of(g) * ROWS, barrier);
         M::template load_block<HSV, THREADS>(v_smem + g * V_BLOCK, args.v, item.b, item.head, block_of(g) * ROWS,
                                              barrier);
     };
@@ -987,19 +1014,22 @@ attention_dkdv_kernel(const __grid_constant__ AttentionDkdvArgs args) {
         if (own >= token_blocks) continue;
 
         const float softmax_scale = 1 / sqrtf((float)HSK);
-        int64_t token = (int64_t)item.b * args.T + own * ROWS;
-        store_rows<HSK>(args.dk + token * args.dk_stride + item.head * HSK, args.dk_stride, args.T - own * ROWS, dk,
-                        softmax_scale, softmax_scale);
-        store_rows<HSV>(args.dv + token * args.dv_stride + item.head * HSV, args.dv_stride, args.T - own * ROWS, dv,
-                        1, 1);
+        const AttentionHeads<bf16> &to = args.gradient;
+        int64_t token = (int64_t)item.b * args.T + own * ROWS, head = item.head * args.head_stride;
+        int rows = args.T - own * ROWS;
+        store_rows<HSV>(to.k + token * args.dk_stride + head, args.dk_stride, rows, dk, softmax_scale, softmax_scale);
+        if constexpr (HSK > HSV)
+            store_rows<HSK - HSV>(to.shared + (token * args.NKV + item.head) * (HSK - HSV), args.NKV * (HSK - HSV),
+                                  rows, dk + HSV / 8, softmax_scale, softmax_scale);
+        store_rows<HSV>(to.v + token * args.dv_stride + head, args.dv_stride, rows, dv, 1, 1);
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-// TMA's description of x (B, T, heads, HS), in boxes of one tile.
-inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s, int heads, int HS, int64_t stride) {
+// TMA's description of an input with `heads` heads of `columns` columns, in boxes of one tile of a block of HS columns.
+inline CUtensorMap attention_tensor_map_(const AttentionInput &x, int B, int heads, int columns, int HS) {
     typedef CUresult (*Encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
                                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -1016,35 +1046,53 @@ inline CUtensorMap attention_tensor_map_(const bf16 *x, const AttentionShape &s,
         return (Encode)f;
     }();
     CUtensorMap map;
-    cuuint64_t sizes[4] = {(cuuint64_t)HS, (cuuint64_t)heads, (cuuint64_t)s.T, (cuuint64_t)s.B};
-    cuuint64_t strides[3] = {(cuuint64_t)HS * 2, (cuuint64_t)stride * 2, (cuuint64_t)s.T * stride * 2};     // bytes
+    cuuint64_t sizes[4] = {(cuuint64_t)columns, (cuuint64_t)heads, (cuuint64_t)x.T, (cuuint64_t)B};
+    cuuint64_t strides[3] = {(cuuint64_t)x.head_stride * 2, (cuuint64_t)x.stride * 2,       // bytes
+                             (cuuint64_t)x.T * (cuuint64_t)x.stride * 2};
     cuuint32_t box[4] = {(cuuint32_t)tile_columns(HS), 1, ROWS, 1}, steps[4] = {1, 1, 1, 1};
     CUtensorMapSwizzle swizzle = tile_columns(HS) == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
-    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)x, sizes, strides, box, steps,
+    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)x.data, sizes, strides, box, steps,
                          CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
-        die(EXIT_SYSTEM, "attention: cuTensorMapEncodeTiled refused B=%d T=%d heads=%d HS=%d stride=%lld at %p "
-            "(CUresult %d)", s.B, s.T, heads, HS, (long long)stride, (const void *)x, (int)rc);
+        die(EXIT_SYSTEM, "attention: cuTensorMapEncodeTiled refused B=%d T=%d heads=%d columns=%d strides %lld and "
+            "%lld at %p (CUresult %d)", B, x.T, heads, columns, (long long)x.stride, (long long)x.head_stride,
+            (const void *)x.data, (int)rc);
     return map;
 }
 
-// x (B, T, heads, HS), tokens `stride` elements apart, is read and written 16 bytes at a time.
-inline void attention_check_tensor_(const bf16 *x, int heads, int HS, int64_t stride) {
-    if (stride < (int64_t)heads * HS || stride % 8 != 0 || (uintptr_t)x % 16 != 0)
-        die(EXIT_SYSTEM, "attention: tensor at %p, %lld elements per token, %d heads of size %d: the address must be a "
-            "multiple of 16 bytes, the elements per token a multiple of 8 and at least heads * head size",
-            (const void *)x, (long long)stride, heads, HS);
+// A tensor with rows of `columns` elements is read and written 16 bytes at a time.
+inline void attention_check_tensor_(const bf16 *x, int heads, int columns, int64_t stride, int64_t head_stride) {
+    if (head_stride < columns || stride < (heads - 1) * head_stride + columns || stride % 8 != 0 ||
+        head_stride % 8 != 0 || (uintptr_t)x % 16 != 0)
+        die(EXIT_SYSTEM, "attention: tensor at %p, %lld elements per token, %d heads of size %d, %lld elements apart: "
+            "the address must be a multiple of 16 bytes, the elements per token and per head multiples of 8 and enough "
+            "for what they hold", (const void *)x, (long long)stride, heads, columns, (long long)head_stride);
 }
 
-// hopper: with a tensor map for TMA.
-inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, int heads, int HS, int64_t stride,
-                                       bool hopper) {
-    attention_check_tensor_(x, heads, HS, stride);
+// An input for blocks of HS columns, or for the first or last `columns` of them. hopper: with a tensor map for TMA.
+inline AttentionInput attention_input_(const bf16 *x, const AttentionShape &s, int heads, int columns, int HS,
+                                       int64_t stride, int64_t head_stride, bool hopper) {
+    attention_check_tensor_(x, heads, columns, stride, head_stride);
     AttentionInput in = {};
-    if (hopper) in.map = attention_tensor_map_(x, s, heads, HS, stride);
-    in.data = x, in.stride = stride, in.T = s.T;
+    in.data = x, in.stride = stride, in.head_stride = head_stride, in.T = s.T;
+    if (hopper) in.map = attention_tensor_map_(in, s.B, heads, columns, HS);
     return in;
+}
+
+// q, k and v.
+inline AttentionInput attention_queries_(const bf16 *q, const AttentionShape &s, bool hopper) {
+    return attention_input_(q, s, s.NH, s.HSK, s.HSK, s.q_stride, s.HSK, hopper);
+}
+inline AttentionKeys attention_keys_(const AttentionHeads<bf16> &heads, const AttentionShape &s, bool hopper) {
+    AttentionKeys keys = {};
+    int shared = s.HSK - s.HSV;
+    keys.own = attention_input_(heads.k, s, s.NKV, s.HSV, s.HSK, s.k_stride, s.kv_head_stride, hopper);
+    if (shared) keys.shared = attention_input_(heads.shared, s, 1, shared, s.HSK, shared, shared, hopper);
+    return keys;
+}
+inline AttentionInput attention_values_(const bf16 *v, const AttentionShape &s, bool hopper) {
+    return attention_input_(v, s, s.NKV, s.HSV, s.HSV, s.v_stride, s.kv_head_stride, hopper);
 }
 
 inline void attention_check_shape_(const AttentionShape &s) {
@@ -1083,30 +1131,28 @@ AttentionPlan attention_plan_(void (*kernel)(Params...), AttentionTiling tiling,
 }
 
 template <AttentionBackend backend, int HSK, int HSV>
-void attention_forward_(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate,
+void attention_forward_(bf16 *out, float *lse, const AttentionHeads<bf16> &heads, const bf16 *gate,
                         const AttentionShape &s, cudaStream_t stream) {
     auto kernel = gate ? attention_forward_kernel<backend, HSK, HSV, WITH_GATE>
                        : attention_forward_kernel<backend, HSK, HSV, WITHOUT_GATE>;
     AttentionPlan plan = attention_plan_(kernel, forward_tiling(HSK), s, s.NH);
-    AttentionInput q_in = attention_input_(q, s, s.NH, HSK, s.q_stride, plan.hopper);
-    AttentionInput k_in = attention_input_(k, s, s.NKV, HSK, s.k_stride, plan.hopper);
-    AttentionInput v_in = attention_input_(v, s, s.NKV, HSV, s.v_stride, plan.hopper);
-    if (gate) attention_check_tensor_(gate, s.NH, HSV, s.gate_stride);
+    if (gate) attention_check_tensor_(gate, s.NH, HSV, s.gate_stride, HSV);
     int own_v_blocks = 0;       // only q
     size_t smem_bytes = attention_smem_bytes(HSK, HSV, plan.groups, own_v_blocks, plan.stages, WITHOUT_STATS);
-    AttentionForwardArgs args = {q_in, k_in, v_in, out, lse, gate, s.gate_stride, s.B, s.T, s.NH, s.NKV};
+    AttentionInput q = attention_queries_(heads.q, s, plan.hopper), v = attention_values_(heads.v, s, plan.hopper);
+    AttentionKeys k = attention_keys_(heads, s, plan.hopper);
+    AttentionForwardArgs args = {q, v, k, out, lse, gate, s.gate_stride, s.B, s.T, s.NH, s.NKV};
     launch(kernel, {plan.grid, plan.threads, smem_bytes, stream}, args);
 }
 
-// out (B, T, NH, HSV), lse (B, NH, T) from q (B, T, NH, HSK), k (B, T, NKV, HSK), v (B, T, NKV, HSV), and gate
-// (B, T, NH, HSV), or NULL for none.
+// out (B, T, NH, HSV), lse (B, NH, T) from heads, and gate (B, T, NH, HSV), or NULL for none.
 template <AttentionBackend backend = ATTENTION_BEST>
-void attention_forward(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate,
+void attention_forward(bf16 *out, float *lse, const AttentionHeads<bf16> &heads, const bf16 *gate,
                        const AttentionShape &s, cudaStream_t stream) {
     attention_check_shape_(s);
     auto f = s.HSK == 64 ? attention_forward_<backend, 64, 64>
            : s.HSK == 96 ? attention_forward_<backend, 96, 64> : attention_forward_<backend, 128, 128>;
-    f(out, lse, q, k, v, gate, s, stream);
+    f(out, lse, heads, gate, s, stream);
 }
 
 // Size of attention_backward's scratch, the stats: two floats per query.
@@ -1115,48 +1161,48 @@ inline size_t attention_backward_scratch_bytes(const AttentionShape &s) {
 }
 
 template <AttentionBackend backend, int HSK, int HSV>
-void attention_backward_(bf16 *dq, bf16 *dk, bf16 *dv, bf16 *dgate, bf16 *dout, const bf16 *out, const float *lse,
-                         const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate, float *scratch,
+void attention_backward_(const AttentionHeads<bf16> &gradient, bf16 *dgate, bf16 *dout, const bf16 *out,
+                         const float *lse, const AttentionHeads<bf16> &heads, const bf16 *gate, float *scratch,
                          const AttentionShape &s, cudaStream_t stream) {
     auto dq_kernel = gate ? attention_dq_kernel<backend, HSK, HSV, WITH_GATE>
                           : attention_dq_kernel<backend, HSK, HSV, WITHOUT_GATE>;
     auto dkdv_kernel = attention_dkdv_kernel<backend, HSK, HSV>;
     AttentionPlan plan = attention_plan_(dq_kernel, dq_tiling(HSK), s, s.NH);
-    AttentionInput q_in = attention_input_(q, s, s.NH, HSK, s.q_stride, plan.hopper);
-    AttentionInput k_in = attention_input_(k, s, s.NKV, HSK, s.k_stride, plan.hopper);
-    AttentionInput v_in = attention_input_(v, s, s.NKV, HSV, s.v_stride, plan.hopper);
-    AttentionInput dout_in = attention_input_(dout, s, s.NH, HSV, (int64_t)s.NH * HSV, plan.hopper);
-    AttentionInput out_in = attention_input_(out, s, s.NH, HSV, (int64_t)s.NH * HSV, plan.hopper);
+    int64_t D = (int64_t)s.NH * HSV;
+    AttentionInput q = attention_queries_(heads.q, s, plan.hopper), v = attention_values_(heads.v, s, plan.hopper);
+    AttentionKeys k = attention_keys_(heads, s, plan.hopper);
+    AttentionInput dout_in = attention_input_(dout, s, s.NH, HSV, HSV, D, HSV, plan.hopper);
+    AttentionInput out_in = attention_input_(out, s, s.NH, HSV, HSV, D, HSV, plan.hopper);
     if (gate) {
-        attention_check_tensor_(gate, s.NH, HSV, s.gate_stride);
-        attention_check_tensor_(dgate, s.NH, HSV, s.gate_stride);
+        attention_check_tensor_(gate, s.NH, HSV, s.gate_stride, HSV);
+        attention_check_tensor_(dgate, s.NH, HSV, s.gate_stride, HSV);
     }
 
     int own_v_blocks = plan.hopper ? 2 : 1;     // dout, and out where OUT_IN_SMEM
     size_t smem_bytes = attention_smem_bytes(HSK, HSV, plan.groups, own_v_blocks, plan.stages, WITHOUT_STATS);
-    AttentionDqArgs dq_args = {q_in, k_in, v_in, dout_in, out_in, lse, scratch, dq, s.q_stride, dout, gate, dgate,
+    AttentionDqArgs dq_args = {q, v, dout_in, out_in, k, lse, scratch, gradient.q, s.q_stride, dout, gate, dgate,
                                s.gate_stride, s.B, s.T, s.NH, s.NKV};
     launch(dq_kernel, {plan.grid, plan.threads, smem_bytes, stream}, dq_args);
 
     plan = attention_plan_(dkdv_kernel, dkdv_tiling(HSK), s, s.NKV);
     own_v_blocks = 1;                           // v
     smem_bytes = attention_smem_bytes(HSK, HSV, plan.groups, own_v_blocks, plan.stages, WITH_STATS);
-    AttentionDkdvArgs dkdv_args = {q_in, k_in, v_in, dout_in, scratch, dk, dv, s.k_stride, s.v_stride,
+    AttentionDkdvArgs dkdv_args = {q, v, dout_in, k, scratch, gradient, s.k_stride, s.v_stride, s.kv_head_stride,
                                    s.B, s.T, s.NH, s.NKV};
     launch(dkdv_kernel, {plan.grid, plan.threads, smem_bytes, stream}, dkdv_args);
 }
 
-// Overwrites dq (B, T, NH, HSK), dk (B, T, NKV, HSK) and dv (B, T, NKV, HSV), from dout (B, T, NH, HSV) and the forward
-// pass's inputs and outputs. With a gate, dgate too, which may be gate; out is then z, and dout is dz at first and dout
-// at the end. gate and dgate are NULL for none. scratch (attention_backward_scratch_bytes) is 16-byte aligned.
+// Overwrites gradient, from dout (B, T, NH, HSV) and the forward pass's inputs and outputs. With a gate, dgate too,
+// which may be gate; out is then z, and dout is dz at first and dout at the end. gate and dgate are NULL for none.
+// scratch (attention_backward_scratch_bytes) is 16-byte aligned.
 template <AttentionBackend backend = ATTENTION_BEST>
-void attention_backward(bf16 *dq, bf16 *dk, bf16 *dv, bf16 *dgate, bf16 *dout, const bf16 *out, const float *lse,
-                        const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *gate, float *scratch,
+void attention_backward(const AttentionHeads<bf16> &gradient, bf16 *dgate, bf16 *dout, const bf16 *out,
+                        const float *lse, const AttentionHeads<bf16> &heads, const bf16 *gate, float *scratch,
                         const AttentionShape &s, cudaStream_t stream) {
     attention_check_shape_(s);
     auto f = s.HSK == 64 ? attention_backward_<backend, 64, 64>
            : s.HSK == 96 ? attention_backward_<backend, 96, 64> : attention_backward_<backend, 128, 128>;
-    f(dq, dk, dv, dgate, dout, out, lse, q, k, v, gate, scratch, s, stream);
+    f(gradient, dgate, dout, out, lse, heads, gate, scratch, s, stream);
 }
 
 #endif

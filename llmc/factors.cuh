@@ -47,58 +47,87 @@ __device__ inline void factors_load_rows(floatX *to, const floatX *x, int64_t pi
     ptx_cp_async_commit();
 }
 
+// The kernels' template argument: HB and HC = HS / HB of a Heads, known at compile time or not.
+struct FactorsAnySize {
+    static __device__ int HB(const Heads &h) { return h.HB; }
+    static __device__ int HC(const Heads &h) { return h.HS / h.HB; }
+};
+template <int HEAD_SIZE>
+struct FactorsSize {        // HB = HS
+    static __device__ int HB(const Heads &) { return HEAD_SIZE; }
+    static __device__ int HC(const Heads &) { return 1; }
+};
+
+// Calls f with a kernel for the shape's sizes.
+#define FACTORS_DISPATCH(kernel, s, f) \
+    (factors_all_have(s, 64) ? f(kernel<FactorsSize<64>>) : f(kernel<FactorsAnySize>))
+
+inline bool factors_all_have(const FactorsShape &s, int HS) {
+    for (const Heads *h : {&s.q, &s.k, &s.v})
+        if (h->HB != HS || h->HS != HS) return false;
+    return true;
+}
+
 // Gate s of vector r. Without kv_shift 0.
 __device__ inline float factors_shift(const floatX *row, const Heads &h, int r) {
     return h.from_s == NOT_PROJECTED ? 0 : sigmoid((float)row[h.from_s + r]);
 }
 
 // Number i of vector b_r as projected, `back` tokens before this one; 0 before the first token.
+template <class Size>
 __device__ inline float factors_number(const FactorsToken &token, const Heads &h, int r, int i, int back) {
-    if (h.from_b == NOT_PROJECTED) return (float)token.layer[h.const_b + r * h.HB + i];
-    return token.t < back ? 0 : (float)token.row[h.from_b + r * h.HB + i - back * token.width];
+    int at = r * Size::HB(h) + i;
+    if (h.from_b == NOT_PROJECTED) return (float)token.layer[h.const_b + at];
+    return token.t < back ? 0 : (float)token.row[h.from_b + at - back * token.width];
 }
 
 // x1, x2: numbers i and i + HB / 2 of vector b_r, shifted and rotated.
+template <class Size>
 __device__ inline void factors_pair(float &x1, float &x2, const FactorsToken &token, const Heads &h, int r, int i) {
-    int half = h.HB / 2;
-    x1 = factors_number(token, h, r, i, 0), x2 = factors_number(token, h, r, half + i, 0);
+    int HB = Size::HB(h), half = HB / 2;
+    x1 = factors_number<Size>(token, h, r, i, 0), x2 = factors_number<Size>(token, h, r, half + i, 0);
     if (h.from_s != NOT_PROJECTED) {
         float s = factors_shift(token.row, h, r);
-        x1 = (1 - s) * x1 + s * factors_number(token, h, r, i, 1);
-        x2 = (1 - s) * x2 + s * factors_number(token, h, r, half + i, 1);
+        x1 = (1 - s) * x1 + s * factors_number<Size>(token, h, r, i, 1);
+        x2 = (1 - s) * x2 + s * factors_number<Size>(token, h, r, half + i, 1);
     }
-    heads_rotate_pair(x1, x2, h, token.table, i, h.HB, ROTATE);
+    heads_rotate_pair(x1, x2, h, token.table, i, HB, ROTATE);
 }
 
 // Number j of c_r: b_r itself where there is no c.
+template <class Size>
 __device__ inline float factors_c(const floatX *row, const Heads &h, int r, int j) {
-    return h.from_c == NOT_PROJECTED ? 1 : (float)row[h.from_c + r * (h.HS / h.HB) + j];
+    return h.from_c == NOT_PROJECTED ? 1 : (float)row[h.from_c + r * Size::HC(h) + j];
 }
 
-// Largest projected a of the heads, and the sum of exp(a - largest), for the softmax of vector r. All lanes call.
-__device__ inline float2 factors_softmax(const floatX *a, int NH, int R, int r) {
+// For the softmax of vector r: e = exp(a - the largest a of the heads), both (NH, R); returns the sum. All lanes call,
+// and each reads back what it wrote.
+__device__ inline float factors_exponentials(float *e, const floatX *a, int NH, int R, int r) {
     float largest = -INFINITY, sum = 0;
     for (int i = threadIdx.x % 32; i < NH; i += 32) largest = fmaxf(largest, (float)a[i * R + r]);
     largest = warp_max(largest);
-    for (int i = threadIdx.x % 32; i < NH; i += 32) sum += __expf((float)a[i * R + r] - largest);
-    return make_float2(largest, warp_sum(sum));
+    for (int i = threadIdx.x % 32; i < NH; i += 32) {
+        float x = __expf((float)a[i * R + r] - largest);
+        e[i * R + r] = x, sum += x;
+    }
+    return warp_sum(sum);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-// The columns of h in the factor row fac (PFp), in shared memory. first_warp: the warp that takes the first softmax.
-__device__ inline void factors_of_token(floatX *fac, const FactorsToken &token, const Heads &h, HeadAct act, int NH,
-                                        int first_warp) {
+// The columns of h in the factor row fac (PFp), in shared memory, as is e (PFp), which softmax needs. first_warp: the
+// warp that takes the first softmax.
+template <class Size>
+__device__ inline void factors_of_token(floatX *fac, float *e, const FactorsToken &token, const Heads &h, HeadAct act,
+                                        int NH, int first_warp) {
     int lane = threadIdx.x % 32, warp = (threadIdx.x / 32 + first_warp) % FACTORS_WARPS;
-    int R = h.R, half = h.HB / 2, HC = h.HS / h.HB;
+    int R = h.R, HB = Size::HB(h), half = HB / 2, HC = Size::HC(h);
     const floatX *a = h.from_a == NOT_PROJECTED ? token.layer + h.const_a : token.row + h.from_a;
     if (h.kind == HEADS_FACTORED && act == HEAD_ACT_SOFTMAX)
         for (int r = warp; r < R; r += FACTORS_WARPS) {
-            float2 softmax = factors_softmax(a, NH, R, r);
-            float scale = 1 / softmax.y;
-            for (int i = lane; i < NH; i += 32)
-                fac[h.a + i * R + r] = (floatX)(__expf((float)a[i * R + r] - softmax.x) * scale);
+            float scale = 1 / factors_exponentials(e + h.a, a, NH, R, r);
+            for (int i = lane; i < NH; i += 32) fac[h.a + i * R + r] = (floatX)(e[h.a + i * R + r] * scale);
         }
     else if (h.kind == HEADS_FACTORED)
         for (int i = threadIdx.x; i < NH * R; i += FACTORS_THREADS)
@@ -106,20 +135,22 @@ __device__ inline void factors_of_token(floatX *fac, const FactorsToken &token, 
     for (int p = threadIdx.x; p < R * half; p += FACTORS_THREADS) {
         int r = p / half, i = p % half;
         float x1, x2;
-        factors_pair(x1, x2, token, h, r, i);
-        floatX *b = fac + h.b + r * h.HS + i;
+        factors_pair<Size>(x1, x2, token, h, r, i);
+        floatX *b = fac + h.b + r * HC * HB + i;
         for (int j = 0; j < HC; j++) {
-            float c = factors_c(token.row, h, r, j);
-            b[j * h.HB] = (floatX)(x1 * c), b[j * h.HB + half] = (floatX)(x2 * c);
+            float c = factors_c<Size>(token.row, h, r, j);
+            b[j * HB] = (floatX)(x1 * c), b[j * HB + half] = (floatX)(x2 * c);
         }
     }
 }
 
+template <class Size>
 __global__ void __launch_bounds__(FACTORS_THREADS)
 factors_forward_kernel(floatX *fac, const floatX *proj, const floatX *layer, const float *table_q, const float *table_k,
                        FactorsShape s) {
     extern __shared__ float4 factors_smem[];
-    floatX *out = (floatX *)factors_smem, *row = out + s.PFp + (s.shift ? s.width : 0);
+    float *e = (float *)factors_smem;
+    floatX *out = (floatX *)(e + (s.act == HEAD_ACT_SOFTMAX ? s.PFp : 0)), *row = out + s.PFp + (s.shift ? s.width : 0);
     int64_t n = blockIdx.x;
     int t = (int)(n % s.T), used = s.v.b + s.v.R * s.v.HS;
     factors_load_rows(row, proj + n * s.Pp, s.Pp, s.width, s.shift && t > 0 ? -1 : 0, 0);
@@ -127,10 +158,10 @@ factors_forward_kernel(floatX *fac, const floatX *proj, const floatX *layer, con
     FactorsToken token = {row, layer, table_q + t * s.q.HSR, t, s.width};
     ptx_cp_async_wait_all();
     __syncthreads();            // the projected rows are in shared memory
-    factors_of_token(out, token, s.q, s.act, s.NH, 0);
+    factors_of_token<Size>(out, e, token, s.q, s.act, s.NH, 0);
     token.table = table_k + t * s.k.HSR;
-    factors_of_token(out, token, s.k, s.act, s.NH, 2);
-    factors_of_token(out, token, s.v, s.act, s.NH, 0);
+    factors_of_token<Size>(out, e, token, s.k, s.act, s.NH, 2);
+    factors_of_token<Size>(out, e, token, s.v, s.act, s.NH, 0);
     __syncthreads();            // the factor row is complete
     for (int c = threadIdx.x * PackedX::size; c < s.PFp; c += FACTORS_THREADS * PackedX::size)
         store16(fac + n * s.PFp + c, load16(out + c));
@@ -139,47 +170,47 @@ factors_forward_kernel(floatX *fac, const floatX *proj, const floatX *layer, con
 // fac (N, PFp) from proj (N, Pp); layer: the layer's weights; table_q, table_k (T, HSR of q, of k). N = B*T.
 inline void factors_forward(floatX *fac, const floatX *proj, const floatX *layer, const float *table_q,
                             const float *table_k, const FactorsShape &s, int64_t N, cudaStream_t stream) {
-    size_t smem_bytes = (size_t)(s.PFp + (s.shift ? 2 : 1) * s.width) * sizeof(floatX);
-    launch(factors_forward_kernel, {(unsigned)N, FACTORS_THREADS, smem_bytes, stream}, fac, proj, layer, table_q,
-           table_k, s);
+    size_t e_bytes = s.act == HEAD_ACT_SOFTMAX ? (size_t)s.PFp * sizeof(float) : 0;
+    size_t smem_bytes = e_bytes + (size_t)(s.PFp + (s.shift ? 2 : 1) * s.width) * sizeof(floatX);
+    Launch where((unsigned)N, FACTORS_THREADS, smem_bytes, stream);
+    auto run = [&](auto kernel) { launch(kernel, where, fac, proj, layer, table_q, table_k, s); };
+    FACTORS_DISPATCH(factors_forward_kernel, s, run);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward
 
 // d1, d2: the gradients of numbers i and i + HB / 2 of b_r of a token, shifted but not rotated, from its row of dfac.
+template <class Size>
 __device__ inline void factors_pair_gradient(float &d1, float &d2, const floatX *dfac, const FactorsToken &token,
                                              const Heads &h, int r, int i) {
-    int half = h.HB / 2, HC = h.HS / h.HB;
-    const floatX *db = dfac + h.b + r * h.HS + i;
+    int HB = Size::HB(h), half = HB / 2, HC = Size::HC(h);
+    const floatX *db = dfac + h.b + r * HC * HB + i;
     d1 = d2 = 0;
     for (int j = 0; j < HC; j++) {
-        float c = factors_c(token.row, h, r, j);
-        d1 += c * (float)db[j * h.HB], d2 += c * (float)db[j * h.HB + half];
+        float c = factors_c<Size>(token.row, h, r, j);
+        d1 += c * (float)db[j * HB], d2 += c * (float)db[j * HB + half];
     }
-    heads_rotate_pair(d1, d2, h, token.table, i, h.HB, ROTATE_BACK);
+    heads_rotate_pair(d1, d2, h, token.table, i, HB, ROTATE_BACK);
 }
 
 // Adds the gradients of h's columns of the projected row to drow (width), in shared memory. dfac: the token's row in
 // shared memory, followed by that of the next token, whose row of RoPE's table is table_next. A constant b's gradient,
 // rotated back, goes to its columns of dconst, the token's row of dfac in global memory.
+template <class Size>
 __device__ inline void factors_token_backward(float *drow, floatX *dconst, const floatX *dfac,
                                               const FactorsToken &token, const float *table_next, const Heads &h,
                                               const FactorsShape &s, int first_warp) {
     int lane = threadIdx.x % 32, warp = (threadIdx.x / 32 + first_warp) % FACTORS_WARPS;
-    int R = h.R, NH = s.NH, half = h.HB / 2, HC = h.HS / h.HB;
+    int R = h.R, NH = s.NH, HB = Size::HB(h), half = HB / 2, HC = Size::HC(h), HS = HB * HC;
     bool has_a = h.kind == HEADS_FACTORED && h.from_a != NOT_PROJECTED;
     const floatX *a = token.row + h.from_a, *da = dfac + h.a;
     if (has_a && s.act == HEAD_ACT_SOFTMAX)
         for (int r = warp; r < R; r += FACTORS_WARPS) {
-            float2 softmax = factors_softmax(a, NH, R, r);
-            float scale = 1 / softmax.y, sum = 0;
-            for (int i = lane; i < NH; i += 32)
-                sum += (float)da[i * R + r] * __expf((float)a[i * R + r] - softmax.x) * scale;
-            sum = warp_sum(sum);
-            for (int i = lane; i < NH; i += 32)
-                drow[h.from_a + i * R + r] += __expf((float)a[i * R + r] - softmax.x) * scale *
-                                              ((float)da[i * R + r] - sum);
+            float scale = 1 / factors_exponentials(drow + h.from_a, a, NH, R, r), sum = 0;
+            for (int i = lane; i < NH; i += 32) sum += (float)da[i * R + r] * drow[h.from_a + i * R + r];
+            sum = warp_sum(sum) * scale;
+            for (int i = lane; i < NH; i += 32) drow[h.from_a + i * R + r] *= scale * ((float)da[i * R + r] - sum);
         }
     else if (has_a)
         for (int i = threadIdx.x; i < NH * R; i += FACTORS_THREADS) {
@@ -188,11 +219,11 @@ __device__ inline void factors_token_backward(float *drow, floatX *dconst, const
         }
     for (int p = warp; p < R * HC && h.from_c != NOT_PROJECTED; p += FACTORS_WARPS) {       // dc_j = <db_j, b>
         int r = p / HC, j = p % HC;
-        const floatX *db = dfac + h.b + r * h.HS + j * h.HB;
+        const floatX *db = dfac + h.b + r * HS + j * HB;
         float sum = 0;
         for (int i = lane; i < half; i += 32) {
             float x1, x2;
-            factors_pair(x1, x2, token, h, r, i);
+            factors_pair<Size>(x1, x2, token, h, r, i);
             sum += x1 * (float)db[i] + x2 * (float)db[half + i];
         }
         sum = warp_sum(sum);
@@ -204,19 +235,20 @@ __device__ inline void factors_token_backward(float *drow, floatX *dconst, const
         float gate = factors_shift(token.row, h, r), gate_next = has_next ? factors_shift(next.row, h, r) : 0, ds = 0;
         for (int i = lane; i < half; i += 32) {
             float d1, d2, e1 = 0, e2 = 0;
-            factors_pair_gradient(d1, d2, dfac, token, h, r, i);
+            factors_pair_gradient<Size>(d1, d2, dfac, token, h, r, i);
             if (h.from_b == NOT_PROJECTED) {
-                floatX *db = dconst + h.b + r * h.HS + i;
+                floatX *db = dconst + h.b + r * HS + i;
                 db[0] = (floatX)d1, db[half] = (floatX)d2;
                 continue;
             }
             // b_t is in the shifted b of t and of t + 1
-            if (has_next) factors_pair_gradient(e1, e2, dfac + s.PFp, next, h, r, i);
-            float *db = drow + h.from_b + r * h.HB + i;
+            if (has_next) factors_pair_gradient<Size>(e1, e2, dfac + s.PFp, next, h, r, i);
+            float *db = drow + h.from_b + r * HB + i;
             db[0] += (1 - gate) * d1 + gate_next * e1, db[half] += (1 - gate) * d2 + gate_next * e2;
             if (shifted)
-                ds += d1 * (factors_number(token, h, r, i, 1) - factors_number(token, h, r, i, 0)) +
-                      d2 * (factors_number(token, h, r, half + i, 1) - factors_number(token, h, r, half + i, 0));
+                ds += d1 * (factors_number<Size>(token, h, r, i, 1) - factors_number<Size>(token, h, r, i, 0)) +
+                      d2 * (factors_number<Size>(token, h, r, half + i, 1) -
+                            factors_number<Size>(token, h, r, half + i, 0));
         }
         if (!shifted) continue;
         ds = warp_sum(ds);
@@ -225,6 +257,7 @@ __device__ inline void factors_token_backward(float *drow, floatX *dconst, const
 }
 
 // Shared memory: drow, then dfac's rows, then the projected rows.
+template <class Size>
 __global__ void __launch_bounds__(FACTORS_THREADS)
 factors_backward_kernel(floatX *dproj, floatX *dfac, const floatX *proj, const floatX *layer, const float *table_q,
                         const float *table_k, FactorsShape s) {
@@ -242,11 +275,11 @@ factors_backward_kernel(floatX *dproj, floatX *dfac, const floatX *proj, const f
     __syncthreads();            // all rows are in shared memory
     const float *row_q = table_q + t * s.q.HSR, *row_k = table_k + t * s.k.HSR;
     FactorsToken token = {row, layer, row_q, t, s.width};
-    factors_token_backward(drow, dfac, gradient, token, row_q + s.q.HSR, s.q, s, 0);
+    factors_token_backward<Size>(drow, dfac, gradient, token, row_q + s.q.HSR, s.q, s, 0);
     token.table = row_k;
-    factors_token_backward(drow, dfac, gradient, token, row_k + s.k.HSR, s.k, s, 2);
+    factors_token_backward<Size>(drow, dfac, gradient, token, row_k + s.k.HSR, s.k, s, 2);
     __syncthreads();            // v may share k's columns
-    factors_token_backward(drow, dfac, gradient, token, row_k + s.k.HSR, s.v, s, 0);
+    factors_token_backward<Size>(drow, dfac, gradient, token, row_k + s.k.HSR, s.v, s, 0);
     __syncthreads();            // drow is complete
     for (int c = threadIdx.x * X; c < s.width; c += FACTORS_THREADS * X) heads_store(dproj + n * s.Pp + c, drow + c);
 }
@@ -257,8 +290,9 @@ inline void factors_backward(floatX *dproj, floatX *dfac, const floatX *proj, co
                              const float *table_k, const FactorsShape &s, int64_t N, cudaStream_t stream) {
     size_t smem_bytes = (size_t)s.width * sizeof(float) +
                         (size_t)(s.shift ? 2 * s.PFp + 3 * s.width : s.PFp + s.width) * sizeof(floatX);
-    launch(factors_backward_kernel, {(unsigned)N, FACTORS_THREADS, smem_bytes, stream}, dproj, dfac, proj, layer,
-           table_q, table_k, s);
+    Launch where((unsigned)N, FACTORS_THREADS, smem_bytes, stream);
+    auto run = [&](auto kernel) { launch(kernel, where, dproj, dfac, proj, layer, table_q, table_k, s); };
+    FACTORS_DISPATCH(factors_backward_kernel, s, run);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

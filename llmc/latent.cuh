@@ -1,13 +1,13 @@
 // MLA's heads: what lies between its matrix products and attention (on the CPU rope and latent_heads_forward and
-// _backward in train_t6.c). Of a query or key head's HSK = HSV + HSR numbers RoPE rotates the last HSR. A key head is
-// its own HSV numbers from kv (N, NH, 2 HSV), whose other half is its value head, and the token's kr (HSR), which all
-// heads share.
+// _backward in train_t6.c). Of a query or key head's HSK = HSV + HSR numbers RoPE rotates the last HSR. A key head's
+// first HSV numbers and its value head are in kv (N, NH, 2 HSV); its last HSR are kr (N, HSR), the same for all heads.
+// attention.cuh reads both where they are, so only RoPE and the sum of kr's gradients over the heads are left to do.
 #ifndef LLMC_LATENT_CUH
 #define LLMC_LATENT_CUH
 
 #include "heads.cuh"
 
-enum { LATENT_THREADS = 128 };
+enum { LATENT_THREADS = 256, LATENT_PAIRS = 4 };        // pairs of numbers per thread
 
 typedef struct { Heads q; int T, NH, HSK, HSV, HSR; } LatentShape;
 
@@ -16,79 +16,80 @@ LLMC_FN LatentShape latent_shape(const Model *m, int64_t T) {
     return s;
 }
 
-// Rotates the last HSR numbers of the heads of q (NH, HSK) in place.
-__device__ inline void latent_rotate(floatX *q, const LatentShape &s, const float *table, Direction direction) {
-    int half = s.HSR / 2;
-    for (int p = threadIdx.x; p < s.NH * half; p += LATENT_THREADS) {
-        floatX *x = q + p / half * s.HSK + s.HSV + p % half;
-        float x1 = (float)x[0], x2 = (float)x[half];
-        heads_rotate_pair(x1, x2, s.q, table, p % half, s.HSR, direction);
-        x[0] = (floatX)x1, x[half] = (floatX)x2;
-    }
-}
+struct alignas(LATENT_PAIRS * sizeof(floatX)) LatentNumbers { floatX x[LATENT_PAIRS]; };
 
-// One block per token.
-__global__ void __launch_bounds__(LATENT_THREADS)
-latent_heads_forward_kernel(floatX *q, floatX *k, floatX *v, const floatX *kv, const floatX *kr, int64_t ldr,
-                            const float *table, LatentShape s) {
-    constexpr int X = PackedX::size;
-    extern __shared__ float4 latent_smem[];
-    floatX *rotated = (floatX *)latent_smem;
-    int64_t n = blockIdx.x;
-    int half = s.HSR / 2;
-    table += n % s.T * s.HSR, kr += n * ldr, kv += n * s.NH * 2 * s.HSV;
-    k += n * s.NH * s.HSK, v += n * s.NH * s.HSV;
-    for (int i = threadIdx.x; i < half; i += LATENT_THREADS) {
-        float x1 = (float)kr[i], x2 = (float)kr[half + i];
-        heads_rotate_pair(x1, x2, s.q, table, i, s.HSR, ROTATE);
-        rotated[i] = (floatX)x1, rotated[half + i] = (floatX)x2;
-    }
-    latent_rotate(q + n * s.NH * s.HSK, s, table, ROTATE);
-    __syncthreads();            // the shared part is rotated
-    for (int c = threadIdx.x * X; c < s.NH * s.HSK; c += LATENT_THREADS * X) {
-        int i = c / s.HSK, d = c % s.HSK;
-        store16(k + c, d < s.HSV ? load16(kv + i * 2 * s.HSV + d) : load16(rotated + d - s.HSV));
-    }
-    for (int c = threadIdx.x * X; c < s.NH * s.HSV; c += LATENT_THREADS * X)
-        store16(v + c, load16(kv + c / s.HSV * 2 * s.HSV + s.HSV + c % s.HSV));
-}
+// Adjacent numbers, and those HSR / 2 further on that rotate with them.
+struct LatentPairs {
+    float x1[LATENT_PAIRS], x2[LATENT_PAIRS];
 
-// k (N, NH, HSK), v (N, NH, HSV) from kv (N, NH, 2 HSV) and kr (N, HSR), whose rows are ldr apart; rotates q (N, NH,
-// HSK) in place. table (T, HSR); HSV and HSR multiples of 8.
-inline void latent_heads_forward(floatX *q, floatX *k, floatX *v, const floatX *kv, const floatX *kr, int64_t ldr,
-                                 const float *table, const LatentShape &s, int64_t N, cudaStream_t stream) {
-    Launch where((unsigned)N, LATENT_THREADS, (size_t)s.HSR * sizeof(floatX), stream);
-    launch(latent_heads_forward_kernel, where, q, k, v, kv, kr, ldr, table, s);
-}
-
-__global__ void __launch_bounds__(LATENT_THREADS)
-latent_heads_backward_kernel(floatX *dkv, floatX *dkr, int64_t ldr, floatX *dq, const floatX *dk, const floatX *dv,
-                             const float *table, LatentShape s) {
-    constexpr int X = PackedX::size;
-    int64_t n = blockIdx.x;
-    int half = s.HSR / 2;
-    table += n % s.T * s.HSR, dkr += n * ldr, dkv += n * s.NH * 2 * s.HSV;
-    dk += n * s.NH * s.HSK, dv += n * s.NH * s.HSV;
-    for (int i = threadIdx.x; i < half; i += LATENT_THREADS) {
-        float x1 = 0, x2 = 0;
-        for (int h = 0; h < s.NH; h++) {
-            const floatX *x = dk + h * s.HSK + s.HSV + i;
-            x1 += (float)x[0], x2 += (float)x[half];
+    __device__ void add(const floatX *from, int half) {
+        LatentNumbers low = *(const LatentNumbers *)from, high = *(const LatentNumbers *)(from + half);
+        for (int k = 0; k < LATENT_PAIRS; k++) x1[k] += (float)low.x[k], x2[k] += (float)high.x[k];
+    }
+    __device__ void rotate_and_store(floatX *to, const LatentShape &s, const float *table, int i, Direction direction) {
+        LatentNumbers low, high;
+        for (int k = 0; k < LATENT_PAIRS; k++) {
+            heads_rotate_pair(x1[k], x2[k], s.q, table, i + k, s.HSR, direction);
+            low.x[k] = (floatX)x1[k], high.x[k] = (floatX)x2[k];
         }
-        heads_rotate_pair(x1, x2, s.q, table, i, s.HSR, ROTATE_BACK);
-        dkr[i] = (floatX)x1, dkr[half + i] = (floatX)x2;
+        *(LatentNumbers *)to = low, *(LatentNumbers *)(to + s.HSR / 2) = high;
     }
-    latent_rotate(dq + n * s.NH * s.HSK, s, table, ROTATE_BACK);
-    for (int c = threadIdx.x * X; c < s.NH * 2 * s.HSV; c += LATENT_THREADS * X) {
-        int i = c / (2 * s.HSV), d = c % (2 * s.HSV);
-        store16(dkv + c, d < s.HSV ? load16(dk + i * s.HSK + d) : load16(dv + i * s.HSV + d - s.HSV));
+};
+
+// What a thread rotates: pairs from number i on of a query head of token n, or of kr where head is NH.
+struct LatentItem {
+    unsigned n;
+    int head, i;
+    __device__ LatentItem(const LatentShape &s) {
+        unsigned per_head = s.HSR / 2 / LATENT_PAIRS, item = blockIdx.x * LATENT_THREADS + threadIdx.x;
+        i = item % per_head * LATENT_PAIRS, head = item / per_head % (s.NH + 1), n = item / per_head / (s.NH + 1);
     }
+};
+
+inline unsigned latent_blocks(const LatentShape &s, int64_t N) {
+    return (unsigned)ceil_div(N * (s.NH + 1) * (s.HSR / 2 / LATENT_PAIRS), (int64_t)LATENT_THREADS);
 }
 
-// dkv (N, NH, 2 HSV) and dkr (N, HSR) from dk and dv; rotates dq back in place. Shapes as in latent_heads_forward.
-inline void latent_heads_backward(floatX *dkv, floatX *dkr, int64_t ldr, floatX *dq, const floatX *dk, const floatX *dv,
-                                  const float *table, const LatentShape &s, int64_t N, cudaStream_t stream) {
-    launch(latent_heads_backward_kernel, {(unsigned)N, LATENT_THREADS, 0, stream}, dkv, dkr, ldr, dq, dk, dv, table, s);
+__global__ void __launch_bounds__(LATENT_THREADS)
+latent_heads_forward_kernel(floatX *q, floatX *kr, const floatX *projected, int64_t ldr, const float *table,
+                            LatentShape s, unsigned N) {
+    LatentItem item(s);
+    if (item.n >= N) return;
+    int64_t n = item.n;
+    LatentPairs pairs = {};
+    floatX *rotated = item.head < s.NH ? q + (n * s.NH + item.head) * s.HSK + s.HSV + item.i : kr + n * s.HSR + item.i;
+    pairs.add(item.head < s.NH ? rotated : projected + n * ldr + item.i, s.HSR / 2);
+    pairs.rotate_and_store(rotated, s, table + n % s.T * s.HSR, item.i, ROTATE);
+}
+
+// kr (N, HSR) from its projected numbers, whose rows are ldr apart; rotates q (N, NH, HSK) in place. table (T, HSR);
+// HSK, HSV, HSR and ldr are multiples of 8.
+inline void latent_heads_forward(floatX *q, floatX *kr, const floatX *projected, int64_t ldr, const float *table,
+                                 const LatentShape &s, int64_t N, cudaStream_t stream) {
+    launch(latent_heads_forward_kernel, {latent_blocks(s, N), LATENT_THREADS, 0, stream}, q, kr, projected, ldr, table,
+           s, (unsigned)N);
+}
+
+__global__ void __launch_bounds__(LATENT_THREADS)
+latent_heads_backward_kernel(floatX *dprojected, int64_t ldr, floatX *dq, const floatX *dkr, const float *table,
+                             LatentShape s, unsigned N) {
+    LatentItem item(s);
+    if (item.n >= N) return;
+    int64_t n = item.n;
+    LatentPairs pairs = {};
+    floatX *to = dprojected + n * ldr + item.i;
+    if (item.head < s.NH) to = dq + (n * s.NH + item.head) * s.HSK + s.HSV + item.i, pairs.add(to, s.HSR / 2);
+    else
+        for (int h = 0; h < s.NH; h++) pairs.add(dkr + (n * s.NH + h) * s.HSR + item.i, s.HSR / 2);
+    pairs.rotate_and_store(to, s, table + n % s.T * s.HSR, item.i, ROTATE_BACK);
+}
+
+// dprojected (N, HSR), whose rows are ldr apart, from dkr (N, NH, HSR), a gradient for each head; rotates dq (N, NH,
+// HSK) back in place.
+inline void latent_heads_backward(floatX *dprojected, int64_t ldr, floatX *dq, const floatX *dkr, const float *table,
+                                  const LatentShape &s, int64_t N, cudaStream_t stream) {
+    launch(latent_heads_backward_kernel, {latent_blocks(s, N), LATENT_THREADS, 0, stream}, dprojected, ldr, dq, dkr,
+           table, s, (unsigned)N);
 }
 
 #endif

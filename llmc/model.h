@@ -599,9 +599,11 @@ LLMC_FN void model_init_shared(Model *m, const Config *config, int pad, int worl
     m->P = latent ? c->q_lora + c->kv_lora + c->rope_dim : next.projected;
     m->is_projected = !latent && c->head_act == HEAD_ACT_NONE && heads_projected_(&m->q) && heads_projected_(&m->k) &&
                       heads_projected_(&m->v);
-    m->gate = round_up(m->P, pad);
+    // gates of a head are whole lines of 128 bytes on the GPU: one thread block reads and writes them
+    int64_t line = c->out_gate ? 8 * pad : pad;
+    m->gate = round_up(m->P, line);
     if (c->out_gate) m->P = m->gate + m->D;
-    m->Pp = round_up(m->P, pad), m->F = c->hidden, m->Fp = round_up(m->F, pad), m->Vp = round_up(c->vocab_size, 128);
+    m->Pp = round_up(m->P, line), m->F = c->hidden, m->Fp = round_up(m->F, pad), m->Vp = round_up(c->vocab_size, 128);
 
     int64_t unit = world > 1 ? (int64_t)world * SLICE_UNIT : pad;
     m->wte = 0, m->layers = (size_t)round_up(m->Vp * C, unit);

@@ -40,7 +40,7 @@ typedef struct {
     int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
-enum { NUM_TRAIN_FLAGS = 78, NOT_GIVEN = -1 };
+enum { NUM_TRAIN_FLAGS = 78, NOT_GIVEN = -1, LEAST_THAT_FITS = -2 };
 
 // A checkpoint does not say its recipe: what the flags leave open of batch, steps and rates is this preset's.
 #define CHECKPOINT_RECIPE "124M"
@@ -136,8 +136,9 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         {0, "temperature", FLAG_REAL, &o->sampler.temperature, "0.8", 0, 100, "of samples; 0: greedy", 0},
         FLAGS_SECTION("Machine"),
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
-        {'r', "recompute", FLAG_INT, &o->recompute, "0", 0, 2,
-         "GPU: save memory by recomputing in the backward pass; 1: the MLP's hidden layer, 2: factors too", 0},
+        {'r', "recompute", FLAG_INT, &o->recompute, NULL, -1, 2,
+         "GPU: what the backward pass computes again to save memory; -1: nothing, 0: q, k and v, 1: the MLP's hidden "
+         "layer too, 2: factors too (the least that fits)", 0},
         {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6,
          "peak of one device, for the % column; 0: the GPU's own, if known", 0},
         {'z', "zero", FLAG_INT, &o->zero, "0", 0, 2,
@@ -253,7 +254,7 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     ConfigField fields[NUM_CONFIG_FIELDS];
     config_fields(&o->config, fields);
     for (int i = 0; i < NUM_CONFIG_FIELDS; i++) *fields[i].value = NOT_GIVEN;
-    o->order = o->a_contextual = o->b_contextual = NOT_GIVEN;
+    o->order = o->a_contextual = o->b_contextual = NOT_GIVEN, o->recompute = LEAST_THAT_FITS;
     o->lr = o->min_lr = o->weight_decay = -1, o->decay_steps = o->val_tokens = -1;
     o->sampler.top_p = 1;
     Flag flags[NUM_TRAIN_FLAGS];

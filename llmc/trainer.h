@@ -34,7 +34,7 @@ typedef struct {
     void (*start)(TrainOptions *o);                     // sets up threads, GPU, NCCL; called once, first
     void (*describe)(char *out, size_t size);           // device, driver and libraries in one line
     // Prints the memory that the run needs, and ends the program with one line where the machine has less.
-    void (*plan)(const TrainOptions *o, const Model *m, Logger *log);
+    void (*plan)(TrainOptions *o, const Model *m, Logger *log);
     T6 *(*open)(const TrainOptions *o);                 // allocates, for batches up to (o->batch_size, o->seq_len)
     void (*close)(T6 *t6);
     const Model *(*model)(const T6 *t6);
@@ -319,7 +319,7 @@ LLMC_FN void preflight(Run *run) {
 
 // Says what the run is: data, model, step, memory, disk. Stops where the machine has too little memory.
 LLMC_FN void print_plan(Run *run) {
-    const TrainOptions *o = &run->o;
+    TrainOptions *o = &run->o;
     const Config *c = &o->config;
     const DataLoader *train = &run->train;
     Logger *log = &run->log;

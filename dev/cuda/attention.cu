@@ -27,8 +27,9 @@ typedef std::vector<bf16> Host;
 typedef std::vector<float> Floats;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Tensors on both sides. q, k, v are columns of one tensor (B, T, NH HSK + NKV HSK + NKV HSV) if `fused`, else one
-// after the other. The gate is the second half of rows of 2 NH HSV.
+// Tensors on both sides. q, k, v are columns of one tensor (B, T, NH HSK + 2 NKV HSV) if `fused`, else one after the
+// other; the part of k that all heads share follows, with room for each head's gradient. The gate is the second half of
+// rows of 2 NH HSV.
 
 enum Gating { PLAIN, GATED };
 
@@ -39,7 +40,8 @@ struct Problem {
     bf16 *d_qkv, *d_dout, *d_out, *d_dqkv, *d_gate;     // on the device; GUARD bytes follow each output
     float *d_lse, *d_scratch;
     size_t out_size, lse_size;                          // elements
-    int64_t k_at, v_at, gate_at;                        // where k and v begin in qkv, and gates in their rows
+    int64_t k_at, v_at, shared_at, gate_at;             // where k, v and k's shared part begin in qkv, and gates in
+                                                        // their rows
 };
 constexpr size_t GUARD = 4096;
 
@@ -54,14 +56,15 @@ T *device_alloc(size_t bytes) {
 Problem make_problem(int B, int NH, int T, int HSK, int NKV, Gating gating, bool fused, float loudness,
                      unsigned seed) {
     Problem p;
-    int64_t N = (int64_t)B * T, HSV = HSK == 96 ? 64 : HSK, q = NH * HSK, k = NKV * HSK, v = NKV * HSV, all = q + k + v;
+    int64_t N = (int64_t)B * T, HSV = HSK == 96 ? 64 : HSK, q = NH * HSK, k = NKV * HSV, v = NKV * HSV, all = q + k + v;
     p.gating = gating;
     p.s = attention_dense_shape(B, T, NH, NKV, HSK, HSV);
     if (fused) p.s.q_stride = p.s.k_stride = p.s.v_stride = all;
-    p.k_at = fused ? q : N * q, p.v_at = fused ? q + k : N * (q + k);
+    p.k_at = fused ? q : N * q, p.v_at = fused ? q + k : N * (q + k), p.shared_at = N * all;
     p.s.gate_stride = 2 * NH * HSV, p.gate_at = NH * HSV;
     p.out_size = N * NH * HSV, p.lse_size = N * NH;
-    p.qkv.resize(N * all), p.dout.resize(p.out_size), p.gate.resize(gating == GATED ? 2 * p.out_size : 0);
+    p.qkv.resize(N * (all + NKV * (HSK - HSV))), p.dout.resize(p.out_size);
+    p.gate.resize(gating == GATED ? 2 * p.out_size : 0);
     #pragma omp parallel
     {
         #pragma omp for
@@ -97,15 +100,19 @@ void free_problem(Problem &p) {
 
 bf16 *gate_of(const Problem &p) { return p.gating == GATED ? p.d_gate + p.gate_at : NULL; }
 
+AttentionHeads<bf16> heads_in(const Problem &p, bf16 *qkv) {
+    return {qkv, qkv + p.k_at, qkv + p.v_at, p.s.HSK > p.s.HSV ? qkv + p.shared_at : NULL};
+}
+
 void run_forward(int version, Problem &p) {
     auto f = version == 1 ? attention_forward<ATTENTION_MMA_SYNC> : attention_forward<ATTENTION_BEST>;
-    f(p.d_out, p.d_lse, p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at, gate_of(p), p.s, 0);
+    f(p.d_out, p.d_lse, heads_in(p, p.d_qkv), gate_of(p), p.s, 0);
 }
 
 void run_backward(int version, Problem &p) {
     auto f = version == 1 ? attention_backward<ATTENTION_MMA_SYNC> : attention_backward<ATTENTION_BEST>;
-    f(p.d_dqkv, p.d_dqkv + p.k_at, p.d_dqkv + p.v_at, gate_of(p), p.d_dout, p.d_out, p.d_lse,
-      p.d_qkv, p.d_qkv + p.k_at, p.d_qkv + p.v_at, gate_of(p), p.d_scratch, p.s, 0);
+    f(heads_in(p, p.d_dqkv), gate_of(p), p.d_dout, p.d_out, p.d_lse, heads_in(p, p.d_qkv), gate_of(p), p.d_scratch, p.s,
+      0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -135,13 +142,26 @@ Floats head_of(const bf16 *x, int T, int HS, int64_t stride, int b, int head) {
     return y;
 }
 
+// A key head: its own numbers, and those that all heads share, in rows of `heads` times as many.
+Floats key_of(const Problem &p, const bf16 *qkv, int b, int head, int heads, int shared_head) {
+    const AttentionShape &s = p.s;
+    int rest = s.HSK - s.HSV;
+    Floats own = head_of(qkv + p.k_at, s.T, s.HSV, s.k_stride, b, head), key;
+    Floats shared = head_of(qkv + p.shared_at, s.T, rest, heads * rest, b, shared_head);
+    for (int t = 0; t < s.T; t++) {
+        key.insert(key.end(), own.begin() + t * s.HSV, own.begin() + (t + 1) * s.HSV);
+        key.insert(key.end(), shared.begin() + t * rest, shared.begin() + (t + 1) * rest);
+    }
+    return key;
+}
+
 HeadReference reference(const Problem &p, const Host &given_out, const Host &given_dout, int b, int kv_head) {
     const AttentionShape &s = p.s;
     int T = s.T, HSK = s.HSK, HSV = s.HSV, sharing = s.NH / s.NKV;
     size_t k_size = (size_t)T * HSK, v_size = (size_t)T * HSV;
     HeadReference r = {Floats(sharing * v_size), Floats((size_t)sharing * T), Floats(sharing * k_size),
                        Floats(k_size), Floats(v_size), Floats(sharing * v_size), Floats(sharing * v_size)};
-    Floats k = head_of(p.qkv.data() + p.k_at, T, HSK, s.k_stride, b, kv_head);
+    Floats k = key_of(p, p.qkv.data(), b, kv_head, 1, 0);
     Floats v = head_of(p.qkv.data() + p.v_at, T, HSV, s.v_stride, b, kv_head);
     float unit = 1 / sqrtf((float)HSK);
     for (int g = 0; g < sharing; g++) {
@@ -273,7 +293,7 @@ void check(Score *score, int version, Problem &p, bool all_heads) {
                 compare(d[6], head_of(dgate.data() + p.gate_at, s.T, s.HSV, s.gate_stride, b, head),
                         &r.dgate[g * v_size]);
             }
-            compare(d[3], head_of(dqkv.data() + p.k_at, s.T, s.HSK, s.k_stride, b, kv), r.dk.data());
+            compare(d[3], key_of(p, dqkv.data(), b, kv, s.NKV, kv), r.dk.data());
             compare(d[4], head_of(dqkv.data() + p.v_at, s.T, s.HSV, s.v_stride, b, kv), r.dv.data());
         }
     bool good = guarded && same && unwritten == 0;

@@ -121,8 +121,8 @@ static void time_forward(Total *total, T6 *t) {
             factors_forward(h->fac, acts->proj, w, h->rope_q, h->rope_k, factors_shape(m, T), N, s);
         });
     row(total, "attention_forward", L, X * n * (qkv + D), 4 * pairs, s,
-        [&] { layer_attention_forward(acts->y, acts->lse, h->q, h->k, h->v,
-                                      gate_columns(m, acts->proj), shape, s); });
+        [&] { layer_attention_forward(acts->y, acts->lse, attention_heads(h, m), gate_columns(m, acts->proj), shape,
+                                      s); });
     row(total, "matmul wo +=", L, X * (n * (2 * C + D) + (double)C * D), 2 * n * C * D, s,
         [&] { linear_forward(mm, acts->x, acts->y, w + m->wo, N, D, C, ACCUMULATE, s); });
     row(total, "matmul w12", L, X * (n * (C + 2 * Fp) + 2.0 * C * Fp), 4 * n * C * Fp, s,
@@ -173,9 +173,9 @@ static void time_backward(Total *total, T6 *t) {
     row(total, "matmul wo dw +=", L, X * n * (C + D) + 8.0 * C * D, 2 * n * C * D, s,
         [&] { linear_backward_weight(mm, dw + m->wo, acts->dx, acts->y, N, D, C, ACCUMULATE, s); });
     row(total, "attention_backward", L, X * n * (2 * qkv + 2 * D), 10 * pairs, s, [&] {
-        layer_attention_backward(acts->dq, acts->dk, acts->dv, gate_columns(m, layer_dproj(t, 0, N)), acts->dy, acts->y,
-                                 acts->lse, h->q, h->k, h->v, gate_columns(m, acts->proj), acts->attention_scratch,
-                                 shape, s);
+        layer_attention_backward(attention_heads(&acts->dheads, m), gate_columns(m, layer_dproj(t, 0, N)), acts->dy,
+                                 acts->y, acts->lse, attention_heads(h, m), gate_columns(m, acts->proj),
+                                 acts->attention_scratch, shape, s);
     });
     if (acts->dproj)
         row(total, "  of qkv_backward: factors", 0, X * n * 2 * (Pp + m->PFp), 0, s, [&] {
@@ -218,7 +218,7 @@ int main(int argc, char **argv) {
     memset(&o, 0, sizeof o);
     o.config = preset_config(p, attn);
     o.batch_size = argc > 2 ? atoll(argv[2]) : p->batch_size, o.seq_len = argc > 3 ? atoll(argv[3]) : p->seq_len;
-    o.recompute = argc > 5 ? atoll(argv[5]) : 0;
+    o.recompute = argc > 5 ? atoll(argv[5]) : (int64_t)RECOMPUTE_NOTHING;
     if (argc > 6) set_variant(&o.config, argv[6]);
     o.clip = 1, o.beta1 = 0.9, o.beta2 = 0.95, o.adam_eps = 1e-8, o.weight_decay = 0.1;
     if (config_check(&o.config, &err) != 0) die(EXIT_INPUT, "%s", err.text);
