@@ -115,7 +115,7 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
          "AdamW's decoupled decay, on every weight; 0: none (preset)", 0},
         {0, "clip", FLAG_REAL, &o->clip, "1.0", 0, 1e9, "largest global gradient norm; 0: never clip", 0},
         {0, "beta1", FLAG_REAL, &o->beta1, "0.9", 0, 0.999999, "AdamW's decay of the first moment", 0},
-        {0, "beta2", FLAG_REAL, &o->beta2, "0.95", 0, 0.999999, "AdamW's decay of the second moment", 0},
+        {0, "beta2", FLAG_REAL, &o->beta2, NULL, 0, 0.999999, "AdamW's decay of the second moment (preset)", 0},
         {0, "adam-eps", FLAG_REAL, &o->adam_eps, "1e-8", 1e-30, 1, "AdamW's epsilon", 0},
         {0, "skip-spikes", FLAG_REAL, &o->skip_spikes, "0", 0, 1e6,
          "skip updates whose loss or norm is this many standard deviations above the last 64; 0: none", 0},
@@ -255,7 +255,7 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     config_fields(&o->config, fields);
     for (int i = 0; i < NUM_CONFIG_FIELDS; i++) *fields[i].value = NOT_GIVEN;
     o->order = o->a_contextual = o->b_contextual = NOT_GIVEN, o->recompute = LEAST_THAT_FITS;
-    o->lr = o->min_lr = o->weight_decay = -1, o->decay_steps = o->val_tokens = -1;
+    o->lr = o->min_lr = o->weight_decay = o->beta2 = -1, o->decay_steps = o->val_tokens = -1;
     o->sampler.top_p = 1;
     Flag flags[NUM_TRAIN_FLAGS];
     int n = train_flags(o, flags);
@@ -275,6 +275,7 @@ LLMC_FN int train_options(TrainOptions *o, int argc, char **argv, const char *he
     if (o->tokens_per_step < 0) o->tokens_per_step = round_up(p->tokens_per_step, micro);
     if (o->max_steps < 0) o->max_steps = p->max_steps;
     if (o->weight_decay < 0) o->weight_decay = p->weight_decay;
+    if (o->beta2 < 0) o->beta2 = p->beta2;
     if (o->val_tokens < 0) o->val_tokens = 20 * p->batch_size * p->seq_len;
     if (schedule_options_(o, p, err) != 0) return -1;
     if (strcmp(o->transport, "auto") && strcmp(o->transport, "nccl") && strcmp(o->transport, "mpi"))

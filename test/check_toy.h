@@ -47,24 +47,11 @@ static int is_bound(int rule) {
     return found;
 }
 
-// How short the list of a bound rule may be: two words, or one more than its largest number of exceptions.
-static int smallest_list(const Grammar *g, int rule) {
-    int n = 2;
-    for (int r = 0; r < NUM_RULES; r++)
-        for (const char *p = grammar[r].text; *p; ) {
-            Mark m;
-            if (!read_mark(&p, &m)) p++;
-            else if (m.kind == MARK_BIND && m.rule == rule && (int)strlen(m.except) + 1 > n)
-                n = (int)strlen(m.except) + 1;
-        }
-    return n < g->n[rule] ? n : g->n[rule];
-}
-
-// The grammar with bound lists cut to two or three words, and other lists of words to one.
+// The grammar with bound lists cut to two words, and other lists of words to one.
 static Grammar small_grammar(const Grammar *g) {
     Grammar small = *g;
     for (int r = 0; r < NUM_RULES; r++)
-        if (is_list_of_words(r)) small.n[r] = is_bound(r) ? smallest_list(g, r) : 1;
+        if (is_list_of_words(r)) small.n[r] = is_bound(r) ? 2 : 1;
     return small;
 }
 

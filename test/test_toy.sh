@@ -80,10 +80,10 @@ check "the same seed gives the same files" same_seed
 check "a different seed gives different files" different_seed
 check "xz -9 needs more than twice the entropy" attention_pays
 
-# ---- judging. In this story words 11, 16, 19, 20, 24, 29, 32, 33, 47, 52, 56 and 57 are references.
-story="On a fine day Ann met Ben by the cave. Ann had a blue bell. Ann hid the blue bell by the dock. Ben had a gold \
-coin. Ben hid the gold coin by the farm. They saw bold bears, bold bears and bold bears. Then Ann quickly went to the \
-dock to get the blue bell."
+# ---- judging. In this story words 11, 16, 19, 20, 24, 29, 32, 33, 50, 53, 54 and 57 are references.
+story="On a fine day Amy met Ben by the cave. Amy had a blue bell. Amy hid the blue bell by the dock. Ben had a grey \
+cart. Ben hid the grey cart by the fort. They saw bold bears, bold bears and bold bears. Early in the evening Amy got \
+the blue bell by the dock."
 right="1 stories: 1 right, 0 with a wrong reference, 0 with invented words only, 0 that leave"
 wrong="1 stories: 0 right, 1 with a wrong" invented="1 stories: 0 right, 0 .*, 1 with invented" left=".*, 1 that leave"
 
@@ -108,7 +108,7 @@ n=$(wc -l <"$tmp/a/b/toy_val.txt")
 own_text() { judges "$n stories: $n right" "$((12 * n)) $((12 * n))" <"$tmp/a/b/toy_val.txt"; }
 each_reference() {
     local i
-    for i in 11 16 19 20 24 29 32 33 47 52 56 57; do
+    for i in 11 16 19 20 24 29 32 33 50 53 54 57; do
         with $i Una | judges "$wrong" "11 12" && with $i bells | judges "$wrong" "11 12" || return
     done
 }
@@ -119,19 +119,19 @@ headings() {
 check "--judge: all references of the corpus are right" own_text
 check "--judge: one story" judges "$right" "12 12" <<<"$story"
 check "--judge: each reference replaced is one wrong" each_reference
-check "--judge: two references exchanged" judges "$wrong" "10 12" < <(with 52 bell 57 dock)
-check "--judge: two names exchanged" judges "$wrong" "10 12" < <(with 24 Ann 47 Ben)
+check "--judge: two references exchanged" judges "$wrong" "10 12" < <(with 54 dock 57 bell)
+check "--judge: two names exchanged" judges "$wrong" "10 12" < <(with 24 Amy 50 Ben)
 check "--judge: a different word bound" judges "$wrong" "11 12" < <(with 23 barn)
-check "--judge: a bound word that is excluded" judges "$wrong" "11 12" 1 < <(with 27 blue)
-check "--judge: an excluded word that is repeated" judges "$invented" "12 12" 1 < <(with 27 blue 32 blue)
+check "--judge: a word of the other child's list" judges "$wrong" "11 12" 1 < <(with 27 blue)
+check "--judge: the same, repeated" judges "$invented" "12 12" 1 < <(with 27 blue 32 blue)
 check "--judge: an invented word" judges "$invented" "12 12" 1 < <(with 3 odd)
 check "--judge: an invented word for each word of choice" judges "$invented" "12 12" 16 < <(
     with 3 fun 5 An 7 Bo 10 home 11 An 14 red 15 bull 16 An 19 red 20 bull 23 doc 24 Bo 27 goldy 28 coins 29 Bo \
-        32 goldy 33 coins 36 air 39 b 40 bees 41 c 42 bees 44 d 45 bees 47 An 52 doc 56 red 57 bull)
+        32 goldy 33 coins 36 air 39 b 40 bees 41 c 42 bees 44 d 45 bees 50 An 53 red 54 bull 57 doc)
 check "--judge: an invented word that is not repeated" judges "$wrong" "11 12" 1 < <(with 15 bull 20 bull)
-check "--judge: a word in the list's other form" judges "$wrong" "11 12" < <(with 57 Bell)
+check "--judge: a word in the list's other form" judges "$wrong" "11 12" < <(with 54 Bell)
 check "--judge: no word" judges "$left" "1 12" < <(echo "${story/blue bell.}")
-check "--judge: a story that was cut" judges "$left" "6 12" < <(echo "${story%gold*}")
+check "--judge: a story that was cut" judges "$left" "6 12" < <(echo "${story%grey*}")
 check "--judge: a story that goes on" judges "$left" "12 12" <<<"$story Ann"
 check "--judge: garbage between two stories" judges "3 stories: 2 right, 0 with .*, 1 that" "24 36" \
     < <(echo "$story"; head -c 1000 /dev/urandom | tr -d '\0\n'; echo; echo "$story")
