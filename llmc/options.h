@@ -137,8 +137,8 @@ LLMC_FN int train_flags(TrainOptions *o, Flag out[NUM_TRAIN_FLAGS]) {
         FLAGS_SECTION("Machine"),
         {0, "threads", FLAG_INT, &o->threads, "0", 0, 4096, "CPU threads; 0: all cores", 0},
         {'r', "recompute", FLAG_INT, &o->recompute, NULL, -1, 2,
-         "GPU: what the backward pass computes again to save memory; -1: nothing, 0: q, k and v, 1: the MLP's hidden "
-         "layer too, 2: factors too (the least that fits)", 0},
+         "GPU: recomputed in the backward pass, -1: nothing, 0: q, k, v, 1: also the MLP, 2: also factors (least that "
+         "fits)", 0},
         {0, "peak-tflops", FLAG_REAL, &o->peak_tflops, "0", 0, 1e6,
          "peak of one device, for the % column; 0: the GPU's own, if known", 0},
         {'z', "zero", FLAG_INT, &o->zero, "0", 0, 2,

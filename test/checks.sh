@@ -58,11 +58,12 @@ shards() {
 attention_kinds() { "$1" --help | sed -n 's/^ *--attn  *\(.*\) (.*/\1/p' | sed 's/,//g; s/ or / /'; }
 
 # test_flags LEAST COMMAND...: tries each flag of $program, which must have more than LEAST, with values that make no
-# sense (none, a word, -1, a huge number) and with 0. COMMAND succeeds with any good flag added to it. $texts, $switches
-# and $nonzero list the flags (with blanks around each) that take a string, that take 0 or 1, and that refuse 0.
+# sense (none, a word, -1, a huge number) and with 0. COMMAND succeeds with any good flag added to it. $texts, $switches,
+# $nonzero and $negative list the flags (with blanks around each) that take a string, that take 0 or 1, that refuse 0,
+# and that take -1 but not -2.
 # doc/flags.md must describe every flag.
 test_flags() {
-    local least=$1 count=0 f value flags wide section undocumented
+    local least=$1 count=0 f value low flags wide section undocumented
     shift
     flags=$("$program" --help | sed -n 's/^  .. --\([a-z0-9-]*\) .*/\1/p; s/^     --\([a-z0-9-]*\) .*/\1/p')
     for f in $flags; do
@@ -74,7 +75,9 @@ test_flags() {
         esac
         refuses "--$f with nothing" 2 "--$f" "$program" "--$f"
         case $texts in *" $f "*) continue ;; esac
-        for value in "" word 12x -1 1e40 99999999999999999999999 nan inf; do
+        low=-1
+        case ${negative-} in *" $f "*) low=-2 ;; esac
+        for value in "" word 12x $low 1e40 99999999999999999999999 nan inf; do
             refuses "--$f '$value'" 2 "--$f" "$program" "--$f" "$value"
         done
         case $nonzero in

@@ -25,6 +25,7 @@ run=("$train" "${small[@]}" -v 0 -s 0)
 program=$train
 texts=" train-data val-data vocab model attn head-act out schedule comm comm-file "
 switches=" shuffle reset-data overfit resume plan table a-contextual b-contextual share-kv-b out-gate kv-shift qk-norm "
+negative=" recompute "
 nonzero=" seq-len n-layer n-embd n-head head-dim q-rank k-rank v-rank n-kv-head hidden vocab-size rope-base rms-eps"
 nonzero+=" q-lora kv-lora rope-dim order b-dim"
 nonzero+=" batch-size tokens-per-step lr decay-steps adam-eps sample-tokens "
