@@ -8,6 +8,7 @@
 #include "llmc/model_table.h"
 #include "llmc/host_memory.h"
 #include "llmc/options.h"
+#include "llmc/python_random.h"
 #include "test/testing.h"
 
 typedef struct {
@@ -765,6 +766,45 @@ static void test_run_lock(Units *u) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// python_random.h. The expected numbers are those of Python 3.11.
+
+static void test_python_random(Units *u) {
+    static const uint32_t bits[4] = {4150886329u, 3342196574u, 1892932127u, 501869158u};
+    // random.Random(1234), and four times sample(range(n), k)
+    static const struct { int64_t n, k, drawn[12]; } samples[] = {
+        {2251, 2, {1805, 478, 30, 371, 143, 343, 403, 1452}},
+        {1119, 2, {902, 239, 15, 185, 71, 171, 201, 726}},
+        {4957, 2, {3610, 957, 61, 742, 4769, 286, 687, 806}},
+        {11679, 2, {7220, 1914, 122, 1485, 9539, 572, 11002, 11355}},
+        {9427, 3, {7220, 1914, 122, 1485, 572, 1375, 1612, 5810, 3879, 285, 504, 259}},
+        {16113, 3, {15834, 12749, 7220, 1914, 122, 1485, 14925, 15442, 15388, 13221, 9539, 572}},
+        {39905, 3, {28883, 7657, 490, 5940, 38156, 2288, 5500, 6450, 23241, 15519, 1142, 2019}},
+        {40398, 3, {28883, 7657, 490, 5940, 38156, 2288, 5500, 6450, 23241, 15519, 1142, 2019}},
+        {21, 2, {14, 3, 0, 2, 18, 1, 2, 3}},
+        {22, 2, {14, 3, 0, 2, 18, 1, 21, 2}},
+        {16, 3, {14, 1, 0, 2, 14, 12, 1, 10, 11, 2, 1, 12}},
+        {3, 3, {1, 0, 2, 0, 2, 1, 0, 1, 2, 0, 2, 1}},
+        {85, 6, {56, 14, 0, 11, 74, 4, 10, 12, 45, 30, 2, 3}},
+        {86, 6, {56, 14, 0, 11, 74, 4, 85, 10, 12, 45, 30, 2}},
+        {64, 12, {56, 7, 0, 5, 58, 51, 37, 2, 42, 44, 60, 6}},
+        {1000, 12, {989, 796, 451, 119, 7, 92, 932, 965, 961, 826, 596, 35}},
+    };
+    PythonRandom r;
+    int wrong = 0;
+    python_random_seed(&r, 1234);
+    for (int i = 0; i < 4; i++) wrong += python_random_bits(&r) != bits[i];
+    report(&u->score, wrong == 0, "python_random: the first numbers of random.Random(1234)");
+    for (size_t i = 0; i < sizeof samples / sizeof *samples; i++) {
+        int64_t n = samples[i].n, k = samples[i].k, drawn[12];
+        python_random_seed(&r, 1234);
+        for (int row = 0; row < 4 && row * k < 12; row++) python_random_sample(&r, n, k, drawn + row * k);
+        int64_t total = 4 * k < 12 ? 4 * k : 12;
+        report(&u->score, !memcmp(drawn, samples[i].drawn, (size_t)total * sizeof *drawn),
+               "python_random: sample(%" PRId64 ", %" PRId64 ")", n, k);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 
 static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"permutation", test_permutation},                  // rng.h
@@ -780,6 +820,7 @@ static const struct { const char *name; void (*run)(Units *u); } tests[] = {
     {"host memory", test_host_memory},                  // host_memory.h
     {"model", test_model},                              // model.h
     {"model table", test_model_table},                  // model_table.h
+    {"python random", test_python_random},              // python_random.h
     {"run lock", test_run_lock},                        // run_lock.h
     {"checkpoint", test_checkpoint},                    // checkpoint.h, safetensors.h
 };
