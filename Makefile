@@ -102,7 +102,7 @@ NVCC_LDFLAGS := $(filter -L% -l%,$(LDFLAGS)) \
 NVCC_LIBS := $(NVCC_LDFLAGS) -lcublasLt -lcjson -lgomp -lpthread
 CUDA_BENCHES := $(patsubst dev/cuda/%.cu,build/%,$(wildcard dev/cuda/*.cu))
 
-PROGRAMS := $(P)train_t6 $(P)generate_t6 $(P)data/tokenize $(P)data/toy_corpus
+PROGRAMS := $(P)train_t6 $(P)generate_t6 $(P)eval_t6 $(P)data/tokenize $(P)data/toy_corpus
 # Only the trainers run as several processes.
 MODEL = $(COMMON) -fopenmp $(BLAS_FLAGS)
 MODEL_LIBS := $(LDFLAGS) $(BLAS_LIBS) -lcjson -lm
@@ -122,9 +122,10 @@ NVCC_TRAINER_LIBS := $(NVCC_LIBS) $(COMM_LIBS) $(NCCL_LIBS)
 all: $(PROGRAMS)
 
 help:
-	@echo 'make                 the CPU programs: train_t6, generate_t6, data/tokenize, data/toy_corpus'
+	@echo 'make                 the CPU programs: train_t6, generate_t6, eval_t6, data/tokenize, data/toy_corpus'
 	@echo 'make train_t6        the CPU trainer (the reference)'
 	@echo 'make generate_t6     the text generator, on the CPU'
+	@echo 'make eval_t6         scores on the paper'"'"'s tasks, on the CPU'
 	@echo 'make test_t6         gradient checks of train_t6.c: finite differences and golden vectors; run ./test_t6'
 	@echo 'make test_units      tests of the headers in llmc/; run ./test_units'
 	@echo 'make fuzz            fuzzers of the readers of files (clang): build/fuzz; test/test_fuzz.sh runs them'
@@ -161,6 +162,10 @@ $(P)train_t6: train_t6.c Makefile | check-libraries
 $(P)generate_t6: generate_t6.c Makefile | check-libraries
 	@mkdir -p $(@D)
 	$(CC) $(MODEL) $< -o $@ $(MODEL_LIBS) -lutf8proc
+
+$(P)eval_t6: eval_t6.c Makefile | check-libraries
+	@mkdir -p $(@D)
+	$(CC) $(TRAINER) $< -o $@ $(TRAINER_LIBS) -lutf8proc
 
 # test_t6.c is compiled twice: once with the trainer in double precision, for the finite differences and AdamW. That
 # object keeps only the global symbols named here, so that the two copies link.
@@ -268,7 +273,7 @@ test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 generate_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units \
+	rm -rf build train_t6 generate_t6 eval_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units \
 	  test_decode test_decode_sm80 data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d build/*.d)

@@ -1062,24 +1062,50 @@ void t6_update(T6 *t6, const TrainOptions *o, double lr, int64_t step, double *l
     }
 }
 
+// Scores one token by the logits (V) of what follows its row.
+static void score_token(ScoredToken *s, const real *logits, int64_t V) {
+    int64_t best = 0;
+    double sum = 0;
+    for (int64_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
+    for (int64_t v = 0; v < V; v++) sum += exp((double)logits[v] - logits[best]);
+    s->loglikelihood = (double)logits[s->token] - logits[best] - log(sum);
+    s->is_greedy = best == s->token;
+}
+
 void t6_position_logits(T6 *t6, float *logits, const int32_t *ids, int64_t n, const int64_t *positions,
                         int64_t count) {
     t6_forward(t6, ids, 1, n);
     for (int64_t i = 0; i < count; i++) t6_logits(t6, positions[i], logits + i * t6->model.config.vocab_size);
 }
 
+// The classifier runs only for the rows that are scored, which are gathered in acts.dn.
+void t6_score(T6 *t6, const int32_t *ids, int64_t B, int64_t T, ScoredToken *scored, int64_t count) {
+    const Model *m = &t6->model;
+    Activations *acts = &t6->acts;
+    int64_t C = m->config.n_embd, V = m->config.vocab_size, most = B * T < CLASSIFIER_ROWS ? B * T : CLASSIFIER_ROWS;
+    t6_forward(t6, ids, B, T);
+    for (int64_t first = 0; first < count; first += most) {
+        int64_t rows = count - first < most ? count - first : most;
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(acts->dn + i * C, acts->nf + scored[first + i].row * C, (size_t)C * sizeof *acts->dn);
+        linear_forward(acts->logits, acts->dn, t6->params + m->wte, rows, C, m->Vp, OVERWRITE);
+        #pragma omp parallel for
+        for (int64_t i = 0; i < rows; i++) score_token(&scored[first + i], acts->logits + i * m->Vp, V);
+    }
+}
+
 const float *t6_gradients(const T6 *t6) { return t6->sums->grads; }     // (num_stored / world); for test_t6.cu
 
-#ifndef T6_NO_MAIN      // test_t6.cu links this file without it
-int main(int argc, char **argv) {
-    static const TrainerModel model = {
-        .title = "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: preset "
-                 "tiny, toy corpus.",
-        .pad = 1, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
-        .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
-        .logits = t6_position_logits, .micro_step = t6_micro_step, .set_limits = t6_set_limits, .update = t6_update,
-    };
-    return trainer_main(argc, argv, &model);
-}
+const TrainerModel t6_trainer = {
+    .title = "train_t6: trains T6, the tensor product attention transformer, on the CPU. Without flags: preset tiny, "
+             "toy corpus.",
+    .pad = 1, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
+    .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
+    .logits = t6_position_logits, .score = t6_score, .micro_step = t6_micro_step, .set_limits = t6_set_limits,
+    .update = t6_update,
+};
+
+#ifndef T6_NO_MAIN      // test_t6.cu links this file without it, and eval_t6.c includes it
+int main(int argc, char **argv) { return trainer_main(argc, argv, &t6_trainer); }
 #endif
 #endif

@@ -30,24 +30,30 @@ LLMC_FN const char *json_repeated_key_(const cJSON *json) {
     return repeated;
 }
 
-// The object in a text of `bytes` bytes that a NUL follows: cJSON_ParseWithLength would need no NUL, but reads beyond
-// the end before cJSON 1.7.18. `where` names the text in errors. Returns NULL with the reason in err if the text is
-// anything else. The caller frees the object with cJSON_Delete.
-LLMC_FN cJSON *json_parse(const char *text, size_t bytes, const char *where, Error *err) {
-    const char *end = text, *repeated = NULL;
+// The object, or with JSON_ARRAY the array, in a text of `bytes` bytes that a NUL follows: cJSON_ParseWithLength would
+// need no NUL, but reads beyond the end before cJSON 1.7.18. `where` names the text in errors. Returns NULL with the
+// reason in err if the text is anything else. The caller frees the value with cJSON_Delete.
+typedef enum { JSON_OBJECT, JSON_ARRAY } JsonKind;
+LLMC_FN cJSON *json_parse_kind(const char *text, size_t bytes, JsonKind kind, const char *where, Error *err) {
+    const char *end = text, *repeated = NULL, *name = kind == JSON_ARRAY ? "array" : "object";
     size_t length = strlen(text);
     cJSON *json = length == bytes ? cJSON_ParseWithOpts(text, &end, 0) : NULL;
     size_t parsed = (size_t)(end - text), blanks = strspn(end, " \t\r\n");
     if (length != bytes) fail(err, "%s: not JSON: byte %zu is zero; it is damaged", where, length);
     else if (!json) fail(err, "%s: not JSON, from byte %zu on; it is damaged", where, parsed);
-    else if (!cJSON_IsObject(json)) fail(err, "%s: not a JSON object; it is damaged", where);
+    else if (kind == JSON_ARRAY ? !cJSON_IsArray(json) : !cJSON_IsObject(json))
+        fail(err, "%s: not a JSON %s; it is damaged", where, name);
     else if (parsed + blanks != bytes)
-        fail(err, "%s: something follows its JSON object, at byte %zu; it is damaged", where, parsed + blanks);
+        fail(err, "%s: something follows its JSON %s, at byte %zu; it is damaged", where, name, parsed + blanks);
     else if ((repeated = json_repeated_key_(json)) != NULL)
         fail(err, "%s: \"%.60s\" is there twice; remove one", where, repeated);
     else return json;
     cJSON_Delete(json);
     return NULL;
+}
+
+LLMC_FN cJSON *json_parse(const char *text, size_t bytes, const char *where, Error *err) {
+    return json_parse_kind(text, bytes, JSON_OBJECT, where, err);
 }
 
 // The object in a file of at most max_bytes.

@@ -60,7 +60,7 @@ LLMC_FN int64_t python_random_below(PythonRandom *r, int64_t n) {
     return drawn;
 }
 
-// random.sample(range(n), k), 0 <= k <= n < 2^31: out (k), in the order drawn. Python swaps within a pool of all n where
+// random.sample(range(n), k), 0 <= k <= n < 2^31: out (k), in the order drawn. Python draws from a pool of all n where
 // that takes less memory than a set of the k drawn, and the two ways draw different numbers.
 LLMC_FN void python_random_sample(PythonRandom *r, int64_t n, int64_t k, int64_t *out) {
     int64_t set_size = 21, power = 1;

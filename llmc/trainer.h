@@ -7,6 +7,7 @@
 
 #include "checkpoint.h"
 #include "dataloader.h"
+#include "eval_options.h"
 #include "logger.h"
 #include "model_table.h"
 #include "modes.h"
@@ -44,6 +45,8 @@ typedef struct {
     double (*loss)(T6 *t6, const int32_t *inputs, const int32_t *targets, int64_t B);
     // Logits of what follows chosen tokens of ids (n): logits (count, V), row i for ids[positions[i]].
     void (*logits)(T6 *t6, float *logits, const int32_t *ids, int64_t n, const int64_t *positions, int64_t count);
+    // Scores tokens after ids (B, T), B * T <= o->batch_size * o->seq_len and T <= o->seq_len.
+    void (*score)(T6 *t6, const int32_t *ids, int64_t B, int64_t T, ScoredToken *scored, int64_t count);
     // Round k of a step: forward and backward of micro-batch k * world + rank, every loss weighted by dloss. k = 0
     // starts the step's gradients, later rounds add to them. inputs NULL: this rank has no micro-batch in this round.
     void (*micro_step)(T6 *t6, const int32_t *inputs, const int32_t *targets, double dloss, int64_t k);

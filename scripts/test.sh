@@ -117,7 +117,7 @@ every_compiler() {
 scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
 export MAKEFLAGS="-j$(nproc) -- WERROR=1"
 
-programs() { echo "$1/train_t6 $1/generate_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
+programs() { echo "$1/train_t6 $1/generate_t6 $1/eval_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
 if git rev-parse HEAD >/dev/null 2>&1; then step "no line over 120 columns" no_wide_lines
 else echo "skip the width of lines: not a git repository"; fi
 step "shell scripts parse" scripts_parse
@@ -192,6 +192,8 @@ tests "several ranks" env BIN=build/gcc test/test_comm.sh $long
 tests "one run per folder" env BIN=build/gcc test/test_lock.sh $long
 tests "generating program" env BIN=build/gcc test/test_generate.sh
 tests "generating program, sanitizers" env BIN=build/sanitize TRAIN=build/gcc/train_t6 test/test_generate.sh --quick
+tests "evaluating program" env BIN=build/gcc test/test_eval.sh
+tests "evaluating program, sanitizers" env BIN=build/sanitize TRAIN=build/gcc/train_t6 test/test_eval.sh --quick
 for b in gcc sanitize; do
     tests "tokenizer and data scripts, $b" env TOKENIZE="$PWD/build/$b/data/tokenize" test/test_data.sh $long
 done
