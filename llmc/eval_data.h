@@ -167,8 +167,9 @@ LLMC_FN int run_duckdb_(const char *duckdb, const char *folder) {
 }
 
 LLMC_FN int eval_read_parquet_(EvalRows *rows, Error *err) {
-    char *duckdb = find_duckdb_(err), *file = realpath(rows->path, NULL);
+    char *duckdb = find_duckdb_(err), *file;
     if (!duckdb) die(EXIT_SYSTEM, "%s: %s", rows->path, err->text);
+    file = realpath(rows->path, NULL);
     const char *temporary = getenv("TMPDIR");
     char *folder = xasprintf("%s/eval_t6_XXXXXX", temporary && *temporary ? temporary : "/tmp");
     if (!mkdtemp(folder)) die(EXIT_SYSTEM, "%s: cannot create this folder: %s", folder, strerror(errno));

@@ -41,7 +41,13 @@ LLMC_FN int eval_flags(EvalOptions *o, Flag out[NUM_EVAL_FLAGS]) {
         {0, "shots", FLAG_INT, &o->shots, "0", 0, 1000, "few-shot examples before each question", 0},
         {0, "context", FLAG_INT, &o->context, "1024", 1, 1 << 20,
          "L, the longest input in tokens; longer ones lose their start", 0},
-        {0, "limit", FLAG_INT, &o->limit, "0", 0, 1e9, "only the first rows of each task; 0: all", 0},
+        {0, "limit", FLAG_INT, &o->limit, "0", 0, 1e9,
+         "only the first rows of each task, or windows of --perplexity; 0: all", 0},
+        FLAGS_SECTION("Perplexity"),
+        {0, "perplexity", FLAG_TEXT, &o->perplexity, NULL, 0, 0,
+         "instead of tasks: loss, perplexity and bits per byte of these shards, a path or a glob", 0},
+        {0, "stride", FLAG_INT, &o->stride, "0", 0, 1 << 20,
+         "tokens that a window scores, after --context minus as many tokens before them; 0: --context", 0},
         FLAGS_SECTION("Output and machine"),
         {0, "log", FLAG_TEXT, &o->log, NULL, 0, 0, "write each request with its tokens and score to this file", 0},
         {0, "json", FLAG_TEXT, &o->json, NULL, 0, 0, "write the scores to this file", 0},
@@ -57,7 +63,15 @@ LLMC_FN int eval_options(EvalOptions *o, int argc, char **argv, const char *help
     memset(o, 0, sizeof *o);
     Flag flags[NUM_EVAL_FLAGS];
     int n = eval_flags(o, flags);
-    return flags_parse(argc, argv, help_head, flags, n, err);
+    if (flags_parse(argc, argv, help_head, flags, n, err) != 0) return -1;
+    if (o->perplexity && (o->tasks || o->log))
+        return fail(err, "--perplexity and --%s are both given; leave one out", o->tasks ? "tasks" : "log");
+    if (o->stride && !o->perplexity) return fail(err, "--stride belongs to --perplexity; leave it out");
+    if (o->stride > o->context)
+        return fail(err, "--stride %lld is more than --context %lld; lower it", (long long)o->stride,
+                    (long long)o->context);
+    if (o->stride == 0) o->stride = o->context;
+    return 0;
 }
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "checkpoint.h"
 #include "eval_options.h"
+#include "eval_perplexity.h"
 #include "eval_requests.h"
 #include "eval_scores.h"
 #include "tokenizer.h"
@@ -419,13 +420,19 @@ typedef struct {
     Evaluation evaluation;
 } EvalRun;
 
-// Reads the model's configuration and the vocabulary.
-LLMC_FN void eval_prepare_(EvalRun *run) {
+// Finds the checkpoint and reads its configuration.
+LLMC_FN void eval_find_model_(EvalRun *run) {
     EvalOptions *o = &run->o;
     Error err;
     run->folder = checkpoint_folder(o->model, &err);
     if (!run->folder) die(EXIT_INPUT, "--model: %s; train a model, or name one with --model (-e)", err.text);
     if (checkpoint_load_config(run->folder, &run->model.config, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
+}
+
+LLMC_FN void eval_load_tasks_(EvalRun *run) {
+    EvalOptions *o = &run->o;
+    Evaluation *e = &run->evaluation;
+    Error err;
     int64_t V = run->model.config.vocab_size;
     if (V < GPT2_VOCAB_SIZE)
         die(EXIT_INPUT, "--model: its vocabulary of %" PRId64 " does not fit: the tasks are scored in GPT-2's %d "
@@ -433,6 +440,9 @@ LLMC_FN void eval_prepare_(EvalRun *run) {
     if (tokenizer_init_gpt2(&run->tokenizer, o->vocab, &err) != 0)
         die(EXIT_INPUT, "--vocab: %s; data/gpt2_vocab.sh gets it", err.text);
     tokenizer_prepare(&run->tokenizer);
+    if (evaluation_choose(e, o->tasks, o->data, o->shots, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    if (evaluation_load(e, o->data, o->limit, o->context, &run->tokenizer, &err) != 0)
+        die(EXIT_INPUT, "--data: %s", err.text);
 }
 
 // The model with the checkpoint's weights.
@@ -456,31 +466,75 @@ LLMC_FN T6 *eval_open_model_(EvalRun *run) {
     return t6;
 }
 
-LLMC_FN int evaluator_main(int argc, char **argv, const char *title, const TrainerModel *ops) {
-    program_start(argv[0]);
-    Error err;
-    EvalRun *run = (EvalRun *)xcalloc(1, sizeof *run);
-    EvalOptions *o = &run->o;
+// Scores the tasks and prints the table.
+LLMC_FN void eval_tasks_(EvalRun *run) {
+    const EvalOptions *o = &run->o;
     Evaluation *e = &run->evaluation;
-    if (eval_options(o, argc, argv, title, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    run->ops = ops;
-    run->model.threads = o->threads;
-    ops->start(&run->model);
-    eval_prepare_(run);
-    if (evaluation_choose(e, o->tasks, o->data, o->shots, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    if (evaluation_load(e, o->data, o->limit, o->context, &run->tokenizer, &err) != 0)
-        die(EXIT_INPUT, "--data: %s", err.text);
+    eval_load_tasks_(run);
     T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, ops->score, o->batch_size * o->context};
+    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context};
     evaluation_run(e, &scorer);
     Results_ results = evaluation_results(e);
     if (o->log) write_log(e, o->log);
     if (o->json) write_scores(&results, o, run->folder);
     print_table(&results, o->shots);
-    check_stdout();
     results_free(&results);
-    ops->close(t6);
+    run->ops->close(t6);
     evaluation_free(e);
+}
+
+LLMC_FN void write_perplexity_(const Perplexity *p, const EvalOptions *o, const char *model) {
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "model", model);
+    cJSON_AddNumberToObject(json, "context", (double)o->context);
+    cJSON_AddNumberToObject(json, "stride", (double)o->stride);
+    cJSON_AddNumberToObject(json, "tokens", (double)p->tokens);
+    cJSON_AddNumberToObject(json, "loss", p->loss);
+    cJSON_AddNumberToObject(json, "perplexity", exp(p->loss));
+    if (!isnan(p->bits_per_byte)) cJSON_AddNumberToObject(json, "bits_per_byte", p->bits_per_byte);
+    char *text = cJSON_Print(json), *line = xasprintf("%s\n", text);
+    cJSON_Delete(json), free(text);
+    write_text_("--json", o->json, line);
+}
+
+// Prints the perplexity of the shards.
+LLMC_FN void eval_perplexity_(EvalRun *run) {
+    const EvalOptions *o = &run->o;
+    Error err;
+    DataLoader data;
+    if (loader_open(&data, o->perplexity, o->stride, ORDER_SEQUENTIAL, 1, 0, &err) != 0)
+        die(EXIT_INPUT, "--perplexity: %s", err.text);
+    int64_t V = run->model.config.vocab_size;
+    if (data.vocab_size > V)
+        die(EXIT_INPUT, "--perplexity: the vocabulary of its tokens, %s of %d, does not fit the model's of %" PRId64,
+            data.vocab, data.vocab_size, V);
+    T6 *t6 = eval_open_model_(run);
+    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context};
+    int64_t windows = o->limit && (uint64_t)o->limit < data.windows ? o->limit : (int64_t)data.windows;
+    ProgressBar_ bar = {windows, now_seconds(), 0};
+    Perplexity p = measure_perplexity(&scorer, &data, o->context, o->limit, progress_bar_, &bar);
+    if (!isfinite(p.loss)) die(EXIT_INPUT, "--model: the loss is not finite; the weights are damaged");
+    if (o->json) write_perplexity_(&p, o, run->folder);
+    printf("loss %.4f | perplexity %.2f", p.loss, exp(p.loss));
+    if (!isnan(p.bits_per_byte)) printf(" | %.4f bits/byte", p.bits_per_byte);
+    printf(" | %" PRIu64 " tokens, context %" PRId64 ", stride %" PRId64 "\n", p.tokens, o->context, o->stride);
+    run->ops->close(t6);
+    loader_close(&data);
+}
+
+LLMC_FN int evaluator_main(int argc, char **argv, const char *title, const TrainerModel *ops) {
+    program_start(argv[0]);
+    Error err;
+    EvalRun *run = (EvalRun *)xcalloc(1, sizeof *run);
+    EvalOptions *o = &run->o;
+    if (eval_options(o, argc, argv, title, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    run->ops = ops;
+    run->model.threads = o->threads;
+    ops->start(&run->model);
+    eval_find_model_(run);
+    if (o->perplexity) eval_perplexity_(run);
+    else eval_tasks_(run);
+    check_stdout();
     tokenizer_free(&run->tokenizer);
     free(run->folder), free(run);
     return 0;

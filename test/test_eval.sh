@@ -116,13 +116,33 @@ refuses "a --log in no folder" 2 "--log: /nowhere/log" "${evaluate[@]}" --data $
     --log /nowhere/log
 english 22000 >"$tmp/english.txt"
 shards english --val-tokens 0 --bytes "$tmp/english.txt"
-"$train" -i "$tmp/english/t_train_*.bin" -v 0 -s 0 -n 1 -x 1 --n-layer 1 --n-embd 32 --n-head 2 --head-dim 16 -t 32 \
-    -b 1 -d 32 -o "$tmp/bytes" >"$tmp/log" 2>&1
+shards gpt2 --val-tokens 0 --vocab test/data/gpt2.tiktoken "$tmp/english.txt"
+"$train" -i "$tmp/english/t_train_*.bin" -j "$tmp/english/t_train_*.bin" -v 20 -m 0 -s 0 -n 20 -x 20 \
+    --n-layer 1 --n-embd 32 --n-head 2 --head-dim 16 -t 32 -b 1 -d 32 -o "$tmp/bytes" >"$tmp/training" 2>&1
 refuses "a model of bytes" 2 "vocabulary of 257 does not fit" "$program" -e "$tmp/bytes" --data $given/data
+
+# ---- perplexity
+# perplexity FLAGS...: what it prints, without the part on context and stride
+perplexity() { "$program" -e "$tmp/bytes" --perplexity "$tmp/english/t_train_*.bin" "$@" | sed 's/, context .*//'; }
+equal "perplexity: the trainer's validation loss" \
+    "$(perplexity --context 32 | awk '{ print $2, $7 }')" "$(awk '/^val 20/ { print $5, $7 }' "$tmp/training")"
+equal "perplexity: a stride through one context is that context" \
+    "$(perplexity --context 512 --stride 32 --limit 16)" "$(perplexity --context 512 --limit 1)"
+check "perplexity: a stride that loses context is worse" \
+    "$([ "$(perplexity --context 32 --limit 16)" != "$(perplexity --context 512 --limit 1)" ] && echo 1)"
+equal "perplexity: every token once" \
+    "$(perplexity --context 32 --stride 5 --json "$tmp/scores" | awk '{ print $10, $11 }')" '22000 tokens'
+equal "perplexity: --json" "$(grep -cE '"(loss|perplexity|bits_per_byte|tokens|stride)":' "$tmp/scores")" 5
+refuses "perplexity of tokens that do not fit" 2 "does not fit the model's of 257" "$program" -e "$tmp/bytes" \
+    --perplexity "$tmp/gpt2/t_train_*.bin"
+refuses "a stride above the context" 2 "--stride 64 is more than --context 32" "$program" -e "$tmp/bytes" \
+    --perplexity x --context 32 --stride 64
+refuses "perplexity of no file" 2 "--perplexity: /nowhere" "$program" -e "$tmp/bytes" --perplexity /nowhere
+refuses "perplexity and tasks" 2 "both given" "${evaluate[@]}" --perplexity x --tasks sciq
 
 # ---- flags
 if [ "$quick" != --quick ]; then
     texts=" model vocab tasks data log json perplexity " switches=" " nonzero=" context batch-size "
-    test_flags 9 "${evaluate[@]}" --data $given/data --tasks sciq --limit 1
+    test_flags 11 "${evaluate[@]}" --data $given/data --tasks sciq --limit 1
 fi
 finish
