@@ -49,7 +49,8 @@ LLMC_FN Perplexity measure_perplexity(const Scorer *scorer, DataLoader *data, in
     Perplexity p = {0, NAN, 0, 0};
     int64_t stride = data->T, most = context - stride, kept = 0;
     uint64_t end = limit > 0 && (uint64_t)limit < data->windows ? (uint64_t)limit : data->windows;
-    int64_t room = (int64_t)(end < WINDOWS_AT_ONCE ? end : WINDOWS_AT_ONCE);
+    int64_t room = WINDOWS_AT_ONCE;
+    if (end < (uint64_t)room) room = (int64_t)end;
     WindowQueue_ q = {context + 1, 0, (int32_t *)xmalloc((size_t)(room * (context + 1)) * sizeof(int32_t)),
                       (Request *)xmalloc((size_t)room * sizeof(Request))};
     int32_t *before = (int32_t *)xmalloc((size_t)(context + 1) * sizeof *before);

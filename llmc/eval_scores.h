@@ -10,7 +10,10 @@
 #include "eval_tasks.h"
 
 enum { ACC, ACC_NORM, ACC_BYTES, NUM_METRICS };
-static const char *const metric_names[NUM_METRICS] = {"acc", "acc_norm", "acc_bytes"};
+LLMC_FN const char *metric_name(int metric) {
+    static const char *const names[NUM_METRICS] = {"acc", "acc_norm", "acc_bytes"};
+    return names[metric];
+}
 
 typedef struct {
     int64_t n;

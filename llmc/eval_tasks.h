@@ -381,51 +381,61 @@ typedef struct {
     TaskFiles files[MAX_TASK_FORMS];    // the first that is there is taken
 } Task;
 
+#define RELEASE_FILES(test, train) {test, train, NULL, NULL}
 #define HUB_FILES(config, test, train) \
     {"hub/" config "/" test "-00000-of-00001.parquet", "hub/" config "/" train "-00000-of-00001.parquet", NULL, NULL}
 
 enum { NUM_TASKS = 9, MMLU_TASK = 7 };
-static const Task eval_tasks[NUM_TASKS] = {         // in the order of the paper's tables
-    {"arc_easy", "ARC-E", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_arc_,
-     {{"ARC-Easy/ARC-Easy-Test.jsonl", "ARC-Easy/ARC-Easy-Train.jsonl", NULL, NULL},
-      HUB_FILES("ARC-Easy", "test", "train")}},
-    {"arc_challenge", "ARC-C", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_arc_,
-     {{"ARC-Challenge/ARC-Challenge-Test.jsonl", "ARC-Challenge/ARC-Challenge-Train.jsonl", NULL, NULL},
-      HUB_FILES("ARC-Challenge", "test", "train")}},
-    {"boolq", "BoolQ", METRIC_ACC, SAMPLE_OTHERS, 0, read_boolq_,
-     {{"google/dev.jsonl", "google/train.jsonl", NULL, NULL}, {"superglue/val.jsonl", "superglue/train.jsonl", NULL,
-      NULL}, HUB_FILES("boolq", "validation", "train")}},
-    {"hellaswag", "HellaSw.", METRIC_ACC_NORM, SAMPLE_OTHERS, 1, read_hellaswag_,
-     {{"hellaswag_val.jsonl", "hellaswag_train.jsonl", NULL, NULL}, HUB_FILES("data", "validation", "train")}},
-    {"openbookqa", "OBQA", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_openbookqa_,
-     {{"test.jsonl", "train.jsonl", NULL, NULL}, {"Main/test.jsonl", "Main/train.jsonl", NULL, NULL},
-      HUB_FILES("main", "test", "train")}},
-    {"piqa", "PIQA", METRIC_ACC_NORM, SAMPLE_OTHERS, 1, read_piqa_,
-     {{"valid.jsonl", "train.jsonl", "valid-labels.lst", "train-labels.lst"},
-      {"dev.jsonl", "train.jsonl", "dev-labels.lst", "train-labels.lst"}, HUB_FILES("data", "validation", "train")}},
-    {"winogrande", "WinoG.", METRIC_ACC, SAMPLE_OTHERS, 0, read_winogrande_,
-     {{"dev.jsonl", "train_xl.jsonl", NULL, NULL}, HUB_FILES("winogrande_xl", "validation", "train")}},
-    {"mmlu", "MMLU", METRIC_ACC, FIRST_ROWS, 0, read_mmlu_,
-     {{"data/test/%s_test.csv", "data/dev/%s_dev.csv", NULL, NULL}, HUB_FILES("%s", "test", "dev")}},
-    {"sciq", "SciQ", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_sciq_,
-     {{"test.json", "train.json", NULL, NULL}, HUB_FILES("data", "test", "train")}},
-};
+// Task i, 0 <= i < NUM_TASKS, in the order of the paper's tables.
+LLMC_FN const Task *eval_task(int i) {
+    static const Task tasks[NUM_TASKS] = {
+        {"arc_easy", "ARC-E", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_arc_,
+         {RELEASE_FILES("ARC-Easy/ARC-Easy-Test.jsonl", "ARC-Easy/ARC-Easy-Train.jsonl"),
+          HUB_FILES("ARC-Easy", "test", "train")}},
+        {"arc_challenge", "ARC-C", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_arc_,
+         {RELEASE_FILES("ARC-Challenge/ARC-Challenge-Test.jsonl", "ARC-Challenge/ARC-Challenge-Train.jsonl"),
+          HUB_FILES("ARC-Challenge", "test", "train")}},
+        {"boolq", "BoolQ", METRIC_ACC, SAMPLE_OTHERS, 0, read_boolq_,
+         {RELEASE_FILES("google/dev.jsonl", "google/train.jsonl"),
+          RELEASE_FILES("superglue/val.jsonl", "superglue/train.jsonl"), HUB_FILES("boolq", "validation", "train")}},
+        {"hellaswag", "HellaSw.", METRIC_ACC_NORM, SAMPLE_OTHERS, 1, read_hellaswag_,
+         {RELEASE_FILES("hellaswag_val.jsonl", "hellaswag_train.jsonl"), HUB_FILES("data", "validation", "train")}},
+        {"openbookqa", "OBQA", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_openbookqa_,
+         {RELEASE_FILES("test.jsonl", "train.jsonl"), RELEASE_FILES("Main/test.jsonl", "Main/train.jsonl"),
+          HUB_FILES("main", "test", "train")}},
+        {"piqa", "PIQA", METRIC_ACC_NORM, SAMPLE_OTHERS, 1, read_piqa_,
+         {{"valid.jsonl", "train.jsonl", "valid-labels.lst", "train-labels.lst"},
+          {"dev.jsonl", "train.jsonl", "dev-labels.lst", "train-labels.lst"},
+          HUB_FILES("data", "validation", "train")}},
+        {"winogrande", "WinoG.", METRIC_ACC, SAMPLE_OTHERS, 0, read_winogrande_,
+         {RELEASE_FILES("dev.jsonl", "train_xl.jsonl"), HUB_FILES("winogrande_xl", "validation", "train")}},
+        {"mmlu", "MMLU", METRIC_ACC, FIRST_ROWS, 0, read_mmlu_,
+         {RELEASE_FILES("data/test/%s_test.csv", "data/dev/%s_dev.csv"), HUB_FILES("%s", "test", "dev")}},
+        {"sciq", "SciQ", METRIC_ACC_NORM, SAMPLE_KEEP, 1, read_sciq_,
+         {RELEASE_FILES("test.json", "train.json"), HUB_FILES("data", "test", "train")}},
+    };
+    return &tasks[i];
+}
 
 enum { NUM_MMLU_GROUPS = 4 };
-static const struct { const char *name, *subjects; } mmlu_groups[NUM_MMLU_GROUPS] = {
-    {"stem", "abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science "
-     "college_mathematics college_physics computer_security conceptual_physics electrical_engineering "
-     "elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science "
-     "high_school_mathematics high_school_physics high_school_statistics machine_learning"},
-    {"other", "business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing "
-     "medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology"},
-    {"social_sciences", "econometrics high_school_geography high_school_government_and_politics "
-     "high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality "
-     "professional_psychology public_relations security_studies sociology us_foreign_policy"},
-    {"humanities", "formal_logic high_school_european_history high_school_us_history high_school_world_history "
-     "international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory "
-     "professional_law world_religions"},
-};
+typedef struct { const char *name, *subjects; } MmluGroup;
+LLMC_FN const MmluGroup *mmlu_group(int i) {
+    static const MmluGroup groups[NUM_MMLU_GROUPS] = {
+        {"stem", "abstract_algebra anatomy astronomy college_biology college_chemistry college_computer_science "
+         "college_mathematics college_physics computer_security conceptual_physics electrical_engineering "
+         "elementary_mathematics high_school_biology high_school_chemistry high_school_computer_science "
+         "high_school_mathematics high_school_physics high_school_statistics machine_learning"},
+        {"other", "business_ethics clinical_knowledge college_medicine global_facts human_aging management marketing "
+         "medical_genetics miscellaneous nutrition professional_accounting professional_medicine virology"},
+        {"social_sciences", "econometrics high_school_geography high_school_government_and_politics "
+         "high_school_macroeconomics high_school_microeconomics high_school_psychology human_sexuality "
+         "professional_psychology public_relations security_studies sociology us_foreign_policy"},
+        {"humanities", "formal_logic high_school_european_history high_school_us_history high_school_world_history "
+         "international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory "
+         "professional_law world_religions"},
+    };
+    return &groups[i];
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Loading a task, or one subject of MMLU
@@ -436,7 +446,7 @@ typedef struct {
     const Task *task;
     char *name;                 // arc_easy, mmlu_astronomy
     char *subject;              // of MMLU; else NULL
-    int group;                  // of mmlu_groups; else -1
+    int group;                  // mmlu_group(group); else -1
     Documents test, train;
     int64_t k;                  // few-shot examples per document
     int64_t *shots;             // (test.n, k) rows of the train file

@@ -59,12 +59,12 @@ LLMC_FN TaskData *evaluation_task_(Evaluation *e, const Task *task, const char *
 // Returns how many were added.
 LLMC_FN int evaluation_add_(Evaluation *e, const Task *task, int64_t k, const char *wanted) {
     int added = 0;
-    if (task != &eval_tasks[MMLU_TASK]) {
+    if (task != eval_task(MMLU_TASK)) {
         if (!wanted || !strcmp(wanted, task->name)) evaluation_task_(e, task, NULL, -1, k), added = 1;
         return added;
     }
     for (int g = 0; g < NUM_MMLU_GROUPS; g++) {
-        char *words = xasprintf("%s", mmlu_groups[g].subjects), *save = NULL;
+        char *words = xasprintf("%s", mmlu_group(g)->subjects), *save = NULL;
         for (char *w = strtok_r(words, " ", &save); w; w = strtok_r(NULL, " ", &save)) {
             int is_wanted = !wanted || !strcmp(wanted, task->name) ||
                             (!strncmp(wanted, "mmlu_", 5) && !strcmp(wanted + 5, w));
@@ -94,7 +94,7 @@ LLMC_FN int evaluation_choose(Evaluation *e, const char *names, const char *fold
     for (char *w = strtok_r(copy, ", ", &save); w && rc == 0; w = strtok_r(NULL, ", ", &save)) {
         int64_t before = e->num_tasks;
         int added = 0;
-        for (int i = 0; i < NUM_TASKS; i++) added += evaluation_add_(e, &eval_tasks[i], k, w);
+        for (int i = 0; i < NUM_TASKS; i++) added += evaluation_add_(e, eval_task(i), k, w);
         if (!added) rc = fail(err, "--tasks: \"%.60s\" is no task; --help lists them", w);
         else if (!evaluation_has_(e, before, folder)) {
             char *file = evaluation_first_file_(&e->tasks[before], folder);
@@ -108,7 +108,7 @@ LLMC_FN int evaluation_choose(Evaluation *e, const char *names, const char *fold
                     rc = fail(err, "--tasks: %s is there twice", e->tasks[i].name);
     }
     if (names && rc == 0 && e->num_tasks == 0) rc = fail(err, "--tasks: names no task");
-    if (!names) for (int i = 0; i < NUM_TASKS; i++) evaluation_add_(e, &eval_tasks[i], k, NULL);
+    if (!names) for (int i = 0; i < NUM_TASKS; i++) evaluation_add_(e, eval_task(i), k, NULL);
     free(copy);
     if (rc != 0) return -1;
     int64_t kept = 0, mmlu = 0;
@@ -283,7 +283,7 @@ LLMC_FN void results_group_(Results_ *r, const Evaluation *e, const TaskScore *o
     for (int64_t i = 0; i < e->num_tasks; i++)
         if (e->tasks[i].subject && (group < 0 || e->tasks[i].group == group)) scores[count++] = of_task[i];
     if (count)
-        results_add_(r, &eval_tasks[MMLU_TASK], xasprintf("%s", name), group < 0)->score[ACC] =
+        results_add_(r, eval_task(MMLU_TASK), xasprintf("%s", name), group < 0)->score[ACC] =
             score_of_group(scores, count);
     free(scores);
 }
@@ -299,7 +299,7 @@ LLMC_FN Results_ evaluation_results(const Evaluation *e) {
         if (t->subject && !mmlu_done++) {
             results_group_(&r, e, acc, -1, "mmlu");
             for (int g = 0; g < NUM_MMLU_GROUPS; g++) {
-                char *name = xasprintf("mmlu_%s", mmlu_groups[g].name);
+                char *name = xasprintf("mmlu_%s", mmlu_group(g)->name);
                 results_group_(&r, e, acc, g, name);
                 free(name);
             }
@@ -374,7 +374,7 @@ LLMC_FN void write_scores(const Results_ *r, const EvalOptions *o, const char *m
         cJSON *one = cJSON_AddObjectToObject(scores, result->name);
         cJSON_AddNumberToObject(one, "n", (double)result->score[ACC].n);
         for (int m = 0; m < NUM_METRICS; m++)
-            if (result->score[m].n) add_score_(one, &result->score[m], metric_names[m]);
+            if (result->score[m].n) add_score_(one, &result->score[m], metric_name(m));
     }
     char *text = cJSON_Print(json), *line = xasprintf("%s\n", text);
     cJSON_Delete(json), free(text);
