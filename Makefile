@@ -133,6 +133,7 @@ help:
 	@echo 'make toy_corpus      the generator of the toy corpus: data/toy_corpus'
 	@echo 'make train_t6cu      the GPU trainer (CUDA 12 or 13)'
 	@echo 'make generate_t6cu   the text generator, on the GPU'
+	@echo 'make eval_t6cu       scores on the paper'"'"'s tasks, on the GPU'
 	@echo 'make test_t6cu       checks of the GPU trainer against train_t6.c; run ./test_t6cu'
 	@echo 'make test_decode     tests of the decoding kernels on an emulated GPU (CUDA Toolkit, no GPU); run ./test_decode'
 	@echo 'make cuda_benches    microbenchmarks of the GPU operators: dev/cuda/X.cu becomes build/X'
@@ -230,6 +231,10 @@ $(P)generate_t6cu: generate_t6.cu Makefile | check-nvcc
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS) -lutf8proc
 
+$(P)eval_t6cu: eval_t6.cu Makefile | check-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_TRAINER) $< -o $@ $(NVCC_TRAINER_LIBS) -lutf8proc
+
 # The decoding kernels on an emulated GPU. sed turns their declarations of shared memory into the emulator's.
 EMULATED := $(addprefix build/emulated/,$(wildcard llmc/*.h llmc/*.cuh) test/testing.h \
               dev/cuda/bench.cuh dev/cuda/flashtpa_decode.cu)
@@ -273,7 +278,7 @@ test:
 	scripts/test.sh
 
 clean:
-	rm -rf build train_t6 generate_t6 eval_t6 test_t6 train_t6cu generate_t6cu test_t6cu test_units \
+	rm -rf build train_t6 generate_t6 eval_t6 test_t6 train_t6cu generate_t6cu eval_t6cu test_t6cu test_units \
 	  test_decode test_decode_sm80 data/tokenize data/toy_corpus *.d *.o data/*.d
 
 -include $(wildcard $(P)*.d $(P)data/*.d build/*.d)

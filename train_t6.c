@@ -963,6 +963,7 @@ void t6_plan(TrainOptions *o, const Model *m, Logger *log) {
     double grads = weights + (has_own_sums(o) ? weights / world : 0);
     if (world > 1) grads += (double)(model_largest_bucket(m) * sizeof(real));
     double moments = 2 * weights / (o->zero ? world : 1);
+    if (o->forward_only) grads = moments = 0;       // allocated, but never touched
     double need = (weights + grads + moments + acts) * ranks;
     HostMemory have = host_memory((int)ranks);
     char times[32] = "", note[192];
@@ -973,7 +974,8 @@ void t6_plan(TrainOptions *o, const Model *m, Logger *log) {
     logger_printf(log, "%s", cpu_note(note, o->threads, (int)ranks));
     if (need > have.bytes)
         die(EXIT_INPUT, "this run needs %.2f GiB of memory and %.2f are available%s: lower --batch-size (-b) or "
-            "--seq-len (-t), or use a smaller --model (-e)", need / GiB, have.bytes / GiB, have.limit);
+            "%s, or use a smaller --model (-e)", need / GiB, have.bytes / GiB, have.limit,
+            o->forward_only ? "--context" : "--seq-len (-t)");
 }
 
 T6 *t6_open(const TrainOptions *o) {

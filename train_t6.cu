@@ -42,6 +42,7 @@
 #include "llmc/latent.cuh"
 #include "llmc/matmul.cuh"
 #include "llmc/rmsnorm.cuh"
+#include "llmc/score.cuh"
 #include "llmc/spikes.h"
 #include "llmc/swiglu.cuh"
 
@@ -83,6 +84,7 @@ typedef struct {
     floatX *s;                  // (N, Fp)              also ds
     floatX *logits;             // (CLASSIFIER_ROWS, Vp)
     float *losses;              // (N)
+    GpuScore *scores;           // (score_rows_at_once)
     // gradients
     floatX *dx, *dn;            // (N, C)
     floatX *dy;                 // as y
@@ -111,6 +113,7 @@ struct T6 {
     float *part;                // (largest bucket / ranks) received slices, to be added to sums; stage 2
     Slice mine, moments;        // this rank's slices of gradients; of master weights and moments, which may be all
     int zero;                   // ZeRO stage; 0 with one process
+    int forward_only;           // 1: there are no adam_m and adam_v
     GpuComm *comm;              // NULL: one process
     cudaEvent_t *ready, *done;  // of each bucket: its gradient is computed; the last collective on it has ended
     Activations acts;
@@ -147,7 +150,13 @@ static AttentionHeads<floatX> attention_heads(const HeadBuffers *h, const Model 
 
 static size_t batch_size(int64_t N) { return (size_t)(2 * N) + encoder_groups_size(N); }
 
-enum { NUM_BUFFERS = 49, NUM_WEIGHT_BUFFERS = 7 };
+// Rows of acts.logits for batches of N tokens, and how many tokens are scored at a time: their logits are fp32.
+static int64_t logits_rows(int64_t N) { return N > CLASSIFIER_ROWS ? CLASSIFIER_ROWS : N < 2 ? 2 : N; }
+static int64_t score_rows_at_once(int64_t N) {
+    return logits_rows(N) * (int64_t)sizeof(floatX) / (int64_t)sizeof(float);
+}
+
+enum { NUM_BUFFERS = 50, NUM_WEIGHT_BUFFERS = 7 };
 
 // Numbers of one token in a layer's HeadBuffers.
 typedef struct { size_t fac, q, k, v, kv, kr, rstdq, rstdk, latq, latkv; } HeadSizes;
@@ -175,7 +184,7 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
     size_t held = t6->zero == 2 ? m->layers + 2 * m->layer_stride : all;
     size_t sums = t6->zero ? all / world : 0, part = t6->zero == 2 ? model_largest_bucket(m) / world : 0;
     size_t L = c->n_layer, N = B * T, C = c->n_embd, Dp = m->Dp, Fp = m->Fp, Pp = m->Pp;
-    size_t rows = N < CLASSIFIER_ROWS ? N : CLASSIFIER_ROWS;
+    size_t rows = logits_rows(N), moments = t6->forward_only ? 0 : own;
     size_t N_heads = recompute >= RECOMPUTE_HEADS ? N : L * N;
     size_t L_u = recompute >= RECOMPUTE_MLP ? 1 : L, L_proj = recompute >= RECOMPUTE_FACTORS ? 1 : L;
     HeadBuffers *h = &acts->heads, *dh = &acts->dheads;
@@ -184,8 +193,8 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
     size_t widest = each.fac > each.latq ? each.fac : each.latq > each.latkv ? each.latq : each.latkv;
     const Buffer table[] = {
         {(void **)&t6->params, all, X}, {(void **)&t6->master, own, f}, {(void **)&t6->grads, held, f},
-        {(void **)&t6->sums, sums, f}, {(void **)&t6->part, part, f}, {(void **)&t6->adam_m, own, f},
-        {(void **)&t6->adam_v, own, f},
+        {(void **)&t6->sums, sums, f}, {(void **)&t6->part, part, f}, {(void **)&t6->adam_m, moments, f},
+        {(void **)&t6->adam_v, moments, f},
 
         {(void **)&acts->n1, L * N * C, X}, {(void **)&acts->n2, L * N * C, X}, {(void **)&acts->rstd1, L * N, f},
         {(void **)&acts->rstd2, L * N, f}, {(void **)&acts->proj, L_proj * N * Pp, X},
@@ -201,6 +210,7 @@ static void memory_table(T6 *t6, const Model *m, int64_t B, int64_t T, Recompute
 
         {(void **)&acts->x, N * C, X}, {(void **)&acts->nf, N * C, X}, {(void **)&acts->rstdf, N, f},
         {(void **)&acts->s, N * Fp, X}, {(void **)&acts->logits, rows * m->Vp, X}, {(void **)&acts->losses, N, f},
+        {(void **)&acts->scores, (size_t)score_rows_at_once(N), sizeof(GpuScore)},
 
         {(void **)&acts->dx, N * C, X}, {(void **)&acts->dn, N * C, X}, {(void **)&acts->dy, N * Dp, X},
         {(void **)&dh->q, N * each.q, X}, {(void **)&dh->k, N * each.k, X}, {(void **)&dh->v, N * each.v, X},
@@ -220,6 +230,7 @@ static void share_out(T6 *t6, const TrainOptions *o) {
     t6->mine = {comm_rank(o->comm), comm_world(o->comm)};
     t6->zero = o->gpu_comm ? (int)o->zero : 0;
     t6->moments = t6->zero ? t6->mine : Slice{0, 1};
+    t6->forward_only = o->forward_only;
 }
 
 // table (T, HSR) on the GPU: rope_table's.
@@ -755,6 +766,9 @@ void t6_plan(TrainOptions *o, const Model *m, Logger *log) {
     logger_printf(log, "memory: weights %.2f + gradients %.2f + AdamW %.2f + activations %.2f + workspace %.2f = %.2f "
                   "GiB of %.2f free; the backward pass recomputes %s\n", weights / GiB, grads / GiB, moments / GiB,
                   acts / GiB, workspace / GiB, need / GiB, have / GiB, recomputed[level - RECOMPUTE_NOTHING]);
+    if (need > have && o->forward_only)
+        die(EXIT_INPUT, "this run needs %.1f GiB of GPU memory and %.1f are free: lower --batch-size (-b, now %" PRId64
+            ") or --context, or use a smaller --model (-e)", need / GiB, have / GiB, o->batch_size);
     if (need > have)
         die(EXIT_INPUT, "this run needs %.1f GiB of GPU memory and %.1f are free: raise --recompute (-r, now %d of 2), "
             "lower --batch-size (-b, now %" PRId64 ") or --seq-len (-t), or use a smaller --model (-e)", need / GiB,
@@ -889,16 +903,46 @@ void t6_position_logits(T6 *t6, float *logits, const int32_t *ids, int64_t n, co
     free(row), free(sequence);
 }
 
-#ifndef T6_NO_MAIN      // test_t6.cu includes this file without it
-int main(int argc, char **argv) {
-    static const TrainerModel model = {
-        .title = "train_t6cu: trains T6, the tensor product attention transformer, on a GPU. Without flags: preset "
-                 "tiny, toy corpus.",
-        .pad = PAD, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
-        .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
-        .logits = t6_position_logits, .micro_step = t6_micro_step, .set_limits = t6_set_limits, .update = t6_update,
-    };
-    return trainer_main(argc, argv, &model);
+// The classifier runs only for the rows that are scored, which are gathered in acts.dn, and its logits are fp32.
+void t6_score(T6 *t6, const int32_t *ids, int64_t B, int64_t T, ScoredToken *scored, int64_t count) {
+    const Model *m = &t6->model;
+    Activations *acts = &t6->acts;
+    int64_t C = m->config.n_embd, V = m->config.vocab_size, Vp = m->Vp, most = score_rows_at_once(t6->B * t6->T);
+    float *logits = (float *)acts->logits;
+    MatmulChoice choice = t6->matmul.choice;
+    t6->matmul.choice = MATMUL_FIRST;       // batches have many shapes: not worth timing candidates
+    t6_batch(t6, ids, NULL, B, T);
+    t6_forward(t6, B, T);
+    GpuScore *host = (GpuScore *)xmalloc((size_t)most * sizeof *host);
+    for (int64_t first = 0; first < count; first += most) {
+        int64_t n = count - first < most ? count - first : most, padded = round_up(n, 256);
+        int64_t rows = padded < most ? padded : most;
+        for (int64_t i = 0; i < n; i++) host[i] = {(int32_t)scored[first + i].row, scored[first + i].token, 0, 0};
+        CUDA_CHECK(cudaMemcpyAsync(acts->scores, host, n * sizeof *host, cudaMemcpyHostToDevice, t6->stream));
+        gather_rows(acts->dn, acts->nf, acts->scores, n, C, t6->stream);
+        // the rows from n on are whatever acts.dn had: few shapes need few plans
+        matmul(&t6->matmul, logits, acts->dn, t6->params + m->wte,
+               MatmulShape{rows, Vp, C, AS_IS, TRANSPOSED, CUDA_R_32F, OVERWRITE}, t6->stream);
+        score_rows(acts->scores, logits, n, V, Vp, t6->stream);
+        CUDA_CHECK(cudaMemcpyAsync(host, acts->scores, n * sizeof *host, cudaMemcpyDeviceToHost, t6->stream));
+        CUDA_CHECK(cudaStreamSynchronize(t6->stream));
+        for (int64_t i = 0; i < n; i++)
+            scored[first + i].loglikelihood = host[i].loglikelihood, scored[first + i].is_greedy = host[i].is_greedy;
+    }
+    free(host);
+    t6->matmul.choice = choice;
 }
+
+const TrainerModel t6_trainer = {
+    .title = "train_t6cu: trains T6, the tensor product attention transformer, on a GPU. Without flags: preset tiny, "
+             "toy corpus.",
+    .pad = PAD, .start = t6_start, .describe = t6_describe, .plan = t6_plan, .open = t6_open, .close = t6_close,
+    .model = t6_model, .host_weights = t6_host_weights, .load_weights = t6_load_weights, .loss = t6_sequence_loss,
+    .logits = t6_position_logits, .score = t6_score, .micro_step = t6_micro_step, .set_limits = t6_set_limits,
+    .update = t6_update,
+};
+
+#ifndef T6_NO_MAIN      // test_t6.cu and eval_t6.cu include this file without it
+int main(int argc, char **argv) { return trainer_main(argc, argv, &t6_trainer); }
 #endif
 #endif

@@ -10,11 +10,11 @@
 
 typedef struct T6 T6;
 
-// The model that scores batches: ids (B, T) with B * T <= most_tokens and T <= the context.
+// The model that scores batches: ids (B, T) with B * T <= most_tokens and T <= context.
 typedef struct {
     T6 *model;
     void (*score)(T6 *model, const int32_t *ids, int64_t B, int64_t T, ScoredToken *scored, int64_t count);
-    int64_t most_tokens;
+    int64_t most_tokens, context;
 } Scorer;
 
 // The last n_continuation of n tokens are to be scored, each after all those before it.
@@ -38,6 +38,15 @@ typedef struct {
 
 // Called after each batch with the number of requests that are done.
 typedef void (*Progress)(int64_t done, void *state);
+
+// The length of a batch whose longest input has n tokens: few different lengths, because on a GPU each needs plans of
+// its matrix products.
+LLMC_FN int64_t batch_length_(const Scorer *scorer, int64_t n) {
+    int64_t step = 16, rounded;
+    while (step * 8 < n) step *= 2;
+    rounded = (n + step - 1) / step * step;
+    return rounded < scorer->context ? rounded : scorer->context;
+}
 
 LLMC_FN int input_starts_with_(const Input_ *in, const int32_t *ids, int64_t n) {
     return n <= in->n && !memcmp(in->ids, ids, (size_t)n * sizeof *ids);
@@ -67,10 +76,10 @@ LLMC_FN int64_t group_inputs_(Request *requests, int64_t first, int64_t end, Inp
     }
 }
 
-// Scores one batch of inputs, the first of them the longest. Returns the number of requests that it finished.
-LLMC_FN int64_t score_batch_(const Scorer *scorer, Request *requests, Input_ *const *batch, int64_t B,
+// Scores a batch of B inputs of up to T tokens. Returns the number of requests that it finished.
+LLMC_FN int64_t score_batch_(const Scorer *scorer, Request *requests, Input_ *const *batch, int64_t B, int64_t T,
                              const Input_ *inputs) {
-    int64_t T = batch[0]->n, count = 0, done = 0;
+    int64_t count = 0, done = 0;
     int32_t *ids = (int32_t *)xcalloc((size_t)(B * T), sizeof *ids);    // later tokens do not matter: token 0
     for (int64_t b = 0; b < B; b++) {
         memcpy(ids + b * T, batch[b]->ids, (size_t)batch[b]->n * sizeof *ids);
@@ -111,9 +120,9 @@ LLMC_FN void score_requests(const Scorer *scorer, Request *requests, int64_t n, 
     for (int64_t i = 0; i < count; i++) order[i] = &inputs[i];
     qsort(order, (size_t)count, sizeof *order, compare_inputs_);        // the longest first: memory is tried at once
     for (int64_t i = 0, B; i < count; i += B) {
-        B = scorer->most_tokens / order[i]->n;
-        if (B > count - i) B = count - i;
-        done += score_batch_(scorer, requests, order + i, B, inputs);
+        int64_t T = batch_length_(scorer, order[i]->n);
+        B = scorer->most_tokens / T < count - i ? scorer->most_tokens / T : count - i;
+        done += score_batch_(scorer, requests, order + i, B, T, inputs);
         if (progress) progress(done, state);
     }
     free(inputs), free(order);

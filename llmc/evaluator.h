@@ -453,7 +453,8 @@ LLMC_FN T6 *eval_open_model_(EvalRun *run) {
     Logger silent;
     memset(&silent, 0, sizeof silent);
     silent.silent = 1;
-    o->batch_size = run->o.batch_size, o->seq_len = run->o.context, o->accum = 1, o->recompute = LEAST_THAT_FITS;
+    o->batch_size = run->o.batch_size, o->seq_len = run->o.context, o->accum = 1;
+    o->forward_only = 1, o->recompute = MOST_RECOMPUTED;
     model_init(&planned, &o->config, run->ops->pad);
     run->ops->plan(o, &planned, &silent);
     model_free(&planned);
@@ -472,7 +473,7 @@ LLMC_FN void eval_tasks_(EvalRun *run) {
     Evaluation *e = &run->evaluation;
     eval_load_tasks_(run);
     T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context};
+    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context};
     evaluation_run(e, &scorer);
     Results_ results = evaluation_results(e);
     if (o->log) write_log(e, o->log);
@@ -509,7 +510,7 @@ LLMC_FN void eval_perplexity_(EvalRun *run) {
         die(EXIT_INPUT, "--perplexity: the vocabulary of its tokens, %s of %d, does not fit the model's of %" PRId64,
             data.vocab, data.vocab_size, V);
     T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context};
+    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context};
     int64_t windows = o->limit && (uint64_t)o->limit < data.windows ? o->limit : (int64_t)data.windows;
     ProgressBar_ bar = {windows, now_seconds(), 0};
     Perplexity p = measure_perplexity(&scorer, &data, o->context, o->limit, progress_bar_, &bar);

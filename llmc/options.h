@@ -37,10 +37,11 @@ typedef struct {
     void *gpu_comm;             // GpuComm of llmc/comm.cuh, for the GPU trainer
     // derived
     Schedule schedule;
+    int forward_only;           // 1: the model is only to be evaluated
     int64_t accum;              // micro-batches per step, of all ranks together
 } TrainOptions;
 
-enum { NUM_TRAIN_FLAGS = 78, NOT_GIVEN = -1, LEAST_THAT_FITS = -2 };
+enum { NUM_TRAIN_FLAGS = 78, NOT_GIVEN = -1, LEAST_THAT_FITS = -2, MOST_RECOMPUTED = 2 };
 
 // A checkpoint does not say its recipe: what the flags leave open of batch, steps and rates is this preset's.
 #define CHECKPOINT_RECIPE "124M"
