@@ -1,9 +1,10 @@
-# A stand-in for the Hugging Face hub, for test_data.sh: lists the parquet files of a folder and redirects to a second
-# server of another name, which has them, with ranges. The first request for each file is cut off halfway, and the
+# A stand-in for the Hugging Face hub, for test_data.sh: lists the parquet files of a folder, which are those of
+# FineWeb-Edu or in folders REPOSITORY/CONFIG, and redirects to a second server of another name, which has them, with
+# ranges. The first request for each file is cut off halfway, and the
 # second one for p3.parquet ends with a wrong byte. Neither server must be asked for a file with a token that is not for
 # it. Prints the hub's port.
 #   hub.py FOLDER [norange] [always-cut] [token=TOKEN]     norange: without ranges; always-cut: every request is cut off
-import hashlib, http.server, json, os, sys, threading
+import glob, hashlib, http.server, json, os, sys, threading
 
 folder, modes = sys.argv[1], sys.argv[2:]
 token = next((m[6:] for m in modes if m.startswith("token=")), None)
@@ -28,14 +29,22 @@ class Hub(Handler):
         if self.headers.get("Authorization") != (token and "Bearer " + token):
             return self.answer(401)
         if "/api/" not in self.path:
-            name = self.path.rsplit("/", 1)[1]
+            name = self.path.removeprefix("/datasets/").replace("/resolve/main/", "/")
+            name = name.rsplit("/", 1)[1] if "fineweb" in name else name
             known = os.path.exists(os.path.join(folder, name))
             return self.answer(302 if known else 404, b"", {"Location": f"http://localhost:{store_port}/{name}"})
+        asked_for, prefix = self.path.split("/tree/main")[0].removeprefix("/api/datasets/"), "sample/10BT/"
+        there = folder if "fineweb" in asked_for else os.path.join(folder, asked_for)
+        if there != folder:
+            prefix = ""
+        if not os.path.isdir(there):
+            return self.answer(404)
         tree = []
-        for f in sorted(os.listdir(folder)):
-            data = open(os.path.join(folder, f), "rb").read()
+        for path in sorted(p for p in glob.glob(there + "/**", recursive=True) if os.path.isfile(p)):
+            data = open(path, "rb").read()
             lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}
-            tree.append({"type": "file", "path": "sample/10BT/" + f, "size": len(data), "lfs": lfs})
+            name = prefix + os.path.relpath(path, there)
+            tree.append({"type": "file", "path": name, "size": len(data), "lfs": lfs})
         self.answer(200, json.dumps(tree).encode())
 
 

@@ -1111,6 +1111,34 @@ test_hub() {
     HF_TOKEN=a HF_ENDPOINT=http://example.org rejects 2 'sent to https:// only' edu 10B --out "$tmp/t"
 }
 
+# The tasks' data: from a folder, from the hub with downloads that are cut off, and where there is neither.
+test_eval_tasks() {
+    local rc tasks=$data/eval i
+    quiet data/eval_tasks.sh --from "$tasks/data" --out "$tmp/e" || return
+    diff -r "$tasks/data" "$tmp/e" || return
+    rejects 1 'sciq: .* has no file that eval_t6 reads; put test.json' \
+        data/eval_tasks.sh sciq --from "$tmp" --out "$tmp/n" || return
+    need_duckdb || return 0
+    type -P python3 >/dev/null || { echo "skip: test/hub.py needs python3"; return; }
+    mkdir -p "$tmp/h/allenai" "$tmp/h/cais"
+    cp -r "$tasks/hub/arc_easy/hub" "$tmp/h/allenai/ai2_arc" && cp -r "$tasks/hub/mmlu/hub" "$tmp/h/cais/mmlu"
+    start_hub "$tmp/h"
+    PATH=$tmp/bin:$PATH quiet data/eval_tasks.sh arc_easy mmlu --out "$tmp/o" &&
+        rejects 1 'piqa: .* answers 404; without the network' data/eval_tasks.sh piqa --out "$tmp/o"
+    rc=$?
+    stop_hub
+    [ $rc = 0 ] || return
+    for i in arc_easy mmlu; do
+        diff -r -x files -x SHA256SUMS "$tasks/hub/$i" "$tmp/o/$i" || { say "other files"; return; }
+    done
+    export HF_ENDPOINT=http://127.0.0.1:9
+    rejects 1 'does not answer; without the network, put valid.jsonl' data/eval_tasks.sh piqa --out "$tmp/o" &&
+        quiet data/eval_tasks.sh arc_easy --out "$tmp/o"
+    rc=$?
+    unset HF_ENDPOINT
+    return $rc
+}
+
 # What a registry carries comes through pip, where there is one, and no script names a registry's host.
 test_registry() {
     need_duckdb || return 0
@@ -1190,7 +1218,7 @@ have_duckdb || {    # fineweb_edu.sh installs it
     have_duckdb
 }
 [ $# -gt 0 ] ||
-    tests+=(columns paths delete existing_set sums hub registry gpt2_vocab validation_set)
+    tests+=(columns paths delete existing_set sums hub eval_tasks registry gpt2_vocab validation_set)
 for t in "${tests[@]}"; do run_test "$t"; done
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
