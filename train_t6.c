@@ -1064,14 +1064,21 @@ void t6_update(T6 *t6, const TrainOptions *o, double lr, int64_t step, double *l
     }
 }
 
-// Scores one token by the logits (V) of what follows its row.
-static void score_token(ScoredToken *s, const real *logits, int64_t V) {
-    int64_t best = 0;
+// Scores one token by the logits (V) of what follows its row; their values are lost. Of equally likely tokens the first
+// is the greedy choice.
+static void score_token(ScoredToken *s, real *row, int64_t V) {
+    real largest = row[0];
     double sum = 0;
-    for (int64_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
-    for (int64_t v = 0; v < V; v++) sum += exp((double)logits[v] - logits[best]);
-    s->loglikelihood = (double)logits[s->token] - logits[best] - log(sum);
-    s->is_greedy = best == s->token;
+    int ties = 0;
+    #pragma omp simd reduction(max:largest)
+    for (int64_t i = 1; i < V; i++) largest = row[i] > largest ? row[i] : largest;
+    for (int64_t i = 0; i < s->token; i++) ties += row[i] == largest;
+    real at_token = row[s->token] - largest;
+    for (int64_t i = 0; i < V; i++) row[i] = exp(row[i] - largest);
+    #pragma omp simd reduction(+:sum)
+    for (int64_t i = 0; i < V; i++) sum += row[i];
+    s->loglikelihood = at_token - log(sum);
+    s->is_greedy = at_token == 0 && ties == 0;
 }
 
 void t6_position_logits(T6 *t6, float *logits, const int32_t *ids, int64_t n, const int64_t *positions,

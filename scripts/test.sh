@@ -117,7 +117,7 @@ every_compiler() {
 scripts/setup.sh test || { echo "0 passed, 1 failed"; exit 1; }
 export MAKEFLAGS="-j$(nproc) -- WERROR=1"
 
-programs() { echo "$1/train_t6 $1/generate_t6 $1/eval_t6 $1/test_t6 $1/test_units $1/data/tokenize $1/data/toy_corpus"; }
+programs() { echo "$1"/{train_t6,generate_t6,eval_t6,test_t6,test_units,data/tokenize,data/toy_corpus}; }
 if git rev-parse HEAD >/dev/null 2>&1; then step "no line over 120 columns" no_wide_lines
 else echo "skip the width of lines: not a git repository"; fi
 step "shell scripts parse" scripts_parse
@@ -139,10 +139,14 @@ step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(progra
 if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the decoding kernels run on an emulated one
     for p in BF16 FP32; do      # test_t6cu has all kernels of the other two
         cuda_programs=build/$p/test_t6cu
-        [ $p = BF16 ] || [ -n "$long" ] && cuda_programs+=" build/$p/train_t6cu build/$p/generate_t6cu"
+        [ $p = BF16 ] || [ -n "$long" ] && cuda_programs+=$(printf " build/$p/%s" {train,generate,eval}_t6cu)
         step "nvcc for sm_80 and sm_90a, no warnings, $p" \
             make -s OUT=build/$p ARCH='80 90a $(GPU_ARCH)' PRECISION=$p $cuda_programs
-        if nvidia-smi -L >/dev/null 2>&1; then tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"; fi
+        if nvidia-smi -L >/dev/null 2>&1; then
+            tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"
+            [ ! -e "build/$p/eval_t6cu" ] || tests "evaluating program on the GPU, $p" env BIN=build/gcc \
+                EVAL="build/$p/eval_t6cu" TOLERANCE=$([ $p = BF16 ] && echo 0.05 || echo 0.0002) test/test_eval.sh
+        fi
     done
     # generate_t6cu has all kernels of train_t6cu and those of decoding. An older nvcc does not know all of them.
     # sm_86 has the limits of sm_89.
@@ -159,7 +163,7 @@ if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the de
     tests "decoding kernels on an emulated GPU" build/gcc/test_decode --cases $cases
     tests "decoding kernels on an emulated GPU, sm_80" build/gcc/test_decode_sm80 --cases $((cases * 2 / 3))
     tests "GPU programs without a usable GPU" \
-        test/test_no_gpu.sh build/BF16/{train_t6cu,generate_t6cu,test_t6cu}
+        test/test_no_gpu.sh build/BF16/{train_t6cu,generate_t6cu,eval_t6cu,test_t6cu}
 else
     echo "skip CUDA: no nvcc found"
 fi

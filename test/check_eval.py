@@ -4,8 +4,9 @@
     test/check_eval.py EXPECTED LOG SCORES SHOTS CONTEXT [TOLERANCE]
 
 EXPECTED: a folder of the harness's TASK_SHOTSshot.json and summary.json, or one .jsonl.gz of them. LOG and SCORES:
-files of --log and --json. TOLERANCE: of a log-likelihood, per continuation token (2e-4). Prints a line per task, and
-ends with "N passed, N failed"."""
+files of --log and --json. TOLERANCE: of a log-likelihood, per continuation token (2e-4). Above 1e-3, for a program in
+bf16, another choice is right too where the harness's lead is within the tolerance, and such tasks' scores are not
+compared. Prints a line per task, and ends with "N passed, N failed"."""
 import gzip
 import json
 import pathlib
@@ -20,16 +21,21 @@ def read_expected(path):
         return {file["file"]: file["content"] for file in map(json.loads, lines)}
 
 
-def predictions(requests, choices, metric):
+def lengths(choices, metric):
+    """What a metric divides log-likelihoods by."""
+    return [{"acc": 1, "norm": len(c), "bytes": len(c.encode())}[metric] for c in choices]
+
+
+def prediction(loglikelihoods, length):
     """The choice that a metric takes: the first of the largest."""
-    length = {"acc": lambda c: 1, "norm": len, "bytes": lambda c: len(c.encode())}[metric]
-    values = [r["loglikelihood"] / length(c) if length(c) else float("-inf") for r, c in zip(requests, choices)]
+    values = [ll / n if n else float("-inf") for ll, n in zip(loglikelihoods, length)]
     return values.index(max(values))
 
 
 class Comparison:
     def __init__(self, tolerance):
         self.tolerance, self.worst, self.errors, self.requests = tolerance, 0, [], 0
+        self.exact, self.turned = tolerance < 1e-3, 0
 
     def same(self, what, got, want):
         if got != want:
@@ -45,7 +51,7 @@ class Comparison:
             self.same(f"{at}: few-shot rows", request["fewshot"], item.get("fewshot", []))
             self.same(f"{at}: gold", request["gold"], item["gold"])
             self.same(f"{at}: context_used", request["context_used"], run["context_used"][i])
-            if self.tolerance < 1e-3:
+            if self.exact:
                 self.same(f"{at}: is_greedy", request["is_greedy"], run["is_greedy"][i])
             difference = abs(request["loglikelihood"] - run["loglikelihood"][i]) / len(request["continuation_tokens"])
             self.worst = max(self.worst, difference)
@@ -54,8 +60,18 @@ class Comparison:
             self.requests += 1
         for metric in "acc", "norm", "bytes":
             if f"pred_{metric}" in run:
-                self.same(f"{where}: choice by {metric}", predictions(requests, item["choices"], metric),
-                          run[f"pred_{metric}"])
+                self.choice(f"{where}: choice by {metric}", requests, run, lengths(item["choices"], metric),
+                            run[f"pred_{metric}"])
+
+    def choice(self, what, requests, run, length, want):
+        got = prediction([r["loglikelihood"] for r in requests], length)
+        if got != want and not self.exact and length[got]:
+            lead = run["loglikelihood"][want] / length[want] - run["loglikelihood"][got] / length[got]
+            allowed = sum(self.tolerance * len(requests[i]["continuation_tokens"]) / length[i] for i in (want, got))
+            self.turned += lead <= allowed
+            if lead <= allowed:
+                return
+        self.same(what, got, want)
 
 
 def main():
@@ -68,22 +84,25 @@ def main():
     documents = {}
     for request in log:
         documents.setdefault(request["task"], {}).setdefault(request["doc_id"], []).append(request)
-    worst = 0
+    turned = set()
     for task in sorted(documents):
         c = Comparison(tolerance)
         want = expected[f"{task}_{shots}shot"]
         c.same("documents", len(documents[task]), len(want["items"]))
         for item in want["items"]:
             c.item(item, documents[task].get(item["doc_id"], []), context)
-        worst = max(worst, c.worst)
+        if c.turned:
+            turned |= {task} | ({name for name in scores if name.startswith("mmlu")} if task[:4] == "mmlu" else set())
+        close = f", {c.turned} close choices differ" if c.turned else ""
         failed += bool(c.errors)
         passed += not c.errors
         print(f"{'FAIL' if c.errors else 'ok  '} {task}, {shots}-shot, context {context}: {c.requests} requests, "
-              f"log-likelihoods within {c.worst:.1e} per token; {'; '.join(c.errors[:3])}")
+              f"log-likelihoods within {c.worst:.1e} per token{close}; {'; '.join(c.errors[:3])}")
     wrong = []
     subjects = {name for name in documents if name.startswith("mmlu_")}
     if subjects < {file.rsplit("_", 1)[0] for file in expected if file.startswith("mmlu_")}:     # groups of fewer rows
         scores = {task: scores[task] for task in scores if task in documents}
+    scores = {task: scores[task] for task in scores if task not in turned}
     for task, score in scores.items():
         want = expected["summary"]["scores"][task][f"{shots}shot"][context]
         wrong += [f"{task}: {sorted(score)} instead of {sorted(want)}"] if set(score) != set(want) else [
