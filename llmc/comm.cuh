@@ -188,6 +188,7 @@ LLMC_FN void nccl_all_gather_(GpuComm *g, char *x, size_t bytes) { (void)g, (voi
 
 // Does this run need a GpuComm? o->comm is NULL in tests with one process.
 LLMC_FN int gpu_comm_wanted(const TrainOptions *o) {
+    if (o->forward_only) return 0;
     return comm_world(o->comm) > 1 || (o->transport && strcmp(o->transport, "auto") != 0);
 }
 

@@ -6,15 +6,18 @@
 
 #include <inttypes.h>
 
+#include "comm.h"
 #include "eval_options.h"
 
 typedef struct T6 T6;
 
-// The model that scores batches: ids (B, T) with B * T <= most_tokens and T <= context.
+// The model that scores batches: ids (B, T) with B * T <= most_tokens and T <= context. The ranks of comm (NULL: one
+// process) take turns at batches.
 typedef struct {
     T6 *model;
     void (*score)(T6 *model, const int32_t *ids, int64_t B, int64_t T, ScoredToken *scored, int64_t count);
     int64_t most_tokens, context;
+    Comm *comm;
 } Scorer;
 
 // The last n_continuation of n tokens are to be scored, each after all those before it.
@@ -108,11 +111,22 @@ LLMC_FN int64_t score_batch_(const Scorer *scorer, Request *requests, Input_ *co
     return done;
 }
 
-// Fills in the results of n requests, whose groups stand together.
+// Gives every rank all results. Those of other ranks' batches are 0 here.
+LLMC_FN void share_results_(Comm *comm, Request *requests, int64_t n) {
+    if (comm_world(comm) == 1) return;
+    double *all = (double *)xmalloc((size_t)(2 * n) * sizeof *all);
+    for (int64_t i = 0; i < n; i++) all[2 * i] = requests[i].loglikelihood, all[2 * i + 1] = requests[i].is_greedy;
+    comm_sum(comm, all, (size_t)(2 * n), "scores");
+    for (int64_t i = 0; i < n; i++) requests[i].loglikelihood = all[2 * i], requests[i].is_greedy = all[2 * i + 1] > 0;
+    free(all);
+}
+
+// Fills in the results of n requests, whose groups stand together. All ranks call, with the same requests.
 LLMC_FN void score_requests(const Scorer *scorer, Request *requests, int64_t n, Progress progress, void *state) {
     Input_ *inputs = (Input_ *)xmalloc((size_t)n * sizeof *inputs), **order = (Input_ **)xmalloc((size_t)n *
                                                                                                   sizeof *order);
-    int64_t count = 0, done = 0;
+    int64_t count = 0, done = 0, batches = 0;
+    for (int64_t i = 0; i < n; i++) requests[i].loglikelihood = 0, requests[i].is_greedy = 0;
     for (int64_t first = 0, end; first < n; first = end) {
         for (end = first + 1; end < n && requests[end].group == requests[first].group; end++) continue;
         count = group_inputs_(requests, first, end, inputs, count);
@@ -122,9 +136,11 @@ LLMC_FN void score_requests(const Scorer *scorer, Request *requests, int64_t n, 
     for (int64_t i = 0, B; i < count; i += B) {
         int64_t T = batch_length_(scorer, order[i]->n);
         B = scorer->most_tokens / T < count - i ? scorer->most_tokens / T : count - i;
+        if (batches++ % comm_world(scorer->comm) != comm_rank(scorer->comm)) continue;
         done += score_batch_(scorer, requests, order + i, B, T, inputs);
         if (progress) progress(done, state);
     }
+    share_results_(scorer->comm, requests, n);
     free(inputs), free(order);
 }
 

@@ -29,6 +29,7 @@ typedef struct {
     Request *requests;          // (n)
     int64_t n;
     int64_t context;            // L
+    int silent;                 // 1: no notes and no progress; ranks other than 0
 } Evaluation;
 
 LLMC_FN void evaluation_free(Evaluation *e) {
@@ -119,8 +120,9 @@ LLMC_FN int evaluation_choose(Evaluation *e, const char *names, const char *fold
             e->tasks[kept++] = *t;
             continue;
         }
-        if (!t->subject || mmlu) fprintf(stderr, "note: %s: no data in %s\n", t->name, folder);
-        else if (!strcmp(t->subject, "abstract_algebra")) fprintf(stderr, "note: mmlu: no data in %s\n", folder);
+        int is_noted = !t->subject || mmlu || !strcmp(t->subject, "abstract_algebra");  // one line for all of MMLU
+        if (is_noted && !e->silent)
+            fprintf(stderr, "note: %s: no data in %s\n", t->subject && !mmlu ? "mmlu" : t->name, folder);
         task_data_free(t);
     }
     e->num_tasks = kept;
@@ -217,20 +219,21 @@ LLMC_FN int evaluation_load(Evaluation *e, const char *folder, int64_t limit, in
     return 0;
 }
 
-typedef struct { int64_t total; double start, last; } ProgressBar_;
+// total: of this rank, about. silent: 1: not rank 0.
+typedef struct { int64_t total; int silent; double start, last; } ProgressBar_;
 
 LLMC_FN void progress_bar_(int64_t done, void *state) {
     ProgressBar_ *bar = (ProgressBar_ *)state;
     double now = now_seconds(), rate = (double)done / (now - bar->start + 1e-9);
     char left[32];
-    if (!isatty(2) || (now - bar->last < 0.2 && done < bar->total)) return;
+    if (bar->silent || !isatty(2) || (now - bar->last < 0.2 && done < bar->total)) return;
     bar->last = now;
     fprintf(stderr, "\r%" PRId64 " of %" PRId64 " requests, %.1f requests/s, %s left  %s", done, bar->total, rate,
             format_duration(left, (double)(bar->total - done) / rate), done == bar->total ? "\n" : "");
 }
 
 LLMC_FN void evaluation_run(Evaluation *e, const Scorer *scorer) {
-    ProgressBar_ bar = {e->n, now_seconds(), 0};
+    ProgressBar_ bar = {e->n / comm_world(scorer->comm), e->silent, now_seconds(), 0};
     score_requests(scorer, e->requests, e->n, progress_bar_, &bar);
     for (int64_t i = 0; i < e->n; i++)
         if (!isfinite(e->requests[i].loglikelihood))
@@ -414,6 +417,7 @@ LLMC_FN void write_log(const Evaluation *e, const char *path) {
 typedef struct {
     const TrainerModel *ops;
     EvalOptions o;
+    Comm comm;
     TrainOptions model;         // what the model is opened with
     char *folder;               // of the checkpoint
     Tokenizer tokenizer;
@@ -421,28 +425,30 @@ typedef struct {
 } EvalRun;
 
 // Finds the checkpoint and reads its configuration.
-LLMC_FN void eval_find_model_(EvalRun *run) {
-    EvalOptions *o = &run->o;
-    Error err;
-    run->folder = checkpoint_folder(o->model, &err);
-    if (!run->folder) die(EXIT_INPUT, "--model: %s; train a model, or name one with --model (-e)", err.text);
-    if (checkpoint_load_config(run->folder, &run->model.config, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
+LLMC_FN int eval_find_model_(EvalRun *run, Error *err) {
+    Error why;
+    run->folder = checkpoint_folder(run->o.model, &why);
+    if (!run->folder) return fail(err, "--model: %s; train a model, or name one with --model (-e)", why.text);
+    if (checkpoint_load_config(run->folder, &run->model.config, &why) != 0) return fail(err, "--model: %s", why.text);
+    return 0;
 }
 
-LLMC_FN void eval_load_tasks_(EvalRun *run) {
+LLMC_FN int eval_load_tasks_(EvalRun *run, Error *err) {
     EvalOptions *o = &run->o;
     Evaluation *e = &run->evaluation;
-    Error err;
+    Error why;
     int64_t V = run->model.config.vocab_size;
+    e->silent = run->comm.rank > 0;
     if (V < GPT2_VOCAB_SIZE)
-        die(EXIT_INPUT, "--model: its vocabulary of %" PRId64 " does not fit: the tasks are scored in GPT-2's %d "
-            "tokens", V, GPT2_VOCAB_SIZE);
-    if (tokenizer_init_gpt2(&run->tokenizer, o->vocab, &err) != 0)
-        die(EXIT_INPUT, "--vocab: %s; data/gpt2_vocab.sh gets it", err.text);
+        return fail(err, "--model: its vocabulary of %" PRId64 " does not fit: the tasks are scored in GPT-2's %d "
+                    "tokens", V, GPT2_VOCAB_SIZE);
+    if (tokenizer_init_gpt2(&run->tokenizer, o->vocab, &why) != 0)
+        return fail(err, "--vocab: %s; data/gpt2_vocab.sh gets it", why.text);
     tokenizer_prepare(&run->tokenizer);
-    if (evaluation_choose(e, o->tasks, o->data, o->shots, &err) != 0) die(EXIT_INPUT, "%s", err.text);
-    if (evaluation_load(e, o->data, o->limit, o->context, &run->tokenizer, &err) != 0)
-        die(EXIT_INPUT, "--data: %s", err.text);
+    if (evaluation_choose(e, o->tasks, o->data, o->shots, err) != 0) return -1;
+    if (evaluation_load(e, o->data, o->limit, o->context, &run->tokenizer, &why) != 0)
+        return fail(err, "--data: %s", why.text);
+    return 0;
 }
 
 // The model with the checkpoint's weights.
@@ -454,10 +460,11 @@ LLMC_FN T6 *eval_open_model_(EvalRun *run) {
     memset(&silent, 0, sizeof silent);
     silent.silent = 1;
     o->batch_size = run->o.batch_size, o->seq_len = run->o.context, o->accum = 1;
-    o->forward_only = 1, o->recompute = MOST_RECOMPUTED;
+    o->recompute = MOST_RECOMPUTED;
     model_init(&planned, &o->config, run->ops->pad);
     run->ops->plan(o, &planned, &silent);
     model_free(&planned);
+    o->comm = NULL;     // each rank has a whole model
     if (checkpoint_verify_model(run->folder, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
     T6 *t6 = run->ops->open(o);
     HostWeights host = run->ops->host_weights(t6, ROOM_ONLY);
@@ -471,14 +478,17 @@ LLMC_FN T6 *eval_open_model_(EvalRun *run) {
 LLMC_FN void eval_tasks_(EvalRun *run) {
     const EvalOptions *o = &run->o;
     Evaluation *e = &run->evaluation;
-    eval_load_tasks_(run);
+    Error err;
+    comm_check(&run->comm, eval_load_tasks_(run, &err), EXIT_INPUT, &err);
     T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context};
+    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context, &run->comm};
     evaluation_run(e, &scorer);
     Results_ results = evaluation_results(e);
-    if (o->log) write_log(e, o->log);
-    if (o->json) write_scores(&results, o, run->folder);
-    print_table(&results, o->shots);
+    if (run->comm.rank == 0) {
+        if (o->log) write_log(e, o->log);
+        if (o->json) write_scores(&results, o, run->folder);
+        print_table(&results, o->shots);
+    }
     results_free(&results);
     run->ops->close(t6);
     evaluation_free(e);
@@ -498,27 +508,37 @@ LLMC_FN void write_perplexity_(const Perplexity *p, const EvalOptions *o, const 
     write_text_("--json", o->json, line);
 }
 
+LLMC_FN void print_perplexity_(const Perplexity *p, const EvalOptions *o, const char *model) {
+    if (o->json) write_perplexity_(p, o, model);
+    printf("loss %.4f | perplexity %.2f", p->loss, exp(p->loss));
+    if (!isnan(p->bits_per_byte)) printf(" | %.4f bits/byte", p->bits_per_byte);
+    printf(" | %" PRIu64 " tokens, context %" PRId64 ", stride %" PRId64 "\n", p->tokens, o->context, o->stride);
+}
+
+LLMC_FN int eval_open_shards_(const EvalRun *run, DataLoader *data, Error *err) {
+    const EvalOptions *o = &run->o;
+    Error why;
+    if (loader_open(data, o->perplexity, o->stride, ORDER_SEQUENTIAL, 1, 0, &why) != 0)
+        return fail(err, "--perplexity: %s", why.text);
+    int64_t V = run->model.config.vocab_size;
+    if (data->vocab_size <= V) return 0;
+    return fail(err, "--perplexity: the vocabulary of its tokens, %s of %d, does not fit the model's of %" PRId64,
+                data->vocab, data->vocab_size, V);
+}
+
 // Prints the perplexity of the shards.
 LLMC_FN void eval_perplexity_(EvalRun *run) {
     const EvalOptions *o = &run->o;
     Error err;
     DataLoader data;
-    if (loader_open(&data, o->perplexity, o->stride, ORDER_SEQUENTIAL, 1, 0, &err) != 0)
-        die(EXIT_INPUT, "--perplexity: %s", err.text);
-    int64_t V = run->model.config.vocab_size;
-    if (data.vocab_size > V)
-        die(EXIT_INPUT, "--perplexity: the vocabulary of its tokens, %s of %d, does not fit the model's of %" PRId64,
-            data.vocab, data.vocab_size, V);
+    comm_check(&run->comm, eval_open_shards_(run, &data, &err), EXIT_INPUT, &err);
     T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context};
+    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context, &run->comm};
     int64_t windows = o->limit && (uint64_t)o->limit < data.windows ? o->limit : (int64_t)data.windows;
-    ProgressBar_ bar = {windows, now_seconds(), 0};
+    ProgressBar_ bar = {windows, run->comm.rank > 0, now_seconds(), 0};
     Perplexity p = measure_perplexity(&scorer, &data, o->context, o->limit, progress_bar_, &bar);
     if (!isfinite(p.loss)) die(EXIT_INPUT, "--model: the loss is not finite; the weights are damaged");
-    if (o->json) write_perplexity_(&p, o, run->folder);
-    printf("loss %.4f | perplexity %.2f", p.loss, exp(p.loss));
-    if (!isnan(p.bits_per_byte)) printf(" | %.4f bits/byte", p.bits_per_byte);
-    printf(" | %" PRIu64 " tokens, context %" PRId64 ", stride %" PRId64 "\n", p.tokens, o->context, o->stride);
+    if (run->comm.rank == 0) print_perplexity_(&p, o, run->folder);
     run->ops->close(t6);
     loader_close(&data);
 }
@@ -528,14 +548,19 @@ LLMC_FN int evaluator_main(int argc, char **argv, const char *title, const Train
     Error err;
     EvalRun *run = (EvalRun *)xcalloc(1, sizeof *run);
     EvalOptions *o = &run->o;
-    if (eval_options(o, argc, argv, title, &err) != 0) die(EXIT_INPUT, "%s", err.text);
+    Comm *comm = &run->comm;
+    if (flags_asked_for_text(argc, argv)) eval_options(o, argc, argv, title, &err);     // prints it and exits
+    comm_open(comm, argc, argv);
+    comm_check(comm, eval_options(o, argc, argv, title, &err), EXIT_INPUT, &err);
+    comm->timeout_seconds = 0;      // ranks wait for the slowest
     run->ops = ops;
-    run->model.threads = o->threads;
+    run->model.threads = o->threads, run->model.comm = comm, run->model.forward_only = 1;
     ops->start(&run->model);
-    eval_find_model_(run);
+    comm_check(comm, eval_find_model_(run, &err), EXIT_INPUT, &err);
     if (o->perplexity) eval_perplexity_(run);
     else eval_tasks_(run);
     check_stdout();
+    comm_close(comm);
     tokenizer_free(&run->tokenizer);
     free(run->folder), free(run);
     return 0;

@@ -59,6 +59,18 @@ if "$duckdb" -version >/dev/null 2>&1; then
 else echo "skip hub: DuckDB is not installed"; fi
 refuses "a DuckDB that does not run" 1 "DUCKDB=/nowhere" env DUCKDB=/nowhere "${evaluate[@]}" --data $given/hub
 
+# ---- several ranks
+if [ "$quick" != --quick ] && command -v mpirun >/dev/null && "$program" --help >/dev/null; then
+    ranks=(mpirun --allow-run-as-root --oversubscribe --bind-to none -np 3)
+    few=("${evaluate[@]}" --data $given/data --tasks hellaswag,mmlu,winogrande --shots 2 --batch-size 2)
+    "${few[@]}" --log "$tmp/one.log" --json "$tmp/one.json" >"$tmp/one.table" 2>"$tmp/stderr"
+    "${ranks[@]}" "${few[@]}" --log "$tmp/three.log" --json "$tmp/three.json" >"$tmp/three.table" 2>"$tmp/stderr3"
+    for part in log json table; do
+        check "three ranks: the $part of one" "$(cmp -s "$tmp/one.$part" "$tmp/three.$part" && echo 1)" \
+            "$(tail -3 "$tmp/stderr3")"
+    done
+fi
+
 # ---- the table, --tasks and --limit
 "${evaluate[@]}" --data $given/data --tasks sciq,arc_easy --limit 3 --json "$tmp/scores" >"$tmp/table" 2>"$tmp/stderr"
 equal "the table's columns" "$(awk 'NR == 1 { print $1, $2, $3 }' "$tmp/table")" "SciQ ARC-E Avg."
@@ -66,8 +78,8 @@ equal "--limit" "$(awk '/^rows/ { print $2, $3 }' "$tmp/table")" "3 3"
 "${evaluate[@]}" --data $given/data --tasks mmlu_sociology --limit 1 --json "$tmp/scores" >"$tmp/table" 2>"$tmp/stderr"
 equal "one row has no standard error" "$(grep -c '"acc_stderr":.*"N/A"' "$tmp/scores")" 3
 equal "all tasks: a note for each without data" \
-    "$(mkdir -p "$tmp/one" && cp -r $given/data/piqa "$tmp/one" &&
-       "${evaluate[@]}" --data "$tmp/one" --limit 1 2>&1 >/dev/null | grep -c '^note: .*: no data')" 8
+    "$(mkdir -p "$tmp/piqa" && cp -r $given/data/piqa "$tmp/piqa" &&
+       "${evaluate[@]}" --data "$tmp/piqa" --limit 1 2>&1 >/dev/null | grep -c '^note: .*: no data')" 8
 
 # ---- bad input
 # spoil NAME WORD FILE SED: a copy of the data in which one file is changed
