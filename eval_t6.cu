@@ -3,7 +3,7 @@
 #define T6_NO_MAIN
 #include "train_t6.cu"
 
-#include "llmc/evaluator.h"
+#include "llmc/eval_program.h"
 
 int main(int argc, char **argv) {
     return evaluator_main(argc, argv, "eval_t6cu: scores of a T6 checkpoint on the paper's tasks, on the GPU. Without "

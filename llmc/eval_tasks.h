@@ -465,14 +465,14 @@ LLMC_FN void task_data_free(TaskData *t) {
 }
 
 // FOLDER/TASK/file, with MMLU's subject put in.
-LLMC_FN char *task_path_(const TaskData *t, const char *folder, const char *file) {
+LLMC_FN char *task_path(const TaskData *t, const char *folder, const char *file) {
     const char *gap = strstr(file, "%s");
     if (!gap) return xasprintf("%s/%s/%s", folder, t->task->name, file);
     return xasprintf("%s/%s/%.*s%s%s", folder, t->task->name, (int)(gap - file), file, t->subject, gap + 2);
 }
 
 LLMC_FN int task_has_(const TaskData *t, const char *folder, const char *file) {
-    char *path = task_path_(t, folder, file);
+    char *path = task_path(t, folder, file);
     int there = access(path, F_OK) == 0;
     free(path);
     return there;
@@ -494,10 +494,10 @@ LLMC_FN int documents_read_(Documents *out, const TaskData *t, const char *folde
                             const char *labels, int64_t limit, Error *err) {
     EvalRows rows, label_rows = {NULL, NULL, 0};
     Error why;
-    out->path = task_path_(t, folder, file);
+    out->path = task_path(t, folder, file);
     int rc = eval_rows_read(&rows, out->path, err);
     if (rc == 0 && labels) {
-        char *path = task_path_(t, folder, labels);
+        char *path = task_path(t, folder, labels);
         rc = eval_rows_read(&label_rows, path, err);
         free(path);
         if (rc == 0 && label_rows.n != rows.n)

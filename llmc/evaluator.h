@@ -1,16 +1,12 @@
-// The evaluating program: loads tasks, makes their requests, has the model score them, and prints the scores. eval_t6.c
-// and eval_t6.cu end with this program around the trainers' models. Reading order:
-//     evaluation | requests | scores | output | the program
+// Evaluation on tasks: loads them, makes their requests, has a model score them (Scorer), and prints the scores.
+// Reading order:
+//     evaluation | requests | scores | output
 #ifndef LLMC_EVALUATOR_H
 #define LLMC_EVALUATOR_H
 
-#include "checkpoint.h"
-#include "eval_options.h"
-#include "eval_perplexity.h"
 #include "eval_requests.h"
 #include "eval_scores.h"
 #include "tokenizer.h"
-#include "trainer.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // An evaluation: tasks and the requests of all their documents
@@ -85,7 +81,7 @@ LLMC_FN int evaluation_has_(const Evaluation *e, int64_t from, const char *folde
 
 // The first of the files that a task could be read from.
 LLMC_FN char *evaluation_first_file_(const TaskData *t, const char *folder) {
-    return task_path_(t, folder, t->task->files[0].test);
+    return task_path(t, folder, t->task->files[0].test);
 }
 
 // Chooses tasks: those that names lists, each of which must have data, or all. Those without data get a line each.
@@ -220,10 +216,10 @@ LLMC_FN int evaluation_load(Evaluation *e, const char *folder, int64_t limit, in
 }
 
 // total: of this rank, about. silent: 1: not rank 0.
-typedef struct { int64_t total; int silent; double start, last; } ProgressBar_;
+typedef struct { int64_t total; int silent; double start, last; } ProgressBar;
 
-LLMC_FN void progress_bar_(int64_t done, void *state) {
-    ProgressBar_ *bar = (ProgressBar_ *)state;
+LLMC_FN void progress_bar(int64_t done, void *state) {
+    ProgressBar *bar = (ProgressBar *)state;
     double now = now_seconds(), rate = (double)done / (now - bar->start + 1e-9);
     char left[32];
     if (bar->silent || !isatty(2) || (now - bar->last < 0.2 && done < bar->total)) return;
@@ -233,8 +229,8 @@ LLMC_FN void progress_bar_(int64_t done, void *state) {
 }
 
 LLMC_FN void evaluation_run(Evaluation *e, const Scorer *scorer) {
-    ProgressBar_ bar = {e->n / comm_world(scorer->comm), e->silent, now_seconds(), 0};
-    score_requests(scorer, e->requests, e->n, progress_bar_, &bar);
+    ProgressBar bar = {e->n / comm_world(scorer->comm), e->silent, now_seconds(), 0};
+    score_requests(scorer, e->requests, e->n, progress_bar, &bar);
     for (int64_t i = 0; i < e->n; i++)
         if (!isfinite(e->requests[i].loglikelihood))
             die(EXIT_INPUT, "--model: a log-likelihood of %s is not finite; the weights are damaged",
@@ -252,7 +248,7 @@ typedef struct {
     TaskScore score[NUM_METRICS];       // ACC alone where the task has no other
 } Result;
 
-typedef struct { Result *list; int64_t n; } Results_;
+typedef struct { Result *list; int64_t n; } EvalResults;
 
 // The score of a task's metric over its documents.
 LLMC_FN TaskScore evaluation_score_(const Evaluation *e, int64_t task, int metric) {
@@ -271,7 +267,7 @@ LLMC_FN TaskScore evaluation_score_(const Evaluation *e, int64_t task, int metri
     return score_of(test->n, right);
 }
 
-LLMC_FN Result *results_add_(Results_ *r, const Task *task, char *name, int is_column) {
+LLMC_FN Result *results_add_(EvalResults *r, const Task *task, char *name, int is_column) {
     r->list = (Result *)xrealloc(r->list, ((size_t)r->n + 1) * sizeof *r->list);
     Result *result = &r->list[r->n++];
     memset(result, 0, sizeof *result);
@@ -280,7 +276,7 @@ LLMC_FN Result *results_add_(Results_ *r, const Task *task, char *name, int is_c
 }
 
 // MMLU's subjects of a group, or of all: group -1.
-LLMC_FN void results_group_(Results_ *r, const Evaluation *e, const TaskScore *of_task, int group, const char *name) {
+LLMC_FN void results_group_(EvalResults *r, const Evaluation *e, const TaskScore *of_task, int group, const char *name) {
     TaskScore *scores = (TaskScore *)xmalloc((size_t)e->num_tasks * sizeof *scores);
     int64_t count = 0;
     for (int64_t i = 0; i < e->num_tasks; i++)
@@ -292,8 +288,8 @@ LLMC_FN void results_group_(Results_ *r, const Evaluation *e, const TaskScore *o
 }
 
 // The scores of all tasks, and of MMLU and its groups before those of its subjects.
-LLMC_FN Results_ evaluation_results(const Evaluation *e) {
-    Results_ r = {NULL, 0};
+LLMC_FN EvalResults evaluation_results(const Evaluation *e) {
+    EvalResults r = {NULL, 0};
     TaskScore *acc = (TaskScore *)xmalloc((size_t)e->num_tasks * sizeof *acc);
     int mmlu_done = 0;
     for (int64_t i = 0; i < e->num_tasks; i++) acc[i] = evaluation_score_(e, i, ACC);
@@ -316,7 +312,7 @@ LLMC_FN Results_ evaluation_results(const Evaluation *e) {
     return r;
 }
 
-LLMC_FN void results_free(Results_ *r) {
+LLMC_FN void results_free(EvalResults *r) {
     for (int64_t i = 0; i < r->n; i++) free(r->list[i].name);
     free(r->list);
 }
@@ -329,7 +325,7 @@ LLMC_FN const TaskScore *paper_score_(const Result *r) {
 }
 
 // The paper's table: percent, a column per task, and the mean of those that are there.
-LLMC_FN void print_table(const Results_ *r, int64_t shots) {
+LLMC_FN void print_table(const EvalResults *r, int64_t shots) {
     double sum = 0;
     int columns = 0;
     char *second = xasprintf("+-      "), *third = xasprintf("rows    "), cell[32];
@@ -351,7 +347,7 @@ LLMC_FN void print_table(const Results_ *r, int64_t shots) {
     free(second), free(third);
 }
 
-LLMC_FN void write_text_(const char *flag, const char *path, char *text) {
+LLMC_FN void write_output(const char *flag, const char *path, char *text) {
     Error err;
     int rc = write_small_file(path, text, strlen(text), &err);
     if (rc != 0) die(disk_exit_code(errno), "%s: %s", flag, err.text);
@@ -366,7 +362,7 @@ LLMC_FN void add_score_(cJSON *to, const TaskScore *s, const char *metric) {
     free(error);
 }
 
-LLMC_FN void write_scores(const Results_ *r, const EvalOptions *o, const char *model) {
+LLMC_FN void write_scores(const EvalResults *r, const EvalOptions *o, const char *model) {
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "model", model);
     cJSON_AddNumberToObject(json, "num_fewshot", (double)o->shots);
@@ -381,7 +377,7 @@ LLMC_FN void write_scores(const Results_ *r, const EvalOptions *o, const char *m
     }
     char *text = cJSON_Print(json), *line = xasprintf("%s\n", text);
     cJSON_Delete(json), free(text);
-    write_text_("--json", o->json, line);
+    write_output("--json", o->json, line);
 }
 
 LLMC_FN void print_ids_(FILE *f, const char *name, const int32_t *ids, int64_t n) {
@@ -409,161 +405,6 @@ LLMC_FN void write_log(const Evaluation *e, const char *path) {
     }
     int failed = ferror(f), closed = fclose(f);
     if (failed || closed != 0) die(disk_exit_code(errno), "--log: %s: cannot write: %s", path, strerror(errno));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The program
-
-typedef struct {
-    const TrainerModel *ops;
-    EvalOptions o;
-    Comm comm;
-    TrainOptions model;         // what the model is opened with
-    char *folder;               // of the checkpoint
-    Tokenizer tokenizer;
-    Evaluation evaluation;
-} EvalRun;
-
-// Finds the checkpoint and reads its configuration.
-LLMC_FN int eval_find_model_(EvalRun *run, Error *err) {
-    Error why;
-    run->folder = checkpoint_folder(run->o.model, &why);
-    if (!run->folder) return fail(err, "--model: %s; train a model, or name one with --model (-e)", why.text);
-    if (checkpoint_load_config(run->folder, &run->model.config, &why) != 0) return fail(err, "--model: %s", why.text);
-    return 0;
-}
-
-LLMC_FN int eval_load_tasks_(EvalRun *run, Error *err) {
-    EvalOptions *o = &run->o;
-    Evaluation *e = &run->evaluation;
-    Error why;
-    int64_t V = run->model.config.vocab_size;
-    e->silent = run->comm.rank > 0;
-    if (V < GPT2_VOCAB_SIZE)
-        return fail(err, "--model: its vocabulary of %" PRId64 " does not fit: the tasks are scored in GPT-2's %d "
-                    "tokens", V, GPT2_VOCAB_SIZE);
-    if (tokenizer_init_gpt2(&run->tokenizer, o->vocab, &why) != 0)
-        return fail(err, "--vocab: %s; data/gpt2_vocab.sh gets it", why.text);
-    tokenizer_prepare(&run->tokenizer);
-    if (evaluation_choose(e, o->tasks, o->data, o->shots, err) != 0) return -1;
-    if (evaluation_load(e, o->data, o->limit, o->context, &run->tokenizer, &why) != 0)
-        return fail(err, "--data: %s", why.text);
-    return 0;
-}
-
-// The model with the checkpoint's weights.
-LLMC_FN T6 *eval_open_model_(EvalRun *run) {
-    Error err;
-    TrainOptions *o = &run->model;
-    Model planned;
-    Logger silent;
-    memset(&silent, 0, sizeof silent);
-    silent.silent = 1;
-    o->batch_size = run->o.batch_size, o->seq_len = run->o.context, o->accum = 1;
-    o->recompute = MOST_RECOMPUTED;
-    model_init(&planned, &o->config, run->ops->pad);
-    run->ops->plan(o, &planned, &silent);
-    model_free(&planned);
-    o->comm = NULL;     // each rank has a whole model
-    if (checkpoint_verify_model(run->folder, &err) != 0) die(EXIT_INPUT, "--model: %s", err.text);
-    T6 *t6 = run->ops->open(o);
-    HostWeights host = run->ops->host_weights(t6, ROOM_ONLY);
-    if (checkpoint_load_weights(run->folder, run->ops->model(t6), host.params, &err) != 0)
-        die(EXIT_INPUT, "--model: %s", err.text);
-    run->ops->load_weights(t6, WEIGHTS_ONLY);
-    return t6;
-}
-
-// Scores the tasks and prints the table.
-LLMC_FN void eval_tasks_(EvalRun *run) {
-    const EvalOptions *o = &run->o;
-    Evaluation *e = &run->evaluation;
-    Error err;
-    comm_check(&run->comm, eval_load_tasks_(run, &err), EXIT_INPUT, &err);
-    T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context, &run->comm};
-    evaluation_run(e, &scorer);
-    Results_ results = evaluation_results(e);
-    if (run->comm.rank == 0) {
-        if (o->log) write_log(e, o->log);
-        if (o->json) write_scores(&results, o, run->folder);
-        print_table(&results, o->shots);
-    }
-    results_free(&results);
-    run->ops->close(t6);
-    evaluation_free(e);
-}
-
-LLMC_FN void write_perplexity_(const Perplexity *p, const EvalOptions *o, const char *model) {
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "model", model);
-    cJSON_AddNumberToObject(json, "context", (double)o->context);
-    cJSON_AddNumberToObject(json, "stride", (double)o->stride);
-    cJSON_AddNumberToObject(json, "tokens", (double)p->tokens);
-    cJSON_AddNumberToObject(json, "loss", p->loss);
-    cJSON_AddNumberToObject(json, "perplexity", exp(p->loss));
-    if (!isnan(p->bits_per_byte)) cJSON_AddNumberToObject(json, "bits_per_byte", p->bits_per_byte);
-    char *text = cJSON_Print(json), *line = xasprintf("%s\n", text);
-    cJSON_Delete(json), free(text);
-    write_text_("--json", o->json, line);
-}
-
-LLMC_FN void print_perplexity_(const Perplexity *p, const EvalOptions *o, const char *model) {
-    if (o->json) write_perplexity_(p, o, model);
-    printf("loss %.4f | perplexity %.2f", p->loss, exp(p->loss));
-    if (!isnan(p->bits_per_byte)) printf(" | %.4f bits/byte", p->bits_per_byte);
-    printf(" | %" PRIu64 " tokens, context %" PRId64 ", stride %" PRId64 "\n", p->tokens, o->context, o->stride);
-}
-
-LLMC_FN int eval_open_shards_(const EvalRun *run, DataLoader *data, Error *err) {
-    const EvalOptions *o = &run->o;
-    Error why;
-    if (loader_open(data, o->perplexity, o->stride, ORDER_SEQUENTIAL, 1, 0, &why) != 0)
-        return fail(err, "--perplexity: %s", why.text);
-    int64_t V = run->model.config.vocab_size;
-    if (data->vocab_size <= V) return 0;
-    return fail(err, "--perplexity: the vocabulary of its tokens, %s of %d, does not fit the model's of %" PRId64,
-                data->vocab, data->vocab_size, V);
-}
-
-// Prints the perplexity of the shards.
-LLMC_FN void eval_perplexity_(EvalRun *run) {
-    const EvalOptions *o = &run->o;
-    Error err;
-    DataLoader data;
-    comm_check(&run->comm, eval_open_shards_(run, &data, &err), EXIT_INPUT, &err);
-    T6 *t6 = eval_open_model_(run);
-    Scorer scorer = {t6, run->ops->score, o->batch_size * o->context, o->context, &run->comm};
-    int64_t windows = o->limit && (uint64_t)o->limit < data.windows ? o->limit : (int64_t)data.windows;
-    ProgressBar_ bar = {windows, run->comm.rank > 0, now_seconds(), 0};
-    Perplexity p = measure_perplexity(&scorer, &data, o->context, o->limit, progress_bar_, &bar);
-    if (!isfinite(p.loss)) die(EXIT_INPUT, "--model: the loss is not finite; the weights are damaged");
-    if (run->comm.rank == 0) print_perplexity_(&p, o, run->folder);
-    run->ops->close(t6);
-    loader_close(&data);
-}
-
-LLMC_FN int evaluator_main(int argc, char **argv, const char *title, const TrainerModel *ops) {
-    program_start(argv[0]);
-    Error err;
-    EvalRun *run = (EvalRun *)xcalloc(1, sizeof *run);
-    EvalOptions *o = &run->o;
-    Comm *comm = &run->comm;
-    if (flags_asked_for_text(argc, argv)) eval_options(o, argc, argv, title, &err);     // prints it and exits
-    comm_open(comm, argc, argv);
-    comm_check(comm, eval_options(o, argc, argv, title, &err), EXIT_INPUT, &err);
-    comm->timeout_seconds = 0;      // ranks wait for the slowest
-    run->ops = ops;
-    run->model.threads = o->threads, run->model.comm = comm, run->model.forward_only = 1;
-    ops->start(&run->model);
-    comm_check(comm, eval_find_model_(run, &err), EXIT_INPUT, &err);
-    if (o->perplexity) eval_perplexity_(run);
-    else eval_tasks_(run);
-    check_stdout();
-    comm_close(comm);
-    tokenizer_free(&run->tokenizer);
-    free(run->folder), free(run);
-    return 0;
 }
 
 #endif

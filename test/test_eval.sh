@@ -60,7 +60,7 @@ else echo "skip hub: DuckDB is not installed"; fi
 refuses "a DuckDB that does not run" 1 "DUCKDB=/nowhere" env DUCKDB=/nowhere "${evaluate[@]}" --data $given/hub
 
 # ---- several ranks
-if [ "$quick" != --quick ] && command -v mpirun >/dev/null && "$program" --help >/dev/null; then
+if [ "$quick" != --quick ] && [ -z "${EVAL:-}" ] && command -v mpirun >/dev/null; then
     ranks=(mpirun --allow-run-as-root --oversubscribe --bind-to none -np 3)
     few=("${evaluate[@]}" --data $given/data --tasks hellaswag,mmlu,winogrande --shots 2 --batch-size 2)
     "${few[@]}" --log "$tmp/one.log" --json "$tmp/one.json" >"$tmp/one.table" 2>"$tmp/stderr"
