@@ -276,7 +276,8 @@ LLMC_FN Result *results_add_(EvalResults *r, const Task *task, char *name, int i
 }
 
 // MMLU's subjects of a group, or of all: group -1.
-LLMC_FN void results_group_(EvalResults *r, const Evaluation *e, const TaskScore *of_task, int group, const char *name) {
+LLMC_FN void results_group_(EvalResults *r, const Evaluation *e, const TaskScore *of_task, int group,
+                            const char *name) {
     TaskScore *scores = (TaskScore *)xmalloc((size_t)e->num_tasks * sizeof *scores);
     int64_t count = 0;
     for (int64_t i = 0; i < e->num_tasks; i++)
