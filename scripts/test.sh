@@ -145,7 +145,7 @@ if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the de
         if nvidia-smi -L >/dev/null 2>&1; then
             tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"
             [ ! -e "build/$p/eval_t6cu" ] || tests "evaluating program on the GPU, $p" env BIN=build/gcc \
-                EVAL="build/$p/eval_t6cu" TOLERANCE=$([ $p = BF16 ] && echo 0.05 || echo 0.0002) test/test_eval.sh
+                EVAL="build/$p/eval_t6cu" TOLERANCE=$([ $p = BF16 ] && echo 0.25 || echo 0.0002) test/test_eval.sh
         fi
     done
     # generate_t6cu has all kernels of train_t6cu and those of decoding. An older nvcc does not know all of them.

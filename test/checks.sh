@@ -58,9 +58,9 @@ shards() {
 attention_kinds() { "$1" --help | sed -n 's/^ *--attn  *\(.*\) (.*/\1/p' | sed 's/,//g; s/ or / /'; }
 
 # test_flags LEAST COMMAND...: tries each flag of $program, which must have more than LEAST, with values that make no
-# sense (none, a word, -1, a huge number) and with 0. COMMAND succeeds with any good flag added to it. $texts, $switches,
-# $nonzero and $negative list the flags (with blanks around each) that take a string, that take 0 or 1, that refuse 0,
-# and that take -1 but not -2.
+# sense (none, a word, -1, a huge number) and with 0. COMMAND succeeds with any good flag added to it. $texts,
+# $switches, $nonzero and $negative list the flags (with blanks around each) that take a string, that take 0 or 1, that
+# refuse 0, and that take -1 but not -2.
 # doc/flags.md must describe every flag.
 test_flags() {
     local least=$1 count=0 f value low flags wide section undocumented
