@@ -6,6 +6,6 @@
 #include "llmc/eval_program.h"
 
 int main(int argc, char **argv) {
-    return evaluator_main(argc, argv, "eval_t6: scores of a T6 checkpoint on the paper's tasks, on the CPU. Without "
-                          "flags: the model in out, all tasks in data/eval.", &t6_trainer);
+    return evaluator_main(argc, argv, "eval_t6: scores a T6 checkpoint on the paper's tasks, on the CPU. Without "
+                          "flags: the model in out, data/eval.", &t6_trainer);
 }

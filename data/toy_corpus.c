@@ -222,8 +222,8 @@ static void tell_story(Story *s) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading a story: every alternative is tried, but where the grammar has a word of a list or of a binding, the reader
-// takes any word and goes on. A word of a list is invented if the list does not have it. A reference is a place where the grammar has {x}; it is right if it repeats the word that this story has for x, even an
-// invented one.
+// takes any word and goes on. A word of a list is invented if the list does not have it. A reference is a place where
+// the grammar has {x}; it is right if it repeats the word that this story has for x, even an invented one.
 
 typedef struct Rest { const char *p; const struct Rest *next; } Rest;     // what must follow after an alternative
 
