@@ -139,15 +139,18 @@ step "gcc with sanitizers" make -s OUT=build/sanitize SANITIZE=1 CC=gcc $(progra
 if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the decoding kernels run on an emulated one
     for p in BF16 FP32; do      # test_t6cu has all kernels of the other two
         cuda_programs=build/$p/test_t6cu
-        [ $p = BF16 ] || [ -n "$long" ] && cuda_programs+=$(printf " build/$p/%s" {train,generate,eval}_t6cu)
+        [ $p = BF16 ] || [ -n "$long" ] && cuda_programs+=" build/$p/train_t6cu build/$p/generate_t6cu"
         step "nvcc for sm_80 and sm_90a, no warnings, $p" \
             make -s OUT=build/$p ARCH='80 90a $(GPU_ARCH)' PRECISION=$p $cuda_programs
-        if nvidia-smi -L >/dev/null 2>&1; then
-            tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"
-            [ ! -e "build/$p/eval_t6cu" ] || tests "evaluating program on the GPU, $p" env BIN=build/gcc \
-                EVAL="build/$p/eval_t6cu" TOLERANCE=$([ $p = BF16 ] && echo 0.25 || echo 0.0002) test/test_eval.sh
-        fi
+        if nvidia-smi -L >/dev/null 2>&1; then tests "GPU programs against the CPU's, $p" "build/$p/test_t6cu"; fi
     done
+    # train_t6cu has all kernels of eval_t6cu
+    step "nvcc for one architecture, no warnings, eval_t6cu" \
+        make -s OUT=build/eval ARCH='$(or $(GPU_ARCH),80)' build/eval/eval_t6cu
+    if nvidia-smi -L >/dev/null 2>&1; then
+        tests "evaluating program on the GPU, BF16" env BIN=build/gcc EVAL=build/eval/eval_t6cu TOLERANCE=0.25 \
+            test/test_eval.sh
+    fi
     # generate_t6cu has all kernels of train_t6cu and those of decoding. An older nvcc does not know all of them.
     # sm_86 has the limits of sm_89.
     step "nvcc for sm_89 and sm_120, no warnings, BF16" \
@@ -163,7 +166,7 @@ if make -s check-nvcc 2>/dev/null; then     # compiling needs no GPU, and the de
     tests "decoding kernels on an emulated GPU" build/gcc/test_decode --cases $cases
     tests "decoding kernels on an emulated GPU, sm_80" build/gcc/test_decode_sm80 --cases $((cases * 2 / 3))
     tests "GPU programs without a usable GPU" \
-        test/test_no_gpu.sh build/BF16/{train_t6cu,generate_t6cu,eval_t6cu,test_t6cu}
+        test/test_no_gpu.sh build/BF16/{train_t6cu,generate_t6cu,test_t6cu} build/eval/eval_t6cu
 else
     echo "skip CUDA: no nvcc found"
 fi
