@@ -10,7 +10,6 @@
 #define DATA_INPUT_H
 
 #include <stdbool.h>
-#include <strings.h>
 #include <zlib.h>
 #include <zstd.h>
 #include <zstd_errors.h>
@@ -40,11 +39,6 @@ typedef struct {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Names
-
-LLMC_FN bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcasecmp(s + n - m, end) == 0;
-}
 
 // The format that the end of a name stands for. NULL: none of these.
 LLMC_FN const Format *format_of_name_(const char *path) {

@@ -194,25 +194,20 @@ LLMC_FN int eval_read_parquet_(EvalRows *rows, Error *err) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-LLMC_FN int has_ending_(const char *path, const char *ending) {
-    size_t n = strlen(path), e = strlen(ending);
-    return n >= e && !strcmp(path + n - e, ending);
-}
-
 // All rows of a file. Errors name the file and the row, counted from 1. No rows at all are an error.
 LLMC_FN int eval_rows_read(EvalRows *rows, const char *path, Error *err) {
     memset(rows, 0, sizeof *rows);
     rows->path = xasprintf("%s", path);
-    if (has_ending_(path, ".parquet")) {
+    if (ends_with(path, ".parquet")) {
         if (eval_read_parquet_(rows, err) != 0) return -1;
     } else {
         size_t bytes;
         char *file = read_small_file(path, MAX_EVAL_FILE_BYTES, &bytes, err);
         if (!file) return -1;
         char *end = file + bytes, *text = bytes >= 3 && !memcmp(file, "\xEF\xBB\xBF", 3) ? file + 3 : file;
-        int rc = has_ending_(path, ".json") ? eval_read_json_(rows, text, end, err)
-            : has_ending_(path, ".csv") ? eval_read_csv_(rows, text, end, err)
-            : has_ending_(path, ".lst") ? eval_read_labels_(rows, text, end)
+        int rc = ends_with(path, ".json") ? eval_read_json_(rows, text, end, err)
+            : ends_with(path, ".csv") ? eval_read_csv_(rows, text, end, err)
+            : ends_with(path, ".lst") ? eval_read_labels_(rows, text, end)
             : eval_read_jsonl_(rows, text, end, err);
         free(file);
         if (rc != 0) return -1;

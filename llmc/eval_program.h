@@ -15,6 +15,7 @@ typedef struct {
     char *folder;               // of the checkpoint
     Tokenizer tokenizer;
     Evaluation evaluation;
+    Output log, json;           // of rank 0
 } EvalRun;
 
 // Finds the checkpoint and reads its configuration.
@@ -24,6 +25,12 @@ LLMC_FN int eval_find_model_(EvalRun *run, Error *err) {
     if (!run->folder) return fail(err, "--model: %s; train a model, or name one with --model (-e)", why.text);
     if (checkpoint_load_config(run->folder, &run->model.config, &why) != 0) return fail(err, "--model: %s", why.text);
     return 0;
+}
+
+LLMC_FN int eval_open_outputs_(EvalRun *run, Error *err) {
+    if (run->comm.rank > 0) return 0;
+    if (output_open(&run->log, "--log", run->o.log, err) != 0) return -1;
+    return output_open(&run->json, "--json", run->o.json, err);
 }
 
 LLMC_FN int eval_load_tasks_(EvalRun *run, Error *err) {
@@ -78,16 +85,16 @@ LLMC_FN void eval_tasks_(EvalRun *run) {
     evaluation_run(e, &scorer);
     EvalResults results = evaluation_results(e);
     if (run->comm.rank == 0) {
-        if (o->log) write_log(e, o->log);
-        if (o->json) write_scores(&results, o, run->folder);
         print_table(&results, o->shots);
+        if (o->log) write_log(&run->log, e);
+        if (o->json) write_scores(&run->json, &results, o, run->folder);
     }
     results_free(&results);
     run->ops->close(t6);
     evaluation_free(e);
 }
 
-LLMC_FN void write_perplexity_(const Perplexity *p, const EvalOptions *o, const char *model) {
+LLMC_FN void write_perplexity_(Output *out, const Perplexity *p, const EvalOptions *o, const char *model) {
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "model", model);
     cJSON_AddNumberToObject(json, "context", (double)o->context);
@@ -96,13 +103,10 @@ LLMC_FN void write_perplexity_(const Perplexity *p, const EvalOptions *o, const 
     cJSON_AddNumberToObject(json, "loss", p->loss);
     cJSON_AddNumberToObject(json, "perplexity", exp(p->loss));
     if (!isnan(p->bits_per_byte)) cJSON_AddNumberToObject(json, "bits_per_byte", p->bits_per_byte);
-    char *text = cJSON_Print(json), *line = xasprintf("%s\n", text);
-    cJSON_Delete(json), free(text);
-    write_output("--json", o->json, line);
+    write_json(out, json);
 }
 
-LLMC_FN void print_perplexity_(const Perplexity *p, const EvalOptions *o, const char *model) {
-    if (o->json) write_perplexity_(p, o, model);
+LLMC_FN void print_perplexity_(const Perplexity *p, const EvalOptions *o) {
     printf("loss %.4f | perplexity %.2f", p->loss, exp(p->loss));
     if (!isnan(p->bits_per_byte)) printf(" | %.4f bits/byte", p->bits_per_byte);
     printf(" | %" PRIu64 " tokens, context %" PRId64 ", stride %" PRId64 "\n", p->tokens, o->context, o->stride);
@@ -131,7 +135,10 @@ LLMC_FN void eval_perplexity_(EvalRun *run) {
     ProgressBar bar = {windows, run->comm.rank > 0, now_seconds(), 0};
     Perplexity p = measure_perplexity(&scorer, &data, o->context, o->limit, progress_bar, &bar);
     if (!isfinite(p.loss)) die(EXIT_INPUT, "--model: the loss is not finite; the weights are damaged");
-    if (run->comm.rank == 0) print_perplexity_(&p, o, run->folder);
+    if (run->comm.rank == 0) {
+        print_perplexity_(&p, o);
+        if (o->json) write_perplexity_(&run->json, &p, o, run->folder);
+    }
     run->ops->close(t6);
     loader_close(&data);
 }
@@ -150,6 +157,8 @@ LLMC_FN int evaluator_main(int argc, char **argv, const char *title, const Train
     run->model.threads = o->threads, run->model.comm = comm, run->model.forward_only = 1;
     ops->start(&run->model);
     comm_check(comm, eval_find_model_(run, &err), EXIT_INPUT, &err);
+    int opened = eval_open_outputs_(run, &err);
+    comm_check(comm, opened, opened ? disk_exit_code(errno) : EXIT_INPUT, &err);
     if (o->perplexity) eval_perplexity_(run);
     else eval_tasks_(run);
     check_stdout();

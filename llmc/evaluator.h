@@ -35,13 +35,6 @@ LLMC_FN void evaluation_free(Evaluation *e) {
     memset(e, 0, sizeof *e);
 }
 
-LLMC_FN int in_words_(const char *words, const char *word) {
-    size_t n = strlen(word);
-    for (const char *w = words; (w = strstr(w, word)) != NULL; w += n)
-        if ((w == words || w[-1] == ' ') && (w[n] == ' ' || w[n] == 0)) return 1;
-    return 0;
-}
-
 LLMC_FN TaskData *evaluation_task_(Evaluation *e, const Task *task, const char *subject, int group, int64_t k) {
     e->tasks = (TaskData *)xrealloc(e->tasks, ((size_t)e->num_tasks + 1) * sizeof *e->tasks);
     TaskData *t = &e->tasks[e->num_tasks++];
@@ -329,30 +322,55 @@ LLMC_FN const TaskScore *paper_score_(const Result *r) {
 LLMC_FN void print_table(const EvalResults *r, int64_t shots) {
     double sum = 0;
     int columns = 0;
-    char *second = xasprintf("+-      "), *third = xasprintf("rows    "), cell[32];
     printf("%-8s", "");
     for (int64_t i = 0; i < r->n; i++) if (r->list[i].is_column) printf("%10s", r->list[i].task->title);
     printf("%10s\n%" PRId64 "-shot  ", "Avg.", shots);
     for (int64_t i = 0; i < r->n; i++) {
         if (!r->list[i].is_column) continue;
-        const TaskScore *s = paper_score_(&r->list[i]);
-        printf("%10.2f", 100 * s->mean);
-        sum += 100 * s->mean, columns++;
-        snprintf(cell, sizeof cell, "%.2f", 100 * s->standard_error);
-        char *more = xasprintf("%s%10s", second, isnan(s->standard_error) ? "N/A" : cell);
-        char *rows = xasprintf("%s%10" PRId64, third, s->n);
-        free(second), free(third);
-        second = more, third = rows;
+        double percent = 100 * paper_score_(&r->list[i])->mean;
+        printf("%10.2f", percent);
+        sum += percent, columns++;
     }
-    printf("%10.2f\n%s\n%s\n", sum / columns, second, third);
-    free(second), free(third);
+    printf("%10.2f\n%-8s", sum / columns, "+-");
+    for (int64_t i = 0; i < r->n; i++) {
+        double error = 100 * paper_score_(&r->list[i])->standard_error;
+        if (!r->list[i].is_column) continue;
+        if (isnan(error)) printf("%10s", "N/A");
+        else printf("%10.2f", error);
+    }
+    printf("\n%-8s", "rows");
+    for (int64_t i = 0; i < r->n; i++)
+        if (r->list[i].is_column) printf("%10" PRId64, paper_score_(&r->list[i])->n);
+    printf("\n");
 }
 
-LLMC_FN void write_output(const char *flag, const char *path, char *text) {
-    Error err;
-    int rc = write_small_file(path, text, strlen(text), &err);
-    if (rc != 0) die(disk_exit_code(errno), "%s: %s", flag, err.text);
+// A file for results. It is opened before anything is computed, so that a path that cannot be written costs no
+// evaluation, and keeps what it has until output_begin. A device or a pipe is written as it is.
+typedef struct { const char *flag, *path; FILE *file; } Output;     // path NULL: none is wanted
+
+LLMC_FN int output_open(Output *out, const char *flag, const char *path, Error *err) {
+    *out = (Output){flag, path, path ? fopen(path, "a") : NULL};
+    return !path || out->file ? 0 : fail(err, "%s: %s: cannot create: %s", flag, path, strerror(errno));
+}
+
+LLMC_FN FILE *output_begin(const Output *out) {
+    if (ftruncate(fileno(out->file), 0) != 0) errno = 0;        // not a regular file
+    return out->file;
+}
+
+LLMC_FN void output_close(Output *out) {
+    int failed = ferror(out->file), closed = fclose(out->file);
+    if (failed || closed != 0)
+        die(disk_exit_code(errno), "%s: %s: cannot write: %s", out->flag, out->path, strerror(errno));
+}
+
+// Writes json, which is freed.
+LLMC_FN void write_json(Output *out, cJSON *json) {
+    char *text = cJSON_Print(json);
+    cJSON_Delete(json);
+    fprintf(output_begin(out), "%s\n", text);
     free(text);
+    output_close(out);
 }
 
 LLMC_FN void add_score_(cJSON *to, const TaskScore *s, const char *metric) {
@@ -363,7 +381,7 @@ LLMC_FN void add_score_(cJSON *to, const TaskScore *s, const char *metric) {
     free(error);
 }
 
-LLMC_FN void write_scores(const EvalResults *r, const EvalOptions *o, const char *model) {
+LLMC_FN void write_scores(Output *out, const EvalResults *r, const EvalOptions *o, const char *model) {
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "model", model);
     cJSON_AddNumberToObject(json, "num_fewshot", (double)o->shots);
@@ -376,9 +394,7 @@ LLMC_FN void write_scores(const EvalResults *r, const EvalOptions *o, const char
         for (int m = 0; m < NUM_METRICS; m++)
             if (result->score[m].n) add_score_(one, &result->score[m], metric_name(m));
     }
-    char *text = cJSON_Print(json), *line = xasprintf("%s\n", text);
-    cJSON_Delete(json), free(text);
-    write_output("--json", o->json, line);
+    write_json(out, json);
 }
 
 LLMC_FN void print_ids_(FILE *f, const char *name, const int32_t *ids, int64_t n) {
@@ -388,9 +404,8 @@ LLMC_FN void print_ids_(FILE *f, const char *name, const int32_t *ids, int64_t n
 }
 
 // One JSON object per request. context_used: how many of the context's tokens were left after truncation.
-LLMC_FN void write_log(const Evaluation *e, const char *path) {
-    FILE *f = fopen(path, "w");
-    if (!f) die(disk_exit_code(errno), "--log: %s: cannot create: %s", path, strerror(errno));
+LLMC_FN void write_log(Output *out, const Evaluation *e) {
+    FILE *f = output_begin(out);
     for (int64_t i = 0; i < e->n; i++) {
         const Prompted *p = &e->prompts[i];
         const TaskData *t = &e->tasks[p->task];
@@ -404,8 +419,7 @@ LLMC_FN void write_log(const Evaluation *e, const char *path) {
         fprintf(f, ", \"context_used\": %" PRId64 ", \"loglikelihood\": %.17g, \"is_greedy\": %s}\n",
                 r->n - r->n_continuation, r->loglikelihood, r->is_greedy ? "true" : "false");
     }
-    int failed = ferror(f), closed = fclose(f);
-    if (failed || closed != 0) die(disk_exit_code(errno), "--log: %s: cannot write: %s", path, strerror(errno));
+    output_close(out);
 }
 
 #endif

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -171,6 +172,12 @@ LLMC_FN int write_exactly(int fd, const void *data, size_t bytes, const char *pa
         p += n, bytes -= (size_t)n;
     }
     return 0;
+}
+
+// Whether s ends with `end`, in any case of letters.
+LLMC_FN int ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && strcasecmp(s + n - m, end) == 0;
 }
 
 // The exit code where something could not be written, by its errno: a full disk is a failure of the machine, a folder

@@ -124,8 +124,20 @@ refuses "a task that does not exist" 2 "\"arc\" is no task" "${evaluate[@]}" --d
 refuses "a task twice" 2 "mmlu_sociology is there twice" "${evaluate[@]}" --data $given/data \
     --tasks mmlu,mmlu_sociology
 refuses "a model that does not exist" 2 "--model" "$program" -e /nowhere
-refuses "a --log in no folder" 2 "--log: /nowhere/log" "${evaluate[@]}" --data $given/data --tasks sciq --limit 1 \
-    --log /nowhere/log
+one=("${evaluate[@]}" --data $given/data --tasks sciq --limit 1)
+refuses "a --log in no folder" 2 "--log: /nowhere/log" "${one[@]}" --log /nowhere/log
+refuses "a --json that is a folder" 2 "--json: $tmp: cannot create" "${one[@]}" --json "$tmp"
+echo old >"$tmp/kept"
+refuses "no data, with a --json that exists" 2 "no data for sciq" "${evaluate[@]}" --data "$tmp/blank" --tasks sciq \
+    --json "$tmp/kept"
+equal "which is as before" "$(cat "$tmp/kept")" old
+"${one[@]}" --json "$tmp/kept" >/dev/null 2>&1
+equal "then it is replaced" "$(grep -c -e old -e '"scores"' "$tmp/kept")" 1
+mkfifo "$tmp/pipe"
+cat "$tmp/pipe" >"$tmp/piped" &
+"${one[@]}" --json "$tmp/pipe" >/dev/null 2>&1
+wait $!
+equal "--json to a pipe, which stays one" "$(cmp "$tmp/piped" "$tmp/kept" && test -p "$tmp/pipe" && echo good)" good
 english 22000 >"$tmp/english.txt"
 shards english --val-tokens 0 --bytes "$tmp/english.txt"
 shards gpt2 --val-tokens 0 --vocab test/data/gpt2.tiktoken "$tmp/english.txt"
