@@ -44,7 +44,8 @@ LLMC_FN int predicted_choice(const Document *d, const double *ll, int metric) {
 
 // Of n rows, of which `right` count.
 LLMC_FN TaskScore score_of(int64_t n, int64_t right) {
-    double mean = (double)right / (double)n, squares = (double)right * (1 - mean) * (1 - mean) + (double)(n - right) * mean * mean;
+    double mean = (double)right / (double)n;
+    double squares = (double)right * (1 - mean) * (1 - mean) + (double)(n - right) * mean * mean;
     return (TaskScore){n, mean, n > 1 ? sqrt(squares / (double)(n - 1)) / sqrt((double)n) : NAN};
 }
 

@@ -524,7 +524,8 @@ LLMC_FN int documents_read_(Documents *out, const TaskData *t, const char *folde
 // ---------------------------------------------------------------------------------------------------------------------
 // Few-shot examples. Each run of a task has a generator of its own, and its rows draw in the order of the file.
 
-// Those of n rows of the train file that do not equal d, in order: out (n). rows NULL: the first n. Returns their number.
+// Those of n rows of the train file that do not equal d, in order: out (n). rows NULL: the first n. Returns how many
+// there are.
 LLMC_FN int64_t other_rows_(const Document *d, const Documents *train, const int64_t *rows, int64_t n, int64_t *out) {
     int64_t count = 0;
     for (int64_t i = 0; i < n; i++) {
